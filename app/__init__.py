@@ -1,0 +1,40 @@
+"""A Flask service that takes orders and lets everything that follows happen by durable events."""
+
+from flask import Flask
+
+from app import api, cli, logs, mail, receivers, schema
+from app.bus import Bus
+from app.clock import Clock
+from app.db import Database
+from app.retry import ExponentialBackoff, Policy
+from config import Settings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings | None = None, *, clock: Clock | None = None, policy: Policy | None = None) -> Flask:
+    """The application: the only place that knows every part. Starts no thread: ``wsgi.py`` does.
+
+    On SQLite the schema is brought up to date. Raises ConfigError when a setting is wrong, DatabaseUnavailable when
+    the SQLite file can't be opened.
+    """
+    settings = settings or Settings.load()
+    app = Flask(__name__, instance_path=str(settings.instance_path))
+    app.config.from_mapping({name.upper(): value for name, value in settings})
+    clock = clock or Clock()
+    database = Database(settings.database_url, clock=clock, timeout=settings.database_timeout)
+    policy = policy or ExponentialBackoff(
+        settings.retry_base_seconds, settings.retry_max_seconds, settings.retry_max_attempts
+    )
+    if database.is_sqlite:
+        schema.prepare(database)
+        database.close()  # a server that loads the application and then forks hands no open connection down
+    app.extensions.update(settings=settings, database=database)
+    app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
+
+    logs.init_app(app, settings)
+    mail.init_app(app, settings)
+    receivers.connect_all(settings)
+    api.init_app(app, settings)
+    cli.init_app(app)
+    return app

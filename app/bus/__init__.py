@@ -1,0 +1,116 @@
+"""EVENT BUS: remember an event together with the change that it reports, then deliver it to each of its receivers."""
+
+import os
+import threading
+import weakref
+from typing import Any
+
+from flask import Flask
+
+from app import events
+from app.bus import operate, signals, wakeup
+from app.bus.dispatcher import Dispatcher, Settled
+from app.bus.operate import Filter
+from app.bus.record import record
+from app.bus.wakeup import Wakeup
+from app.bus.worker import Worker
+from app.db import Database
+from app.retry import Policy
+from config import Settings
+
+__all__ = ["Bus", "Dispatcher", "Filter", "Settled", "Worker"]
+
+
+class Bus:
+    """Ties the parts together for one application: records what signals send, and runs a dispatcher here on demand."""
+
+    def __init__(self, app: Flask, database: Database, *, policy: Policy, settings: Settings) -> None:
+        self.database = database
+        self.policy = policy
+        self.settings = settings
+        self.worker: Worker | None = None
+        self._app_context = app.app_context
+        self._lock = threading.Lock()
+        database.committed.connect(self._on_commit, database)
+        events.DurableSignal.recorder = staticmethod(record)
+        _buses.add(self)
+
+    def dispatcher(self) -> Dispatcher:
+        """A new dispatcher with this application's settings."""
+        return Dispatcher(
+            self.database,
+            self.policy,
+            context=self._app_context,
+            sender=self,
+            lease_seconds=self.settings.lease_seconds,
+            missing_receiver_seconds=self.settings.missing_receiver_seconds,
+        )
+
+    def start(self) -> Worker:
+        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already."""
+        with self._lock:
+            if self.worker is None:
+                self.worker = Worker(
+                    self.dispatcher(),
+                    Wakeup(self.database),
+                    poll_seconds=self.settings.poll_seconds,
+                    wake_others=lambda: wakeup.wake_others(self.database),
+                )
+                self.worker.start()
+            return self.worker
+
+    def stop(self) -> bool:
+        """Stop dispatching here, waiting ``shutdown_seconds`` for running receivers. Returns whether all ended."""
+        with self._lock:
+            worker, self.worker = self.worker, None
+        return worker is None or worker.stop(self.settings.shutdown_seconds)
+
+    def retry(self, which: Filter, by: str) -> int:
+        """Make dead and discarded deliveries due again, with a new budget. Returns how many."""
+        count = self.database.transact(lambda session: operate.retry(session, which))
+        self._after_reset("retried", count, by)
+        return count
+
+    def discard(self, which: Filter, reason: str, by: str) -> int:
+        """Give waiting and dead deliveries up for good. Returns how many."""
+        count = self.database.transact(lambda session: operate.discard(session, which, reason))
+        self._after_reset("discarded", count, by)
+        return count
+
+    def _after_reset(self, action: str, count: int, by: str) -> None:
+        signals.report(signals.deliveries_reset, self, action=action, count=count, by=by)
+        self._wake()
+
+    def _on_commit(self, _: Database, facts: dict[str, Any]) -> None:
+        recorded = facts.get("recorded", ())
+        for event in recorded:
+            signals.report(signals.event_recorded, self, event=event)
+        if any(event.receivers for event in recorded):
+            self._wake()
+
+    def _wake(self) -> None:
+        """Whoever dispatches here; where nobody does, those who dispatch elsewhere."""
+        worker = self.worker
+        if worker is not None:
+            worker.wakeup.wake()
+        else:
+            wakeup.wake_others(self.database)
+
+    def _after_fork(self) -> None:
+        """Threads stay behind in the parent, and its connections are its own: begin anew."""
+        self.database.forget_connections()
+        self._lock = threading.Lock()
+        if self.worker is not None:
+            self.worker = None
+            self.start()
+
+
+_buses: "weakref.WeakSet[Bus]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for bus in list(_buses):
+        bus._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

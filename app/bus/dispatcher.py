@@ -1,0 +1,371 @@
+"""Deliver: claim what is due, call its receivers, settle the results. One step at a time, and no waiting in it."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from app import events
+from app.answers import Discard, Done, RetryAfter
+from app.bus import signals, store
+from app.bus.record import Cause, because_of
+from app.bus.store import Lease
+from app.bus.tables import DEAD, DISCARDED, DONE, READY
+from app.clock import uuid7
+from app.db import Database, Transaction, is_passing
+from app.errors import AppError, AttemptFailed, DatabaseUnavailable, LeaseLost, Outcome
+from app.retry import Policy
+
+T = TypeVar("T")
+
+BATCH = 20
+"""How many deliveries to receivers with a session share a transaction: it bounds how long one holds the write lock."""
+
+MISSING_RECEIVER_WAIT = 60.0
+"""Seconds after which a delivery without a receiver is looked at again, and after which it counts as being so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt; without ``outcome`` none was made. A ``final`` one is not tried again, whatever the policy."""
+
+    outcome: Outcome | None
+    detail: str
+    final: bool = False
+
+
+Answer = Done | Discard | RetryAfter | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of one lease: the delivery's new state and, where an attempt was counted, its outcome."""
+
+    lease: Lease
+    state: str
+    outcome: Outcome | None = None
+    reason: str | None = None
+    due_at: datetime | None = None
+
+
+class Dispatcher:
+    """Takes due deliveries under a lease, calls their receivers and settles the results.
+
+    ``context`` is entered around every call of a receiver: a Flask application context. ``outlast(error)`` is asked
+    when a result can't be stored because the database is away: it waits and answers whether to try again.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        policy: Policy,
+        *,
+        context: Callable[[], AbstractContextManager[Any]],
+        sender: object = None,
+        lease_seconds: float = 30,
+        missing_receiver_seconds: float = 86400,
+        outlast: Callable[[DatabaseUnavailable], bool] = lambda _: False,
+        name: str | None = None,
+    ) -> None:
+        self.database = database
+        self.clock = database.clock
+        self.policy = policy
+        self.context = context
+        self.sender = sender or self
+        self.lease = timedelta(seconds=lease_seconds)
+        self.missing_after = timedelta(seconds=missing_receiver_seconds)
+        self.outlast = outlast
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{str(uuid7())[-6:]}"
+        self._held: dict[Lease, float] = {}
+        self._held_lock = threading.Lock()
+
+    def run_once(self) -> list[Settled]:
+        """One round in the calling thread: claim a batch for each receiver, call, settle. Returns what it did."""
+        leases = self.claim(dict.fromkeys(subscriptions(), BATCH))
+        return [settled for batch in self.batches(leases) for settled in self.attempt(batch)]
+
+    def next_due(self) -> dict[str, datetime]:
+        """For each receiver with unfinished deliveries, when the earliest is due. Takes no write lock."""
+        with self.database.read() as session:
+            return store.next_due(session, subscriptions())
+
+    def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
+        """Lease due deliveries, for each receiver as many as ``capacity`` says, in one transaction."""
+
+        def work(session: Transaction) -> list[Lease]:
+            return [
+                lease
+                for receiver, limit in capacity.items()
+                for lease in store.claim(session, receiver, limit, self.lease, self.name)
+            ]
+
+        deadline = self.clock.monotonic() + self.lease.total_seconds()
+        leases = self.database.transact(work)
+        with self._held_lock:
+            self._held.update(dict.fromkeys(leases, deadline))
+        for lease in leases:
+            if lease.expired:
+                signals.report(signals.lease_expired, self.sender, lease=lease)
+        return leases
+
+    def claim_unknown(self) -> list[Lease]:
+        """Lease what has been overdue for a while because no process knows its receiver: it shall become visible."""
+        with self.database.read() as session:
+            before = self.clock.now() - timedelta(seconds=MISSING_RECEIVER_WAIT)
+            unknown = store.unclaimed_receivers(session, subscriptions(), before)
+        return self.claim(dict.fromkeys(unknown, BATCH)) if unknown else []
+
+    @staticmethod
+    def batches(leases: Iterable[Lease]) -> list[list[Lease]]:
+        """Leases that are settled together: those of receivers with a session share a transaction."""
+        shared: list[Lease] = []
+        alone: list[list[Lease]] = []
+        for lease in leases:
+            subscription = find(lease)
+            if subscription is not None and subscription.transactional:
+                shared.append(lease)
+            else:
+                alone.append([lease])
+        return [shared[i : i + BATCH] for i in range(0, len(shared), BATCH)] + alone
+
+    def attempt(self, batch: list[Lease]) -> list[Settled]:
+        """Try the deliveries of one batch and settle them. Raises DatabaseUnavailable; then their leases run out."""
+        try:
+            held = [lease for lease in batch if self._still_held(lease)]
+            subscription = find(held[0]) if held else None
+            if subscription is not None and subscription.transactional:
+                results = self._store(lambda session: [self._attempt_inside(session, lease) for lease in held])
+            else:
+                results = [self._attempt_outside(lease, subscription) for lease in held]
+        finally:
+            with self._held_lock:
+                for lease in batch:
+                    self._held.pop(lease, None)
+        for lease, settled in zip(held, results, strict=True):
+            if settled is None:
+                self._report_lost(lease)
+            else:
+                signals.report(signals.delivery_settled, self.sender, settled=settled)
+        return [settled for settled in results if settled is not None]
+
+    def extend(self) -> None:
+        """Say that this dispatcher is alive, and let every lease it holds run on from now."""
+        with self._held_lock:
+            held = list(self._held)
+        deadline = self.clock.monotonic() + self.lease.total_seconds()
+
+        def work(session: Transaction) -> None:
+            store.sign_of_life(session, self.name)
+            store.extend(session, held, self.lease)
+
+        self.database.transact(work)
+        with self._held_lock:
+            self._held.update((lease, deadline) for lease in held if lease in self._held)
+
+    def release(self, leases: Iterable[Lease]) -> None:
+        """Give back leases whose receivers were not called: due again at once, no attempt spent."""
+        leases = list(leases)
+
+        def work(session: Transaction) -> None:
+            for lease in leases:
+                try:
+                    store.settle(session, lease, READY, outcome=None, due_at=session.now)
+                except LeaseLost:
+                    self._report_lost(lease)
+
+        self.database.transact(work)
+        with self._held_lock:
+            for lease in leases:
+                self._held.pop(lease, None)
+
+    def sign_off(self) -> None:
+        """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
+        self.database.transact(lambda s: store.sign_off(s, self.name, s.now - timedelta(days=1)))
+
+    def _still_held(self, lease: Lease) -> bool:
+        """A process that was paused past its lease must not begin: another dispatcher may be at it."""
+        with self._held_lock:
+            deadline = self._held.get(lease)
+        if deadline is not None and self.clock.monotonic() < deadline:
+            return True
+        self._report_lost(lease)
+        return False
+
+    def _store(self, work: Callable[[Transaction], T]) -> T:
+        """A transaction whose result must not get lost: the receiver has done its work."""
+        while True:
+            try:
+                return self.database.transact(work)
+            except DatabaseUnavailable as error:
+                if not self.outlast(error):
+                    raise
+
+    def _attempt_inside(self, session: Transaction, lease: Lease) -> Settled | None:
+        """A receiver with a session: its writes and its delivery's end stand or fall together, in a savepoint.
+
+        Returns None when the lease was lost; then nothing of it stays.
+        """
+        recorded = len(session.facts.get("recorded", ()))
+        try:
+            with session.begin_nested():
+                answer = self._call(lease, find(lease), session)
+                if isinstance(answer, Failure | RetryAfter):
+                    raise _RolledBack(answer)
+                return self._settle(session, lease, answer)
+        except LeaseLost:
+            return None
+        except _RolledBack as undone:
+            answer = undone.answer
+        except Exception as error:
+            if is_passing(error):
+                raise
+            answer = _bug(error)
+        del session.facts.get("recorded", [])[recorded:]
+        try:
+            with session.begin_nested():
+                return self._settle(session, lease, answer)
+        except LeaseLost:
+            return None
+
+    def _attempt_outside(self, lease: Lease, subscription: events.Subscription | None) -> Settled | None:
+        """A receiver with effects elsewhere: called outside any transaction, then settled in one."""
+        answer = self._call(lease, subscription, None)
+        try:
+            return self._store(lambda session: self._settle(session, lease, answer))
+        except LeaseLost:
+            return None
+        except Exception as error:
+            if isinstance(error, AppError):
+                raise
+            failure = _bug(error)  # the answer can't be stored: it publishes what is no event, say
+        try:
+            return self._store(lambda session: self._settle(session, lease, failure))
+        except LeaseLost:
+            return None
+
+    def _call(self, lease: Lease, subscription: events.Subscription | None, session: Transaction | None) -> Answer:
+        """The receiver's answer. Lets through only what is the database's trouble and not the receiver's."""
+        if subscription is None:
+            return self._without_receiver(lease)
+        if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
+            return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
+        try:
+            event = events.decode(lease.type, lease.version, lease.data)
+        except ValueError as error:
+            return Failure(Outcome.BUG, _words(f"undecodable event: {error}"), final=True)
+        offered = {"event": event, "delivery": lease, "session": session}
+        arguments = {name: value for name, value in offered.items() if name in subscription.parameters}
+        try:
+            with self.context(), because_of(Cause(lease.event_id, lease.correlation_id)):
+                answer = subscription.receiver(lease.source, **arguments)
+                if session is not None:
+                    session.flush()
+        except AttemptFailed as error:
+            return Failure(error.outcome, _words(str(error)))
+        except Exception as error:
+            if session is not None and is_passing(error):
+                raise
+            return _bug(error)
+        match answer:
+            case None:
+                return Done()
+            case Done() | Discard() | RetryAfter():
+                return answer
+        return Failure(Outcome.BUG, _words(f"it returned {answer!r}; return nothing, Done, Discard or RetryAfter"))
+
+    def _without_receiver(self, lease: Lease) -> Answer:
+        """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""
+        signals.report(signals.receiver_missing, self.sender, lease=lease)
+        reason = f"no receiver named {lease.receiver!r} is connected to {lease.type}; connect it, or discard this"
+        if self.clock.now() - lease.created_at > self.missing_after:
+            return Failure(None, reason, final=True)
+        return RetryAfter(MISSING_RECEIVER_WAIT, reason)
+
+    def _settle(self, session: Transaction, lease: Lease, answer: Answer) -> Settled:
+        """Record the answer in the transaction, under the lease. Raises LeaseLost."""
+        match answer:
+            case Done(publish=published):
+                store.settle(session, lease, DONE, outcome=Outcome.OK)
+                self._publish(lease, published)
+                return Settled(lease, DONE, Outcome.OK)
+            case Discard(reason=reason, publish=published):
+                store.settle(session, lease, DISCARDED, outcome=None, detail=reason)
+                self._publish(lease, published)
+                return Settled(lease, DISCARDED, reason=reason)
+            case RetryAfter(seconds=seconds, reason=reason):
+                due_at = session.now + timedelta(seconds=max(1.0, seconds))
+                store.settle(session, lease, READY, outcome=None, detail=reason, due_at=due_at)
+                return Settled(lease, READY, reason=reason, due_at=due_at)
+            case Failure():
+                return self._settle_failure(session, lease, answer)
+
+    def _settle_failure(self, session: Transaction, lease: Lease, failure: Failure) -> Settled:
+        outcome, detail = failure.outcome, failure.detail
+        seconds = None if failure.final else self.policy.wait(lease.spent + 1, str(outcome))
+        if seconds is not None:
+            due_at = session.now + timedelta(seconds=seconds)
+            store.settle(session, lease, READY, outcome=outcome, detail=detail, due_at=due_at)
+            return Settled(lease, READY, outcome, detail, due_at)
+        try:
+            last_words = self._last_words(lease, detail)
+        except Exception as error:
+            last_words, detail = [], f"{detail}; and when_dead failed: {_bug(error).detail}"
+        store.settle(session, lease, DEAD, outcome=outcome, detail=detail)
+        self._publish(lease, last_words)
+        return Settled(lease, DEAD, outcome, detail)
+
+    @staticmethod
+    def _last_words(lease: Lease, reason: str) -> list[events.Event]:
+        """What is published when the delivery is given up: nothing when the event itself can't be read."""
+        subscription = find(lease)
+        if subscription is None or subscription.when_dead is None:
+            return []
+        try:
+            event = events.decode(lease.type, lease.version, lease.data)
+        except ValueError:
+            return []
+        return [subscription.when_dead(event, reason)]
+
+    @staticmethod
+    def _publish(lease: Lease, published: Iterable[events.Event]) -> None:
+        with because_of(Cause(lease.event_id, lease.correlation_id)):
+            for event in published:
+                events.SIGNALS[type(event).__name__].send(lease.receiver, event=event)
+
+    def _report_lost(self, lease: Lease) -> None:
+        signals.report(signals.lease_lost, self.sender, lease=lease)
+
+
+class _RolledBack(Exception):  # noqa: N818 - no error: it carries an answer out of a savepoint that shall not stay
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+
+def _bug(error: Exception) -> Failure:
+    return Failure(Outcome.BUG, _words(f"{type(error).__name__}: {error}"))
+
+
+def _words(text: str) -> str:
+    """Foreign words as a database column takes them: at most 2,000 characters, no NUL, no lone surrogates."""
+    return text[:2000].replace("\0", "").encode(errors="replace").decode()
+
+
+def subscriptions() -> dict[str, int]:
+    """Every connected receiver's name, with how many of its deliveries one process may try at once."""
+    return {
+        subscription.name: BATCH if subscription.transactional else subscription.concurrency
+        for signal in events.SIGNALS.values()
+        for subscription in signal.subscriptions.values()
+    }
+
+
+def find(lease: Lease) -> events.Subscription | None:
+    """The subscription that the delivery was recorded for, if it still exists."""
+    signal = events.SIGNALS.get(lease.type)
+    return signal.subscriptions.get(lease.receiver) if signal else None
+
+

@@ -1,0 +1,83 @@
+"""Remember: store an event and its deliveries in the transaction that made it a fact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Text, cast, func, insert
+
+from app import events
+from app.bus.tables import READY, Delivery, StoredEvent
+from app.clock import uuid7
+from app.db import current, on_postgresql
+
+
+class Cause(NamedTuple):
+    """The event whose delivery is running: what is published meanwhile happened because of it."""
+
+    event_id: str
+    correlation_id: str
+
+
+class Recorded(NamedTuple):
+    """A stored event, and the names of the receivers that it is owed to."""
+
+    event_id: str
+    type: str
+    order_id: str
+    source: str
+    receivers: tuple[str, ...]
+
+
+THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+
+_cause: ContextVar[Cause | None] = ContextVar("cause", default=None)
+
+
+@contextmanager
+def because_of(cause: Cause) -> Iterator[None]:
+    """Within the block, recorded events carry this cause and its correlation id."""
+    token = _cause.set(cause)
+    try:
+        yield
+    finally:
+        _cause.reset(token)
+
+
+def record(
+    event: events.Event, *, source: str, subscriptions: list[events.Subscription], event_id: str | None = None
+) -> None:
+    """Insert the event, and a delivery due at once for each subscription. Raises OutsideTransaction."""
+    session = current()
+    event_id = event_id or str(uuid7())
+    cause = _cause.get()
+    session.execute(
+        insert(StoredEvent).values(
+            event_id=event_id,
+            type=type(event).__name__,
+            version=event.version,
+            source=source,
+            order_id=event.order_id,
+            data=events.encode(event),
+            occurred_at=session.now,
+            cause_id=cause.event_id if cause else None,
+            correlation_id=cause.correlation_id if cause else event_id,
+            # Where transactions commit out of order, a reader of the feed waits for this one to end.
+            transaction_id=THIS_TRANSACTION if on_postgresql(session) else 0,
+        )
+    )
+    receivers = tuple(subscription.name for subscription in subscriptions)
+    if receivers:
+        owed = {
+            "event_id": event_id,
+            "state": READY,
+            "due_at": session.now,
+            "created_at": session.now,
+            "attempts": 0,
+            "lease_token": 0,
+        }
+        session.execute(insert(Delivery), [owed | {"receiver": name} for name in receivers])
+    session.facts.setdefault("recorded", []).append(
+        Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
+    )

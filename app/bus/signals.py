@@ -1,0 +1,32 @@
+"""What the bus reports about itself, as plain blinker signals. Logs, metrics and live pages listen; nobody asks.
+
+The sender is the Bus. A signal is sent after the commit of what it reports.
+"""
+
+import logging
+
+from blinker import NamedSignal, Namespace
+
+log = logging.getLogger(__name__)
+lifecycle = Namespace()
+
+event_recorded = lifecycle.signal("event_recorded", "An event was stored. `event`: Recorded.")
+delivery_settled = lifecycle.signal("delivery_settled", "An attempt ended. `settled`: Settled.")
+lease_lost = lifecycle.signal("lease_lost", "A result came too late: another dispatcher has taken over. `lease`.")
+lease_expired = lifecycle.signal("lease_expired", "Its dispatcher died or hung; another takes over. `lease`.")
+receiver_missing = lifecycle.signal("receiver_missing", "A delivery's receiver isn't connected. `lease`.")
+deliveries_reset = lifecycle.signal("deliveries_reset", "A person retried or discarded. `action`, `count`, `by`.")
+dispatcher_started = lifecycle.signal("dispatcher_started", "`name`.")
+dispatcher_stopped = lifecycle.signal("dispatcher_stopped", "`name`, `unfinished`: receivers still running.")
+dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispatcher itself; it goes on. `error`.")
+database_lost = lifecycle.signal("database_lost", "The dispatcher can't reach the database. `error`.")
+database_back = lifecycle.signal("database_back", "The dispatcher reaches the database again.")
+
+
+def report(signal: NamedSignal, sender: object, **facts: object) -> None:
+    """Send a lifecycle signal. A listener that fails is logged, and harms neither the bus nor other listeners."""
+    for listener in list(signal.receivers_for(sender)):
+        try:
+            listener(sender, **facts)
+        except Exception:
+            log.exception("a listener of %s failed", signal.name)

@@ -1,0 +1,226 @@
+"""The deliveries table as a queue: claim under a lease, extend, settle under the lease's token.
+
+Every function works on the session of a running transaction. A fencing token (Martin Kleppmann, "How to do
+distributed locking", 2016) grows with each lease, so a dispatcher that was paused past its lease finds nothing to
+settle: its token is no longer the row's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import case, func, insert, literal, select, union_all, update
+from sqlalchemy.orm import Session
+
+from app.bus.queries import EVENT_COLUMNS, raw_data
+from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
+from app.db import Transaction
+from app.db import insert as upsert
+from app.errors import LeaseLost, Outcome
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lease:
+    """The right to try a delivery. Receivers see it as ``delivery``."""
+
+    delivery_id: int
+    token: int
+    receiver: str
+    event_id: str
+    type: str
+    version: int
+    source: str
+    order_id: str
+    data: bytes | str
+    occurred_at: datetime
+    cause_id: str | None
+    correlation_id: str
+    spent: int
+    """Attempts counted before this one, in the present budget."""
+    created_at: datetime
+    leased_at: datetime
+    leased_by: str
+    expired: bool = False
+    """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
+
+
+def next_due(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
+    """For each receiver that has unfinished deliveries, when the earliest is due."""
+    earliest = [
+        select(
+            literal(name).label("receiver"),
+            select(func.min(Delivery.due_at)).where(Delivery.receiver == name, UNFINISHED).scalar_subquery().label("due"),
+        )
+        for name in receivers
+    ]
+    if not earliest:
+        return {}
+    return {row.receiver: row.due for row in session.execute(union_all(*earliest)) if row.due is not None}
+
+
+def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who: str) -> list[Lease]:
+    """Lease up to ``limit`` due deliveries of ``receiver`` to the dispatcher ``who``, the most overdue first.
+
+    Rows that another dispatcher is claiming at this moment are passed over, not waited for.
+    """
+    found = session.execute(
+        select(
+            Delivery.delivery_id,
+            Delivery.lease_token,
+            Delivery.state,
+            Delivery.attempts,
+            Delivery.created_at,
+            Delivery.leased_at,
+            Delivery.leased_by,
+            *EVENT_COLUMNS,
+            raw_data(session).label("data"),
+        )
+        .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
+        .where(Delivery.receiver == receiver, Delivery.due_at <= session.now, UNFINISHED)
+        .order_by(Delivery.due_at)
+        .limit(limit)
+        .with_for_update(of=Delivery, skip_locked=True)
+    ).all()
+    if not found:
+        return []
+    _record_unknown(session, [row for row in found if row.state == LEASED])
+    session.execute(
+        update(Delivery)
+        .where(Delivery.delivery_id.in_([row.delivery_id for row in found]))
+        .values(
+            attempts=Delivery.attempts + case((Delivery.state == LEASED, 1), else_=0),
+            state=LEASED,
+            lease_token=Delivery.lease_token + 1,
+            due_at=session.now + lease,
+            leased_at=session.now,
+            leased_by=who,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return [_lease(row, receiver, session.now, who) for row in found]
+
+
+def _lease(row: Any, receiver: str, now: datetime, who: str) -> Lease:
+    expired = row.state == LEASED
+    return Lease(
+        delivery_id=row.delivery_id,
+        token=row.lease_token + 1,
+        receiver=receiver,
+        event_id=row.event_id,
+        type=row.type,
+        version=row.version,
+        source=row.source,
+        order_id=row.order_id,
+        data=row.data,
+        occurred_at=row.occurred_at,
+        cause_id=row.cause_id,
+        correlation_id=row.correlation_id,
+        spent=row.attempts + expired,
+        created_at=row.created_at,
+        leased_at=now,
+        leased_by=who,
+        expired=expired,
+    )
+
+
+def _record_unknown(session: Transaction, expired: Sequence[Any]) -> None:
+    """The attempts of dispatchers that did not come back: nobody knows how far they got."""
+    if expired:
+        session.execute(
+            insert(Attempt),
+            [
+                {
+                    "delivery_id": row.delivery_id,
+                    "lease_token": row.lease_token,
+                    "outcome": Outcome.UNKNOWN,
+                    "detail": "the dispatcher died, or hung past its lease, before it recorded a result",
+                    "started_at": row.leased_at,
+                    "ended_at": session.now,
+                    "dispatcher": row.leased_by,
+                }
+                for row in expired
+            ],
+        )
+
+
+def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> None:
+    """Let the leases end ``lease`` from now. One that was lost meanwhile stays lost; its settle will notice."""
+    for held in leases:
+        session.execute(_held(held).values(due_at=session.now + lease))
+
+
+def settle(
+    session: Transaction,
+    lease: Lease,
+    state: str,
+    *,
+    outcome: Outcome | None,
+    detail: str | None = None,
+    due_at: datetime | None = None,
+) -> None:
+    """End the lease: the delivery goes to ``state``; with an ``outcome`` the attempt is counted and recorded.
+
+    Raises LeaseLost, having changed nothing, when the lease is no longer the delivery's.
+    """
+    changes: dict[str, Any] = {"state": state, "reason": detail}
+    if state == READY:
+        changes["due_at"] = due_at
+    else:
+        changes["settled_at"] = session.now
+    if outcome is not None:
+        changes["attempts"] = lease.spent + 1
+    if session.execute(_held(lease).values(**changes)).rowcount != 1:  # type: ignore[attr-defined]  # of CursorResult
+        raise LeaseLost
+    if outcome is not None:
+        session.execute(
+            insert(Attempt),
+            {
+                "delivery_id": lease.delivery_id,
+                "lease_token": lease.token,
+                "outcome": outcome,
+                "detail": detail,
+                "started_at": lease.leased_at,
+                "ended_at": session.now,
+                "dispatcher": lease.leased_by,
+            },
+        )
+
+
+def _held(lease: Lease) -> Any:
+    return (
+        update(Delivery)
+        .where(
+            Delivery.delivery_id == lease.delivery_id,
+            Delivery.lease_token == lease.token,
+            Delivery.state == LEASED,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def unclaimed_receivers(session: Session, known: Iterable[str], before: datetime) -> list[str]:
+    """Receivers that are not ``known`` here, but have deliveries that were due ``before`` and that nobody took."""
+    return list(
+        session.scalars(
+            select(Delivery.receiver)
+            .where(UNFINISHED, Delivery.due_at < before, Delivery.receiver.not_in(list(known)))
+            .distinct()
+        )
+    )
+
+
+def sign_of_life(session: Transaction, name: str) -> None:
+    """The dispatcher ``name`` is alive now."""
+    session.execute(
+        upsert(session, Dispatcher)
+        .values(name=name, started_at=session.now, seen_at=session.now)
+        .on_conflict_do_update(index_elements=["name"], set_={"seen_at": session.now})
+    )
+
+
+def sign_off(session: Transaction, name: str, forget_before: datetime) -> None:
+    """The dispatcher ``name`` ends; those not seen since ``forget_before`` ended without a word."""
+    session.query(Dispatcher).where((Dispatcher.name == name) | (Dispatcher.seen_at < forget_before)).delete()
+
+

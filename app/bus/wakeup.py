@@ -1,0 +1,149 @@
+"""Wake a dispatcher the moment there is something to do, in this process, on this machine, or across PostgreSQL.
+
+Within a process a byte through a socket pair does it. From a process that only publishes, on SQLite, a datagram to
+every dispatcher's Unix socket; on PostgreSQL, NOTIFY. Each is sent after the commit: what it announces can be seen.
+A wake-up that gets lost costs one ``poll_seconds``.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import select
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.clock import uuid7
+from app.db import Database
+
+log = logging.getLogger(__name__)
+
+LONGEST_SOCKET_FOLDER = 60  # sun_path holds 104 to 108 bytes, and the socket's own name needs its part
+CHANNEL = "deliveries"
+
+
+class Wakeup:
+    """Where one worker waits. ``open()`` before the first ``wait()``; ``wake()`` from any thread."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._mailbox: socket.socket | None = None
+        self._listener: Any = None
+        for end in (self._reader, self._writer):
+            end.setblocking(False)
+
+    def open(self) -> None:
+        """Be found by other processes."""
+        if self.database.is_sqlite:
+            self._mailbox = _bind(socket_folder(self.database))
+        else:
+            self._listen()
+
+    def wake(self) -> None:
+        """Wake the worker that waits here."""
+        with contextlib.suppress(BlockingIOError, OSError):  # full: it has been woken already; closed: it is gone
+            self._writer.send(b"!")
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds. Returns whether somebody called."""
+        if self._listener is None and not self.database.is_sqlite:
+            self._listen()
+        ends = [end for end in (self._reader, self._mailbox, self._listener) if end is not None]
+        called = select.select(ends, [], [], max(0.0, timeout))[0]
+        for end in called:
+            self._drain(end)
+        return bool(called)
+
+    def close(self) -> None:
+        if self._mailbox is not None:
+            with contextlib.suppress(OSError):
+                Path(self._mailbox.getsockname()).unlink()
+        for end in (self._mailbox, self._listener, self._reader, self._writer):
+            if end is not None:
+                end.close()
+        self._mailbox = self._listener = None
+
+    def _drain(self, end: Any) -> None:
+        if end is self._listener:
+            self._drain_listener()
+            return
+        with contextlib.suppress(BlockingIOError):
+            while end.recv(16):
+                pass
+
+    def _listen(self) -> None:
+        """LISTEN on a connection of our own; while the server is away the poll serves."""
+        import psycopg  # noqa: PLC0415 - only PostgreSQL needs it, and only then is it installed
+
+        url = self.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        try:
+            self._listener = psycopg.connect(url, autocommit=True, connect_timeout=5)
+            self._listener.execute(f"LISTEN {CHANNEL}")
+        except psycopg.Error as error:
+            log.debug("can't listen for wake-ups: %s", error)
+            self._listener = None
+
+    def _drain_listener(self) -> None:
+        try:
+            list(self._listener.notifies(timeout=0))
+        except Exception as error:  # psycopg.Error, whose import may be absent here
+            log.debug("lost the connection for wake-ups: %s", error)
+            self._listener.close()
+            self._listener = None
+
+
+def wake_others(database: Database) -> None:
+    """Wake the dispatchers of other processes. Raises nothing: what is announced is committed, and the poll finds it."""
+    try:
+        if database.is_sqlite:
+            _send_datagrams(database)
+        else:
+            _notify(database)
+    except (OSError, SQLAlchemyError) as error:
+        log.debug("can't wake the others: %s", error)
+
+
+def _notify(database: Database) -> None:
+    with database.engine.connect() as connection:
+        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
+        connection.commit()
+
+
+def _send_datagrams(database: Database) -> None:
+    folder = socket_folder(database)
+    if not folder.is_dir():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        for path in folder.iterdir():
+            try:
+                sender.sendto(b"!", str(path))
+            except ConnectionRefusedError:  # its process was killed
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.debug("can't wake %s: %s", path, error)
+
+
+def socket_folder(database: Database) -> Path:
+    """Beside the database file, so that whoever shares the one finds the other; in the temporary folder, under a name
+    made from the file's, where that path is too long for a socket."""
+    file = Path(database.url.database or "").absolute()
+    beside = file.with_name(f"{file.name}-wake")
+    if len(str(beside)) <= LONGEST_SOCKET_FOLDER:
+        return beside
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"wake-{os.getuid()}-{digest}"
+
+
+def _bind(folder: Path) -> socket.socket:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    mailbox.bind(str(folder / f"{os.getpid()}-{str(uuid7())[-8:]}"))
+    mailbox.setblocking(False)
+    return mailbox

@@ -1,0 +1,223 @@
+"""The loop around the dispatcher's step: wait until something is due, claim it, hand it to the threads that try it.
+
+Receivers with a session share one thread, for they share the database's write lock. Every other receiver has threads
+of its own: one that hangs holds up nobody else's deliveries.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+
+from app import events
+from app.bus import signals
+from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Dispatcher, subscriptions
+from app.bus.store import Lease
+from app.bus.wakeup import Wakeup
+from app.errors import DatabaseUnavailable
+
+SHARED = "(with a session)"
+"""The lane of all receivers that take a session."""
+
+AWAY_PAUSE = 1.0
+"""Seconds between tries while the database is away."""
+
+PASSED_OVER = 0.01
+"""Seconds until the next look when another dispatcher was at the rows that are due."""
+
+
+class Lane:
+    """Threads that try deliveries, and how many more these may be handed."""
+
+    def __init__(self, name: str, threads: int, room: int, attempt: Callable[[list[Lease]], object]) -> None:
+        self.name, self.room = name, room
+        self._attempt = attempt
+        self._work: queue.SimpleQueue[list[Lease] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, batch: list[Lease]) -> None:
+        with self._lock:
+            self.room -= len(batch)
+        self._work.put(batch)
+
+    def drain(self) -> list[Lease]:
+        """Take back what no thread has begun, and let the threads end after what they are at."""
+        unbegun: list[Lease] = []
+        while not self._work.empty():
+            try:
+                unbegun += self._work.get_nowait() or []
+            except queue.Empty:
+                break
+        for _ in self._threads:
+            self._work.put(None)
+        return unbegun
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the threads to end. Returns whether all did."""
+        for thread in self._threads:
+            thread.join(seconds)
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self) -> None:
+        while (batch := self._work.get()) is not None:
+            try:
+                self._attempt(batch)
+            finally:
+                with self._lock:
+                    self.room += len(batch)
+
+
+class Worker:
+    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
+
+    def __init__(self, dispatcher: Dispatcher, wakeup: Wakeup, *, poll_seconds: float, wake_others: Callable[[], None]):
+        self.dispatcher = dispatcher
+        self.wakeup = wakeup
+        self.poll_seconds = poll_seconds
+        self.wake_others = wake_others
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._lanes: dict[str, Lane] = {}
+        self._away = False
+        self._saturated = False
+        self._main = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
+        dispatcher.outlast = self._outlast
+
+    @property
+    def alive(self) -> bool:
+        return self._main.is_alive()
+
+    def start(self) -> None:
+        self.wakeup.open()
+        self._main.start()
+        self._heart.start()
+        signals.report(signals.dispatcher_started, self.dispatcher.sender, name=self.dispatcher.name)
+
+    def stop(self, seconds: float) -> bool:
+        """Claim no more, give back what was not begun, wait for receivers that run. Returns whether all ended.
+
+        One that did not end in time keeps its lease, which runs out: another dispatcher then records its attempt as
+        ``unknown`` and tries again.
+        """
+        self._stopping.set()
+        self.wakeup.wake()
+        self._main.join()
+        unbegun = [lease for lane in self._lanes.values() for lease in lane.drain()]
+        deadline = self.dispatcher.clock.monotonic() + seconds
+        try:
+            self.dispatcher.release(unbegun)
+            unfinished = sum(
+                not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
+            )
+            self.dispatcher.sign_off()
+        except DatabaseUnavailable:  # the leases run out by themselves
+            unfinished = len(unbegun)
+        self._ended.set()
+        self.wakeup.close()
+        name = self.dispatcher.name
+        signals.report(signals.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
+        return not unfinished
+
+    def _run(self) -> None:
+        self._beat_once()
+        looked_for_unknown = 0.0
+        while not self._stopping.is_set():
+            try:
+                now = self.dispatcher.clock.monotonic()
+                if now - looked_for_unknown > MISSING_RECEIVER_WAIT or not looked_for_unknown:
+                    looked_for_unknown = now
+                    self._hand_out(self.dispatcher.claim_unknown())
+                pause = self._round()
+            except DatabaseUnavailable as error:
+                self._outlast(error)
+            except Exception as error:  # a fault of ours must not end all dispatching
+                self._report_fault(error)
+                self._stopping.wait(AWAY_PAUSE)
+            else:
+                self._database_answers()
+                if pause:
+                    self.wakeup.wait(pause)
+
+    def _round(self) -> float:
+        """Claim what is due and there is room for. Returns for how many seconds there is nothing to do."""
+        due = self.dispatcher.next_due()
+        now = self.dispatcher.clock.now()
+        overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
+        capacity = {receiver: room for receiver in overdue if (room := self._lane(receiver).room) > 0}
+        if capacity:
+            leases = self.dispatcher.claim(capacity)
+            self._hand_out(leases)
+            return 0 if leases else PASSED_OVER
+        self._share(bool(overdue))
+        later = [due_at - now for due_at in due.values() if due_at > now]
+        return min([timedelta(seconds=self.poll_seconds), *later]).total_seconds()
+
+    def _share(self, saturated: bool) -> None:
+        """There is more to do than room for it here: tell the others, once."""
+        if saturated and not self._saturated:
+            self.wake_others()
+        self._saturated = saturated
+
+    def _hand_out(self, leases: list[Lease]) -> None:
+        for batch in self.dispatcher.batches(leases):
+            self._lane(batch[0].receiver).put(batch)
+
+    def _lane(self, receiver: str) -> Lane:
+        name = SHARED if _is_transactional(receiver) else receiver
+        if name not in self._lanes:
+            threads = 1 if name == SHARED else subscriptions().get(receiver, 1)
+            self._lanes[name] = Lane(name, threads, BATCH if name == SHARED else threads, self._attempt)
+        return self._lanes[name]
+
+    def _attempt(self, batch: list[Lease]) -> None:
+        try:
+            self.dispatcher.attempt(batch)
+        except DatabaseUnavailable as error:  # we are stopping; the leases run out, and another takes them over
+            self._database_is_away(error)
+        except Exception as error:
+            self._report_fault(error)
+        finally:
+            self.wakeup.wake()
+
+    def _beat(self) -> None:
+        pause = min(self.dispatcher.lease.total_seconds() / 3, 10)
+        while not self._ended.wait(pause):
+            self._beat_once()
+
+    def _beat_once(self) -> None:
+        try:
+            self.dispatcher.extend()
+        except DatabaseUnavailable as error:
+            self._database_is_away(error)
+        except Exception as error:
+            self._report_fault(error)
+
+    def _report_fault(self, error: Exception) -> None:
+        signals.report(signals.dispatcher_failed, self.dispatcher.sender, error=error)
+
+    def _outlast(self, error: DatabaseUnavailable) -> bool:
+        """The database is away: say so once, wait a little. Returns whether to try again."""
+        self._database_is_away(error)
+        return not self._stopping.wait(AWAY_PAUSE)
+
+    def _database_is_away(self, error: DatabaseUnavailable) -> None:
+        if not self._away:
+            self._away = True
+            signals.report(signals.database_lost, self.dispatcher.sender, error=error)
+
+    def _database_answers(self) -> None:
+        if self._away:
+            self._away = False
+            signals.report(signals.database_back, self.dispatcher.sender)
+
+
+def _is_transactional(receiver: str) -> bool:
+    return any(
+        subscription.name == receiver and subscription.transactional
+        for signal in events.SIGNALS.values()
+        for subscription in signal.subscriptions.values()
+    )

@@ -1,0 +1,239 @@
+"""Commands for people: flask bus, flask orders, flask users, flask db, flask doctor."""
+
+import getpass
+import signal
+import threading
+from typing import Any
+
+import click
+from flask import Flask, current_app
+from flask.cli import AppGroup, with_appcontext
+
+from app import doctor, orders, schema
+from app.bus import Bus, Filter, operate, queries
+from app.db import Database, iso
+from app.errors import AppError, Outcome
+
+bus_group = AppGroup("bus", help="Run a dispatcher, and see to deliveries.")
+orders_group = AppGroup("orders", help="Look at orders.")
+users_group = AppGroup("users", help="Look at users, and set their addresses.")
+db_group = AppGroup("db", help="The database schema.")
+
+
+def init_app(app: Flask) -> None:
+    for group in (bus_group, orders_group, users_group, db_group):
+        app.cli.add_command(group)
+    app.cli.add_command(doctor_command)
+
+
+def _database() -> Database:
+    database: Database = current_app.extensions["database"]
+    return database
+
+
+def _bus() -> Bus:
+    bus: Bus = current_app.extensions["bus"]
+    return bus
+
+
+class _Clean(click.Command):
+    """A command whose expected errors are one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AppError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@bus_group.command("run", cls=_Clean)
+def run_bus() -> None:
+    """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
+    _database().check_schema()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    worker = _bus().start()
+    while worker.alive and not stop.wait(1):
+        pass
+    if not _bus().stop():
+        raise click.ClickException("some receivers were still running; their deliveries will be tried again")
+
+
+@bus_group.command("status", cls=_Clean)
+def bus_status() -> None:
+    """Which dispatchers are alive, and what is waiting or dead."""
+    now = _database().clock.now()
+    with _database().read() as session:
+        alive, waiting = queries.dispatchers(session, now), queries.backlog(session)
+    for dispatcher in alive:
+        click.echo(f"dispatcher {dispatcher.name}, since {iso(dispatcher.started_at)}")
+    if not alive:
+        click.echo("no dispatcher is alive; start the service, or 'flask bus run'")
+    _table(
+        ["receiver", "state", "deliveries", "oldest"],
+        [[row.receiver, row.state, row.deliveries, iso(row.since)] for row in waiting],
+        "nothing is waiting, and nothing is dead",
+    )
+
+
+def _filter_options(command: Any) -> Any:
+    for option in (
+        click.option("--delivery", "delivery_id", type=int, help="This delivery only."),
+        click.option("--state", type=click.Choice(["ready", "dead", "discarded"])),
+        click.option("--receiver"),
+        click.option("--type", "event_type", help="Of event, such as OrderCreated."),
+        click.option("--order", "order_id"),
+        click.option("--outcome", type=click.Choice([*Outcome]), help="Of the latest attempt."),
+        click.option("--reason", help="Text that the reason contains."),
+        click.option("--yes", is_flag=True, help="Do not ask."),
+    ):
+        command = option(command)
+    return command
+
+
+@bus_group.command("retry", cls=_Clean)
+@_filter_options
+def retry(yes: bool, **which: Any) -> None:
+    """Make dead and discarded deliveries due again, with a new budget of attempts. Says first how many."""
+    chosen = Filter(**which)
+    with _database().read() as session:
+        count = operate.count_retriable(session, chosen)
+    if _confirmed("Retry", count, yes):
+        click.echo(f"retried {_bus().retry(chosen, by=_who())}")
+
+
+@bus_group.command("discard", cls=_Clean)
+@_filter_options
+@click.option("--because", required=True, help="Why: kept with each delivery.")
+def discard(yes: bool, because: str, **which: Any) -> None:
+    """Give waiting and dead deliveries up for good. Says first how many."""
+    chosen = Filter(**which)
+    with _database().read() as session:
+        count = operate.count_discardable(session, chosen)
+    if _confirmed("Discard", count, yes):
+        click.echo(f"discarded {_bus().discard(chosen, because, by=_who())}")
+
+
+def _confirmed(action: str, count: int, yes: bool) -> bool:
+    if count == 0:
+        click.echo("no delivery matches")
+        return False
+    return yes or click.confirm(f"{action} {count} deliveries?", abort=True)
+
+
+def _who() -> str:
+    return f"cli:{getpass.getuser()}"
+
+
+@orders_group.command("list", cls=_Clean)
+@click.option("--user", "user_id")
+@click.option("--status", type=click.Choice(orders.STATUSES))
+@click.option("--notification", type=click.Choice(orders.NOTIFICATIONS))
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+def list_orders(user_id: str | None, status: str | None, notification: str | None, limit: int) -> None:
+    """Orders, the newest first."""
+    with _database().read() as session:
+        page, more = orders.list_orders(
+            session, user_id=user_id, status=status, notification=notification, limit=limit
+        )
+    columns = ["order_id", "user_id", "total_price", "email", "status", "notification", "created_at"]
+    _table(columns, [[_shown(getattr(order, name)) for name in columns] for order in page], "no orders")
+    if more:
+        click.echo(f"and more; --limit {limit * 2} shows them")
+
+
+@orders_group.command("show", cls=_Clean)
+@click.argument("order_id")
+def show_order(order_id: str) -> None:
+    """An order and all that happened to it."""
+    with _database().read() as session:
+        order = orders.find_order(session, order_id)
+        story = queries.timeline(session, order_id)
+    _record(order)
+    for event in story:
+        click.echo(f"\n{iso(event['occurred_at'])}  {event['type']}  {event['event_id']}")
+        click.echo(f"    from {event['source']}" + (f", caused by {event['cause_id']}" if event["cause_id"] else ""))
+        for delivery in event["deliveries"]:
+            why = f": {delivery['reason']}" if delivery["reason"] else ""
+            click.echo(f"    → {delivery['receiver']}  {delivery['state']}  (delivery {delivery['delivery_id']}){why}")
+            for attempt in delivery["attempts"]:
+                detail = f": {attempt['detail']}" if attempt["detail"] else ""
+                click.echo(f"        {iso(attempt['ended_at'])}  {attempt['outcome']}{detail}")
+
+
+@users_group.command("show", cls=_Clean)
+@click.argument("user_id")
+def show_user(user_id: str) -> None:
+    """A user's record."""
+    with _database().read() as session:
+        _record(orders.find_user(session, user_id))
+
+
+@users_group.command("set-email", cls=_Clean)
+@click.argument("user_id")
+@click.argument("address")
+def set_email(user_id: str, address: str) -> None:
+    """Keep ADDRESS as the user's. Says how to retry what was skipped for want of one."""
+    try:
+        address = orders.checked_email(address)
+    except ValueError as problem:
+        raise click.ClickException(f"ADDRESS: {problem}") from problem
+    _database().transact(lambda session: orders.set_email(session, user_id, address))
+    click.echo(f"user {user_id}: {address}")
+    with _database().read() as session:
+        skipped, _ = orders.list_orders(session, user_id=user_id, notification="skipped", limit=200)
+    for order in skipped:
+        click.echo(f"to send what was skipped: flask bus retry --order {order.order_id} --state discarded")
+
+
+@db_group.command("upgrade", cls=_Clean)
+def upgrade() -> None:
+    """Bring the schema up to date."""
+    schema.upgrade(_database())
+    click.echo(f"the schema is at {_database().schema_revision()}")
+
+
+@db_group.command("current", cls=_Clean)
+def current() -> None:
+    """The revision that the database is at."""
+    click.echo(_database().schema_revision() or "empty; run 'flask db upgrade'")
+
+
+@db_group.command("check", cls=_Clean)
+def check() -> None:
+    """Fail when models and migrations differ."""
+    schema.check(_database())
+    click.echo("models and migrations agree")
+
+
+@click.command("doctor")
+@with_appcontext
+def doctor_command() -> None:
+    """Check everything that is easily forgotten; each finding with its cure."""
+    findings = doctor.examine(current_app._get_current_object())  # type: ignore[attr-defined]  # of LocalProxy
+    for finding in findings:
+        click.echo(str(finding))
+    if any(finding.level == "wrong" for finding in findings):
+        raise SystemExit(1)
+
+
+def _record(row: Any) -> None:
+    for column in row.__table__.columns:
+        click.echo(f"{column.name:<14} {_shown(getattr(row, column.name))}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return iso(value) if hasattr(value, "isoformat") else str(value)
+
+
+def _table(columns: list[str], rows: list[list[Any]], nothing: str) -> None:
+    if not rows:
+        click.echo(nothing)
+        return
+    lines = [columns, *[[str(value) for value in row] for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        click.echo("  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,127 @@
+"""What is easily forgotten, checked: each finding with its cure."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flask import Flask
+
+from app.bus import queries
+from app.db import Database, sqlite_is_safe, sqlite_module
+from app.errors import AppError
+from app.events import SIGNALS
+from config import Settings
+
+SCARCE_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``level`` is ``fine``, ``note`` (worth a thought) or ``wrong`` (will fail)."""
+
+    level: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<6} {self.text}"
+
+
+def examine(app: Flask) -> list[Finding]:
+    """Every check, in the order in which a person would mend things."""
+    checks: tuple[Callable[[Flask], Iterator[Finding]], ...] = (
+        _check_database,
+        _check_disk,
+        _check_mail,
+        _check_dispatchers,
+        _check_deliveries,
+        _check_exposure,
+    )
+    return [finding for check in checks for finding in check(app)]
+
+
+def _check_database(app: Flask) -> Iterator[Finding]:
+    database: Database = app.extensions["database"]
+    try:
+        database.check_schema()
+    except AppError as error:
+        yield Finding("wrong", f"database: {error}")
+        return
+    yield Finding("fine", f"database: {database.url.render_as_string()}, schema up to date")
+    if not database.is_sqlite:
+        return
+    version = sqlite_module().sqlite_version
+    if sqlite_is_safe():
+        yield Finding("fine", f"SQLite {version} is free of the WAL-reset bug")
+    else:
+        yield Finding(
+            "note",
+            f"SQLite {version} can corrupt a database that several processes write (the WAL-reset bug, fixed in "
+            "3.51.3); 'pip install pysqlite3' brings a newer one, where a wheel for this Python exists",
+        )
+
+
+def _check_disk(app: Flask) -> Iterator[Finding]:
+    settings: Settings = app.extensions["settings"]
+    folder = settings.instance_path if settings.instance_path.exists() else settings.instance_path.parent
+    free = shutil.disk_usage(folder).free
+    level, cure = ("note", "; make room before orders are refused") if free < SCARCE_BYTES else ("fine", "")
+    yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {folder}{cure}")
+
+
+def _check_mail(app: Flask) -> Iterator[Finding]:
+    settings: Settings = app.extensions["settings"]
+    try:
+        with app.app_context():
+            app.extensions["mailer"].check()
+    except AppError as error:
+        yield Finding("wrong", f"mail: {error}")
+    else:
+        where = settings.mail_server if settings.mail_backend == "smtp" else settings.mail_backend
+        yield Finding("fine", f"mail: {settings.mail_backend} backend answers ({where})")
+    if settings.mail_backend == "smtp":
+        if settings.mail_default_sender.endswith("@localhost"):
+            yield Finding("note", "mail: the sender is at localhost, which others refuse; set MAIL_DEFAULT_SENDER")
+        if not (settings.mail_use_tls or settings.mail_use_ssl):
+            yield Finding("note", "mail: goes in plain text; set MAIL_USE_TLS (587) or MAIL_USE_SSL (465)")
+    else:
+        yield Finding("note", f"mail: kept by the {settings.mail_backend} backend; set MAIL_SERVER to send it")
+
+
+def _check_dispatchers(app: Flask) -> Iterator[Finding]:
+    database: Database = app.extensions["database"]
+    try:
+        with database.read() as session:
+            alive = queries.dispatchers(session, database.clock.now())
+    except AppError:  # said above
+        return
+    if alive:
+        yield Finding("fine", f"dispatchers alive: {len(alive)}")
+    else:
+        yield Finding("note", "no dispatcher is alive: deliveries wait; start the service, or 'flask bus run'")
+
+
+def _check_deliveries(app: Flask) -> Iterator[Finding]:
+    database: Database = app.extensions["database"]
+    known = {name for signal in SIGNALS.values() for name in signal.subscriptions}
+    try:
+        with database.read() as session:
+            backlog = queries.backlog(session)
+    except AppError:  # said above
+        return
+    for row in backlog:
+        if row.receiver not in known:
+            yield Finding("wrong", f"{row.deliveries} deliveries to {row.receiver!r}, which is not connected; connect it")
+        elif row.state == "dead":
+            yield Finding(
+                "note",
+                f"{row.deliveries} deliveries to {row.receiver} are dead; 'flask orders show' tells why, "
+                f"'flask bus retry --receiver {row.receiver}' tries again",
+            )
+
+
+def _check_exposure(app: Flask) -> Iterator[Finding]:
+    settings: Settings = app.extensions["settings"]
+    if settings.api_token is None:
+        yield Finding("note", "the API is open to whoever reaches it; set API_TOKEN to demand a bearer token")
+    else:
+        yield Finding("fine", "the API demands a bearer token")

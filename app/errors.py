@@ -1,0 +1,96 @@
+"""Every error this application raises on purpose, in one tree.
+
+A class's docstring is its default message: what went wrong, and the cure.
+"""
+
+import enum
+import inspect
+
+
+class Outcome(enum.StrEnum):
+    """How an attempt at a delivery ended."""
+
+    OK = "ok"
+    REFUSED = "refused"  # permanent: trying again cannot help
+    DEFERRED = "deferred"  # temporary: the other side asks to come back later
+    THROTTLED = "throttled"  # temporary: we send faster than the other side takes
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    BUG = "bug"  # an exception that nobody expected
+    UNKNOWN = "unknown"  # the process died, or lost its lease, in the middle
+
+
+class AppError(Exception):
+    """Something went wrong in the order service."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or inspect.getdoc(type(self)))
+
+
+class OutsideTransaction(AppError):
+    """A durable signal was sent outside a transaction. Send it inside db.transact(work), so that the event is
+    stored together with the change it reports."""
+
+
+class NestedTransaction(AppError):
+    """db.transact() was called inside a transaction. Pass the session of the outer one on instead."""
+
+
+class DatabaseUnavailable(AppError):
+    """The database can't take it now; nothing was stored. Try again in a moment."""
+
+
+class SchemaBehind(AppError):
+    """The database schema is behind the code. Did you forget to run 'flask db upgrade'?"""
+
+
+class LeaseLost(AppError):
+    """The lease ran out and another dispatcher has taken the delivery over; this result is not recorded."""
+
+
+class OrderConflict(AppError):
+    """An order with this order_id exists with other content."""
+
+
+class OrderNotFound(AppError):
+    """There is no order with this order_id."""
+
+
+class UserNotFound(AppError):
+    """There is no user with this user_id."""
+
+
+class AttemptFailed(AppError):
+    """An attempt at a delivery failed. Receivers raise one of the kinds below when they know why."""
+
+    outcome = Outcome.BUG
+
+
+class Refused(AttemptFailed):
+    """The other side refused for good; trying again cannot help."""
+
+    outcome = Outcome.REFUSED
+
+
+class Deferred(AttemptFailed):
+    """The other side can't take it now and asks to try later."""
+
+    outcome = Outcome.DEFERRED
+
+
+class Throttled(AttemptFailed):
+    """The other side takes less than we send; try later, and slower."""
+
+    outcome = Outcome.THROTTLED
+
+
+class Unreachable(AttemptFailed):
+    """The other side can't be reached."""
+
+    outcome = Outcome.UNREACHABLE
+
+
+class TimedOut(AttemptFailed):
+    """The other side did not answer in time."""
+
+    outcome = Outcome.TIMEOUT

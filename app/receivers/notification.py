@@ -1,0 +1,76 @@
+"""Tell the user by email that the order was taken, and keep on the order's record how that went."""
+
+from typing import Any
+
+from flask import current_app
+
+from app.answers import Discard, Done
+from app.db import Database, Transaction
+from app.events import Event, NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
+from app.mail import Mailer, order_notification
+from app.orders import known_email, mark_notification
+from config import Settings
+
+NO_ADDRESS = (
+    "there is no address for user {user_id}: send one with an order as 'email', or run "
+    "'flask users set-email {user_id} ADDRESS' and retry this, or set USER_EMAIL_DOMAIN"
+)
+
+
+def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> Done | Discard:
+    """Send the notification by the configured mail backend; at least once, every copy with one Message-ID.
+
+    Answers Discard where there is no address. Raises one of the kinds of AttemptFailed as the mail server says.
+    """
+    recipient = _address(event)
+    if recipient is None:
+        reason = NO_ADDRESS.format(user_id=event.user_id)
+        return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
+    settings: Settings = current_app.extensions["settings"]
+    mailer: Mailer = current_app.extensions["mailer"]
+    message = order_notification(
+        order_id=event.order_id,
+        user_id=event.user_id,
+        total_price=event.total_price,
+        created_at=delivery.occurred_at,
+        recipient=recipient,
+        event_id=delivery.event_id,
+        locale=settings.mail_locale,
+        sender=settings.mail_default_sender,
+    )
+    mailer.send(message)
+    return Done(
+        NotificationSent(
+            order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.msgId
+        )
+    )
+
+
+def announce_failure(event: OrderCreated, reason: str) -> NotificationFailed:
+    """What is published when the bus gives the notification up."""
+    return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
+
+
+STATES: dict[type[Event], str] = {
+    NotificationSent: "sent",
+    NotificationFailed: "failed",
+    NotificationSkipped: "skipped",
+}
+
+
+def update_order_notification(sender: str, event: Event, session: Transaction) -> None:
+    """Set the order's ``notification`` to what happened."""
+    mark_notification(session, event.order_id, STATES[type(event)])
+
+
+def _address(event: OrderCreated) -> str | None:
+    """The order's own address, else the user's known one, else one made with USER_EMAIL_DOMAIN."""
+    if event.email is not None:
+        return event.email
+    database: Database = current_app.extensions["database"]
+    settings: Settings = current_app.extensions["settings"]
+    with database.read() as session:
+        known = known_email(session, event.user_id)
+    if known is None and settings.user_email_domain:
+        return f"{event.user_id}@{settings.user_email_domain}"
+    return known

@@ -1,0 +1,5 @@
+"""WHEN to try again: pure functions, no Flask, no database."""
+
+from app.retry.policy import ExponentialBackoff, Policy
+
+__all__ = ["ExponentialBackoff", "Policy"]

@@ -1,0 +1,31 @@
+"""Retry policies. A policy says how long a delivery waits after a failed attempt, or that it is given up."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Policy(Protocol):
+    def wait(self, spent: int, outcome: str) -> float | None:
+        """Seconds until the next try, or None to give up, after ``spent`` attempts, the last of which ended so."""
+
+
+@dataclass(frozen=True)
+class ExponentialBackoff:
+    """Exponential backoff with full jitter: a uniform draw from 0 to min(maximum, base * 2 ** (spent - 1)) seconds.
+
+    The jitter keeps thousands of deliveries that failed together from coming back together (Marc Brooker,
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). What was ``refused`` is not tried again.
+    With the default settings the twenty attempts spread over about five hours.
+    """
+
+    base: float = 5
+    maximum: float = 3600
+    max_attempts: int = 20
+    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+
+    def wait(self, spent: int, outcome: str) -> float | None:
+        if outcome == "refused" or spent >= self.max_attempts:
+            return None
+        doublings = min(spent - 1, 64)  # 2.0 ** 1024 overflows; long before that every wait is the maximum
+        return self.rng.uniform(0, min(self.maximum, self.base * 2.0**doublings))

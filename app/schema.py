@@ -1,0 +1,91 @@
+"""Bring the database to the schema of the code, with the Alembic revisions in migrations/.
+
+Alembic is imported only here and only when there is something to do: it adds more than half to the time that a start
+spends on imports.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, text
+
+from app.db import SCHEMA_REVISION, Database, sqlite_module
+from app.errors import SchemaBehind
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+ADVISORY_LOCK = 7_203_481
+"""Any number that nothing else locks on the same PostgreSQL database."""
+
+
+def prepare(database: Database) -> None:
+    """At every start: SQLite is brought up to date; PostgreSQL must be so already. Raises SchemaBehind.
+
+    A PostgreSQL server that can't be reached is no reason not to start: requests are answered 503 until it can.
+    """
+    if database.is_sqlite:
+        if database.schema_revision() != SCHEMA_REVISION:
+            upgrade(database)
+    else:
+        database.check_schema()
+
+
+def upgrade(database: Database) -> None:
+    """Run the revisions that are missing, each at most once however many processes do this at the same time."""
+    from alembic import command
+
+    with _alone(database) as connection:
+        command.upgrade(_config(connection), "head")
+        if database.is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall()):
+            raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
+
+
+def check(database: Database) -> None:
+    """Raises alembic.util.CommandError when models and migrations differ."""
+    from alembic import command
+
+    with _alone(database) as connection:
+        command.check(_config(connection))
+
+
+@contextmanager
+def _alone(database: Database) -> Iterator[Connection]:
+    """A connection in a transaction that nobody else's upgrade can enter."""
+    if not database.is_sqlite:
+        with database.engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            yield connection
+        return
+    # A new file switches to WAL without regard to busy_timeout: the first to open it must be alone.
+    with Path(f"{database.url.database}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        engine = create_engine(database.url, module=sqlite_module())
+
+        # Foreign keys are off here (SQLite's default): a batch migration drops and rebuilds a table, and with them on
+        # that would delete the rows that point to it. upgrade() checks them at the end.
+        @event.listens_for(engine, "connect")
+        def configure(connection: Any, _: Any) -> None:
+            connection.isolation_level = None
+            connection.execute("PRAGMA busy_timeout=30000")
+            connection.execute("PRAGMA journal_mode=wal")
+            connection.execute("PRAGMA synchronous=FULL")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Any) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        with engine.begin() as connection:
+            yield connection
+        engine.dispose()
+
+
+def _config(connection: Connection) -> Any:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config

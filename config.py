@@ -1,0 +1,149 @@
+"""Settings. This module is the only reader of the environment.
+
+Every setting is checked when the service starts; a wrong one stops it with one line that names the setting and the
+cure. All of them have defaults with which a fresh checkout works and nothing else need be installed.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from email_validator import EmailNotValidError, validate_email
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+SERVER_STARTS_DISPATCHER = False
+"""Set by gunicorn.conf.py, whose hooks start a dispatcher in each process that serves."""
+
+CHECKOUT = Path(__file__).resolve().parent
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message is one line: which, why, and the cure."""
+
+
+class Settings(BaseModel):
+    """What can be set, by environment variables of the same names in capitals. Times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
+
+    instance_path: Path = Field(CHECKOUT / "instance", description="a folder for the database file and the Maildir")
+    database_url: str = Field("", description="sqlite:////absolute/path.db or postgresql+psycopg://user@host/name")
+    database_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for a busy database, 0.1 to 300")
+
+    mail_backend: Literal["smtp", "file", "console", "memory"] = Field(
+        "file", description="one of smtp, file, console, memory"
+    )
+    mail_server: str | None = Field(None, description="the host name of an SMTP server")
+    mail_port: int = Field(25, ge=1, le=65535, description="a port number, 1 to 65535")
+    mail_username: str | None = None
+    mail_password: str | None = Field(None, repr=False)
+    mail_use_tls: bool = Field(False, description="true or false (STARTTLS)")
+    mail_use_ssl: bool = Field(False, description="true or false (TLS from the first byte)")
+    mail_ca_file: Path | None = Field(None, description="a PEM file with the authority that signed the server's key")
+    mail_default_sender: str = Field("orders@localhost", description="an e-mail address")
+    mail_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for the mail server, 0.1 to 300")
+    mail_locale: Literal["zh", "en"] = Field("zh", description="zh or en")
+    mail_threads: int = Field(2, ge=1, le=64, description="how many mails one process sends at once, 1 to 64")
+    user_email_domain: str | None = Field(None, description="a domain such as users.example")
+
+    api_token: str | None = Field(None, repr=False)
+
+    host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
+    port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
+    web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
+    web_threads: int = Field(4, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
+
+    dispatch_in_web: bool = Field(True, description="true, or false where 'flask bus run' dispatches instead")
+    lease_seconds: float = Field(30, ge=0.5, le=3600, description="0.5 to 3600; extended while a receiver runs")
+    poll_seconds: float = Field(5, ge=0.05, le=300, description="0.05 to 300; the safety net beneath the wake-up")
+    shutdown_seconds: float = Field(10, ge=0, le=300, description="0 to 300; how long a stop waits for receivers")
+    ready_lag_seconds: float = Field(60, ge=1, description="at least 1; how overdue a delivery may be for /readyz")
+    missing_receiver_seconds: float = Field(86400, ge=1, description="at least 1; then its deliveries go dead")
+    retry_base_seconds: float = Field(5, ge=0.01, le=3600, description="0.01 to 3600; bounds the first wait")
+    retry_max_seconds: float = Field(3600, ge=0.01, le=604800, description="0.01 to 604800; bounds every wait")
+    retry_max_attempts: int = Field(20, ge=1, le=1000, description="1 to 1000; then the delivery is dead")
+
+    log_format: Literal["text", "json"] = Field("text", description="text or json")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Settings from environment variables; an empty variable counts as unset. Raises ConfigError."""
+        given = {name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper(), "").strip()}
+        return cls.of(**given)
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Settings from keyword arguments, checked the same way. Raises ConfigError."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_cure(problem) for problem in error.errors())) from None
+
+    @field_validator("instance_path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @field_validator("mail_default_sender")
+    @classmethod
+    def _address(cls, address: str) -> str:
+        if address.endswith("@localhost"):
+            return address
+        try:
+            return validate_email(address, check_deliverability=False, test_environment=True).normalized
+        except EmailNotValidError as problem:
+            raise ValueError(f"{problem}".rstrip(".")) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the defaults that follow from other settings."""
+        given = dict(given)
+        given.setdefault("mail_backend", "smtp" if given.get("mail_server") else "file")
+        if given["mail_backend"] != "smtp":
+            given.setdefault("user_email_domain", "users.example")
+        if not given.get("database_url"):
+            folder = Path(given.get("instance_path") or CHECKOUT / "instance").expanduser().absolute()
+            given["database_url"] = f"sqlite:///{folder / 'orders.db'}"
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mail_backend == "smtp" and not self.mail_server:
+            raise ValueError("MAIL_BACKEND is smtp, but MAIL_SERVER is not set; set it to the server's host name")
+        if self.mail_use_tls and self.mail_use_ssl:
+            raise ValueError("MAIL_USE_TLS and MAIL_USE_SSL are both true; set one (usually TLS on 587, SSL on 465)")
+        if self.retry_base_seconds > self.retry_max_seconds:
+            raise ValueError("RETRY_BASE_SECONDS is more than RETRY_MAX_SECONDS; lower the one or raise the other")
+        if bool(self.mail_username) != bool(self.mail_password):
+            raise ValueError("MAIL_USERNAME and MAIL_PASSWORD belong together; set both or neither")
+        scheme = urlsplit(self.database_url).scheme
+        if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
+            raise ValueError(
+                f"DATABASE_URL begins with {scheme!r}; set it to "
+                + str(type(self).model_fields["database_url"].description)
+            )
+        if self.database_url in ("sqlite://", "sqlite:///:memory:"):
+            raise ValueError("DATABASE_URL names a database in memory, which loses orders; name a file")
+        return self
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.database_url.startswith("sqlite:")
+
+
+def _cure(problem: Any) -> str:
+    """One clause for one wrong setting: its name, what is wrong, and what it should be."""
+    reason = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return str(reason)
+    name = str(problem["loc"][0])
+    secret = Settings.model_fields[name].repr is False
+    shown = "" if secret else f" is {str(problem['input'])[:80]!r}:"
+    cure = Settings.model_fields[name].description
+    return f"{name.upper()}{shown} {reason[0].lower()}{reason[1:]}" + (f"; set it to {cure}" if cure else "")

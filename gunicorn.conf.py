@@ -1,0 +1,63 @@
+"""How gunicorn serves the application: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough."""
+
+import sys
+from pathlib import Path
+
+import config as service  # gunicorn has a setting of its own named "config"
+
+try:
+    # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
+    settings = service.Settings.load()
+except service.ConfigError as error:
+    sys.exit(f"error: {error}")
+
+wsgi_app = "wsgi:app"
+bind = f"{settings.host}:{settings.port}"
+worker_class = "gthread"
+workers = settings.web_concurrency
+threads = settings.web_threads
+keepalive = 5
+timeout = 30
+graceful_timeout = 30
+control_socket_disable = True  # all instances of a user would share one socket
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a heartbeat file, no data
+limit_request_line = 4094
+limit_request_fields = 50
+limit_request_field_size = 8190
+
+service.SERVER_STARTS_DISPATCHER = True
+
+
+def on_starting(server):
+    """Bring the schema up to date, or say why not, once and before any worker."""
+    from app.db import Database
+    from app.errors import AppError, DatabaseUnavailable
+    from app.schema import prepare
+
+    database = Database(settings.database_url, timeout=settings.database_timeout)
+    try:
+        prepare(database)
+    except DatabaseUnavailable as error:
+        if database.is_sqlite:
+            sys.exit(f"error: {error}")
+        server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
+    except AppError as error:
+        sys.exit(f"error: {error}")
+    finally:
+        database.close()
+
+
+def post_worker_init(worker):
+    """The application is loaded and the process forked: dispatch here."""
+    if settings.dispatch_in_web:
+        _bus(worker).start()
+
+
+def worker_exit(server, worker):
+    """Requests are answered; let running receivers end, and give back what was not begun."""
+    if worker.wsgi is not None:
+        _bus(worker).stop()
+
+
+def _bus(worker):
+    return worker.wsgi.extensions["bus"]

@@ -1,0 +1,610 @@
+"""The bus: what is remembered, what is delivered, and what happens when a receiver fails."""
+
+import threading
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.answers import Discard, Done, RetryAfter
+from app.bus import Dispatcher, Filter, Settled
+from app.bus import signals as lifecycle
+from app.db import Transaction
+from app.errors import Deferred, NestedTransaction, OutsideTransaction, Refused
+from app.events import NotificationSent, OrderCreated, notification_sent, order_created
+from app.orders import set_email
+from tests.support.shop import FixedWait, Shop
+
+CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
+SENT = NotificationSent(order_id="1001", user_id="42", recipient="a@b.example", message_id="<x@y>")
+
+
+class Failing:
+    """A receiver that fails a number of times, and remembers its calls."""
+
+    __name__ = "failing"
+
+    def __init__(self, times: int = 10**9, error: Exception | None = None) -> None:
+        self.times, self.error, self.calls = times, error or RuntimeError("no luck"), 0
+
+    def __call__(self, sender: Any, event: OrderCreated) -> None:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error
+
+
+# Publishing
+
+
+def test_sending_outside_a_transaction_says_how_to_mend_it(shop: Shop) -> None:
+    with pytest.raises(OutsideTransaction, match=r"inside db.transact\(work\)"):
+        order_created.send("here", event=CREATED)
+
+
+def test_a_transaction_in_a_transaction_is_refused_at_once(shop: Shop) -> None:
+    """On SQLite the inner one would wait for a lock that the outer one holds."""
+    with pytest.raises(NestedTransaction):
+        shop.database.transact(lambda _: shop.database.transact(lambda _: None))
+
+
+def test_what_is_rolled_back_leaves_nothing(shop: Shop) -> None:
+    def work(session: Transaction) -> None:
+        order_created.send("here", event=CREATED)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        shop.database.transact(work)
+    assert (shop.count("events"), shop.count("deliveries")) == (0, 0)
+    shop.place_order()
+    assert shop.count("orders") == 1
+
+
+def test_an_event_without_receivers_is_stored_and_waits_for_nobody(shop: Shop) -> None:
+    with order_created.muted():
+        shop.place_order()
+    assert (shop.count("events"), shop.count("deliveries")) == (1, 0)
+    assert shop.dispatch() == []
+
+
+def test_a_receiver_sees_the_order_that_the_event_tells_of(shop: Shop) -> None:
+    seen = []
+
+    def look(sender: str, event: OrderCreated, session: Transaction) -> None:
+        seen.append((sender, session.execute(text("SELECT total_price FROM orders")).scalar_one()))
+
+    shop.only(look)
+    shop.place_order(price="0.30")
+    shop.dispatch()
+    assert [(sender, Decimal(price)) for sender, price in seen] == [("test", Decimal("0.30"))]
+
+
+def test_what_a_receiver_publishes_carries_cause_and_correlation(shop: Shop) -> None:
+    root = shop.place_order()
+    shop.dispatch_all()
+    first, second = shop.timeline()
+    assert (first["event_id"], first["cause_id"], first["correlation_id"]) == (root, None, root)
+    assert (second["type"], second["cause_id"], second["correlation_id"]) == ("NotificationSent", root, root)
+    assert second["source"] == "send_email_notification"
+
+
+def test_a_receiver_publishes_inside_its_own_transaction(shop: Shop) -> None:
+    def publish(sender: str, event: OrderCreated, session: Transaction) -> None:
+        notification_sent.send("publish", event=SENT)
+
+    shop.only(publish)
+    root = shop.place_order()
+    shop.dispatch_all()
+    assert [(e["type"], e["cause_id"]) for e in shop.timeline()] == [("OrderCreated", None), ("NotificationSent", root)]
+
+
+def test_what_a_failing_receiver_published_is_gone(shop: Shop) -> None:
+    heard: list[Any] = []
+
+    def listener(_: object, event: Any) -> None:
+        heard.append(event.type)
+
+    def publish_and_fail(sender: str, event: OrderCreated, session: Transaction) -> None:
+        notification_sent.send("here", event=SENT)
+        raise RuntimeError
+
+    shop.only(publish_and_fail)
+    shop.place_order()
+    with lifecycle.event_recorded.connected_to(listener):
+        shop.dispatch()
+    assert [e["type"] for e in shop.timeline()] == ["OrderCreated"]
+    assert heard == []
+
+
+# Delivering
+
+
+def test_one_bad_receiver_does_not_affect_the_others(shop: Shop) -> None:
+    failing = Failing()
+    shop.receive(failing)
+    shop.place_order()
+    shop.dispatch_all()
+    assert shop.states() == {
+        "update_user_order_record": "done",
+        "send_email_notification": "done",
+        "failing": "ready",
+        "update_order_notification": "done",
+    }
+
+
+def test_a_retry_runs_only_the_receiver_that_failed(shop: Shop) -> None:
+    failing = Failing(times=1)
+    shop.receive(failing)
+    shop.place_order()
+    shop.dispatch_all()
+    shop.clock.advance(60)
+    shop.dispatch_all()
+    assert failing.calls == 2
+    assert shop.user().orders_count == 1
+    assert len(shop.mailer.outbox) == 1
+
+
+def test_a_failed_delivery_waits_as_long_as_the_policy_says(shop: Shop) -> None:
+    """Not a second less, and then it is tried again."""
+    shop.only(Failing(times=1))
+    shop.place_order()
+
+    (settled,) = shop.dispatch()
+    assert (settled.state, settled.outcome) == ("ready", "bug")
+    assert shop.delivery("failing").reason == "RuntimeError: no luck"
+
+    shop.clock.advance(59.9)
+    assert shop.dispatch() == []
+
+    shop.clock.advance(0.1)
+    assert [settled.state for settled in shop.dispatch()] == ["done"]
+    assert shop.outcomes("failing") == ["bug", "ok"]
+
+
+def test_a_delivery_goes_dead_when_the_budget_is_spent(shop: Shop) -> None:
+    shop.only(Failing(error=Deferred("450 greylisted")))
+    shop.place_order()
+    for _ in range(3):
+        shop.dispatch()
+        shop.clock.advance(60)
+    assert shop.outcomes("failing") == ["deferred", "deferred", "deferred"]
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.reason) == ("dead", "450 greylisted")
+    assert shop.dispatch() == []
+
+
+def test_a_refusal_is_not_tried_again(shop: Shop) -> None:
+    failing = Failing(error=Refused("550 no such user"))
+    shop.only(failing)
+    shop.place_order()
+    shop.dispatch_all()
+    assert (failing.calls, shop.delivery("failing").state, shop.outcomes("failing")) == (1, "dead", ["refused"])
+
+
+def test_giving_up_publishes_what_the_receiver_asked_for(shop: Shop) -> None:
+    def announce(event: OrderCreated, reason: str) -> NotificationSent:
+        return NotificationSent(order_id=event.order_id, user_id=event.user_id, recipient=reason, message_id="")
+
+    shop.only(Failing(error=Refused("never")), when_dead=announce)
+    root = shop.place_order()
+    shop.dispatch_all()
+    _, last = shop.timeline()
+    assert (last["type"], last["data"]["recipient"], last["cause_id"]) == ("NotificationSent", "never", root)
+
+
+def test_a_receiver_that_cannot_even_give_up_goes_dead_nonetheless(shop: Shop) -> None:
+    def announce(event: OrderCreated, reason: str) -> NotificationSent:
+        raise LookupError("oh")
+
+    shop.only(Failing(error=Refused("never")), when_dead=announce)
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.reason) == ("dead", "never; and when_dead failed: LookupError: oh")
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_not_yet_spends_no_attempt(shop: Shop, transactional: bool) -> None:
+    answers = [RetryAfter(10, "the stock is being counted"), None]
+
+    def inside(sender: str, event: OrderCreated, session: Transaction) -> Any:
+        return answers.pop(0)
+
+    def outside(sender: str, event: OrderCreated) -> Any:
+        return answers.pop(0)
+
+    shop.only(inside if transactional else outside, name="patient")
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("patient")
+    assert (delivery.state, delivery.attempts, delivery.reason) == ("ready", 0, "the stock is being counted")
+    assert shop.outcomes("patient") == []
+    shop.clock.advance(9.9)
+    assert shop.dispatch() == []
+    shop.clock.advance(0.1)
+    shop.dispatch()
+    assert shop.delivery("patient").state == "done"
+
+
+def test_a_receiver_may_answer_that_it_is_not_needed(shop: Shop) -> None:
+    shop.only(lambda sender, event: Discard("not on Sundays"), name="sunday")
+    shop.place_order()
+    shop.dispatch_all()
+    delivery = shop.delivery("sunday")
+    assert (delivery.state, delivery.reason) == ("discarded", "not on Sundays")
+
+
+@pytest.mark.parametrize("answer", ["fine", Discard, 0, False])
+def test_an_answer_of_another_kind_is_a_bug(shop: Shop, answer: Any) -> None:
+    shop.only(lambda sender, event: answer, name="odd")
+    shop.place_order()
+    shop.dispatch()
+    assert "return nothing, Done, Discard or RetryAfter" in (shop.delivery("odd").reason or "")
+
+
+def test_publishing_what_is_no_event_is_a_bug_and_not_a_loop(shop: Shop) -> None:
+    shop.only(lambda sender, event: Done("NotificationSent"), name="odd")  # type: ignore[arg-type]
+    shop.place_order()
+    shop.dispatch()
+    assert (shop.delivery("odd").state, shop.outcomes("odd")) == ("ready", ["bug"])
+
+
+def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
+    error: list[Exception | None] = [RuntimeError("half way")]
+
+    def half(sender: str, event: OrderCreated, session: Transaction) -> None:
+        set_email(session, "halved", "a@b.example")
+        if failure := error.pop():
+            raise failure
+        error.append(None)
+
+    shop.only(half)
+    shop.place_order()
+    shop.dispatch()
+    assert shop.count("users") == 0
+    error.append(None)
+    shop.clock.advance(60)
+    shop.dispatch()
+    assert shop.count("users") == 1
+
+
+def test_a_broken_statement_spoils_only_its_own_receiver(shop: Shop) -> None:
+    """On PostgreSQL an error ends the transaction, unless it happens in a savepoint."""
+
+    def broken(sender: str, event: OrderCreated, session: Transaction) -> None:
+        session.execute(text("SELECT nothing FROM nowhere"))
+
+    shop.receive(broken)
+    shop.place_order()
+    shop.dispatch_all()
+    assert shop.states()["update_user_order_record"] == "done"
+    assert (shop.delivery("broken").state, shop.outcomes("broken")) == ("ready", ["bug"])
+
+
+def test_every_receiver_gets_just_what_it_names(shop: Shop) -> None:
+    seen: list[Any] = []
+
+    def all_of_it(sender: str, event: OrderCreated, session: Transaction, delivery: Any) -> None:
+        seen.append((sender, event.order_id, isinstance(session, Transaction), delivery.event_id, delivery.spent))
+
+    def nothing(sender: str) -> None:
+        seen.append(sender)
+
+    def anything(sender: str, **rest: Any) -> None:
+        seen.append(sorted(rest))
+
+    for receiver in (all_of_it, nothing, anything):
+        shop.receive(receiver)
+    event_id = shop.place_order()
+    shop.dispatch()
+    assert seen == [("test", "1001", True, event_id, 0), "test", ["delivery", "event"]]
+
+
+# Faults
+
+
+@pytest.mark.parametrize("damage", ["{", '{"order_id": 5}', "null", "\u0001"])
+def test_an_undecodable_event_goes_dead_with_its_bytes_intact(shop: Shop, damage: str) -> None:
+    shop.place_order()
+    shop.execute("UPDATE events SET data = :damage", damage=damage)
+    shop.place_order("1002")
+    shop.dispatch_all()
+    dead = [delivery for delivery in shop.deliveries() if delivery.state == "dead"]
+    assert [delivery.receiver for delivery in dead] == ["update_user_order_record", "send_email_notification"]
+    assert all((delivery.reason or "").startswith("undecodable event: ") for delivery in dead)
+    assert shop.order("1002").status == "confirmed"
+    with shop.database.read() as session:
+        assert session.execute(text("SELECT data FROM events ORDER BY position LIMIT 1")).scalar_one() == damage
+
+
+def test_text_that_is_no_longer_utf_8_breaks_no_query(shop: Shop) -> None:
+    if not shop.database.is_sqlite:
+        pytest.skip("PostgreSQL refuses to store it")
+    shop.place_order()
+    shop.execute("UPDATE events SET data = CAST(x'7bff' AS TEXT)")
+    shop.place_order("1002")
+    shop.dispatch_all()
+    assert {d.state for d in shop.deliveries()} == {"dead", "done"}
+    assert shop.timeline()[0]["data"] == "{\ufffd"
+    with shop.database.read() as session:
+        assert session.execute(text("SELECT hex(data) FROM events LIMIT 1")).scalar_one() == "7BFF"
+
+
+def test_poison_at_the_head_does_not_starve_what_comes_later(shop: Shop) -> None:
+    calls: list[str] = []
+
+    def choosy(sender: str, event: OrderCreated) -> None:
+        calls.append(event.order_id)
+        if event.order_id.startswith("bad"):
+            raise RuntimeError
+
+    shop.only(choosy)
+    for n in range(25):
+        shop.place_order(f"bad-{n}")
+    shop.place_order("good")
+    shop.dispatch()
+    shop.dispatch()
+    assert "good" in calls
+
+
+def test_a_receiver_that_is_gone_is_a_visible_error_and_no_endless_loop(shop: Shop) -> None:
+    missing: list[str] = []
+
+    def listener(_: object, lease: Any) -> None:
+        missing.append(lease.receiver)
+
+    shop.only(Failing(times=0), name="old_name")
+    shop.place_order()
+    order_created.disconnect(order_created.subscriptions["old_name"].receiver)
+    assert shop.dispatch() == []
+    assert shop.dispatcher.claim_unknown() == []  # a process that knows it may just be busy
+
+    shop.clock.advance(61)
+    with lifecycle.receiver_missing.connected_to(listener):
+        (lease,) = shop.dispatcher.claim_unknown()
+        (settled,) = shop.dispatcher.attempt([lease])
+    assert missing == ["old_name"]
+    assert (settled.state, settled.outcome) == ("ready", None)
+    delivery = shop.delivery("old_name")
+    assert delivery.attempts == 0
+    assert delivery.reason == "no receiver named 'old_name' is connected to OrderCreated; connect it, or discard this"
+
+    shop.clock.advance(86400)
+    shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
+    assert shop.delivery("old_name").state == "dead"
+    assert shop.outcomes("old_name") == []
+
+
+def test_a_receiver_that_comes_back_gets_what_waited(shop: Shop) -> None:
+    """As in a rolling deploy, where the old code does not know it yet."""
+    receiver = Failing(times=0)
+    shop.only(receiver, name="newcomer")
+    shop.place_order()
+    order_created.disconnect(receiver)
+    shop.clock.advance(61)
+    shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
+    order_created.connect(receiver, name="newcomer")
+    shop.clock.advance(60)
+    shop.dispatch()
+    assert (receiver.calls, shop.delivery("newcomer").state, shop.delivery("newcomer").attempts) == (1, "done", 1)
+
+
+def test_a_listener_that_fails_harms_nobody(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    def listener(*_: object, **__: object) -> None:
+        raise RuntimeError("deaf")
+
+    with lifecycle.delivery_settled.connected_to(listener), lifecycle.event_recorded.connected_to(listener):
+        shop.place_order()
+        shop.dispatch_all()
+    assert set(shop.states().values()) == {"done"}
+
+
+# Leases
+
+
+def test_two_dispatchers_share_a_backlog_without_double_effect(shop: Shop) -> None:
+    for n in range(60):
+        shop.place_order(f"{n}")
+    dispatchers = [shop.bus.dispatcher() for _ in range(2)]
+    failures: list[BaseException] = []
+
+    def drain(dispatcher: Dispatcher) -> None:
+        try:
+            while dispatcher.run_once():
+                pass
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=drain, args=(dispatcher,)) for dispatcher in dispatchers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    shop.dispatch_all()
+    assert failures == []
+    assert (shop.user().orders_count, shop.user().total_spent) == (60, Decimal("1199.40"))
+    assert len({message.msgId for message in shop.mailer.outbox}) == len(shop.mailer.outbox) == 60
+
+
+def test_what_is_leased_is_not_claimed_again_until_the_lease_ends(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order()
+    first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
+    (lease,) = first.claim({"failing": 5})
+    shop.clock.advance(29.9)
+    assert second.claim({"failing": 5}) == []
+    shop.clock.advance(0.1)
+    (taken,) = second.claim({"failing": 5})
+    assert (taken.expired, taken.token, taken.spent) == (True, lease.token + 1, 1)
+    assert shop.outcomes("failing") == ["unknown"]
+
+
+def test_a_lease_is_extended_while_the_receiver_runs(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order()
+    first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
+    (lease,) = first.claim({"failing": 5})
+    for _ in range(5):
+        shop.clock.advance(20)
+        first.extend()
+        assert second.claim({"failing": 5}) == []
+    assert [settled.state for settled in first.attempt([lease])] == ["done"]
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_late_process_settles_nothing(shop: Shop, transactional: bool) -> None:
+    """It was paused past its lease while its receiver ran; another has done the work meanwhile."""
+    lost: list[Any] = []
+    late, other = shop.bus.dispatcher(), shop.bus.dispatcher()
+    calls: list[str] = []
+
+    def overtaken() -> None:
+        calls.append("call")
+        if len(calls) == 1:
+            shop.clock.advance(30)
+            if not transactional:
+                assert [settled.state for settled in other.run_once()] == ["done"]
+
+    def inside(sender: str, event: OrderCreated, session: Transaction) -> None:
+        set_email(session, "late", "a@b.example")
+        overtaken()
+        if len(calls) == 1:
+            session.execute(text("UPDATE deliveries SET lease_token = lease_token + 1"))
+
+    def outside(sender: str, event: OrderCreated) -> None:
+        overtaken()
+
+    def listener(_: object, lease: Any) -> None:
+        lost.append(lease.delivery_id)
+
+    shop.only(inside if transactional else outside, name="slow")
+    shop.place_order()
+    with lifecycle.lease_lost.connected_to(listener):
+        assert late.run_once() == []
+    assert lost == [shop.delivery("slow").delivery_id]
+    assert shop.count("users") == 0
+    assert shop.delivery("slow").state == ("leased" if transactional else "done")
+
+
+def test_a_process_that_was_paused_past_its_lease_does_not_begin(shop: Shop) -> None:
+    receiver = Failing(times=0)
+    shop.only(receiver)
+    shop.place_order()
+    (lease,) = shop.dispatcher.claim({"failing": 1})
+    shop.clock.advance(30)
+    assert shop.dispatcher.attempt([lease]) == []
+    assert receiver.calls == 0
+
+
+def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order()
+    shop.dispatcher.release(shop.dispatcher.claim({"failing": 1}))
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.attempts) == ("ready", 0)
+    assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
+
+
+def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:
+    shop.only(Failing(times=0), when_dead=lambda event, reason: SENT)
+    shop.place_order()
+    for _ in range(3):
+        assert len(shop.bus.dispatcher().claim({"failing": 1})) == 1  # and dies
+        shop.clock.advance(30)
+    (settled,) = shop.dispatch()[:1]
+    assert (settled.state, settled.outcome) == ("dead", None)
+    assert shop.outcomes("failing") == ["unknown"] * 3
+    assert "as if it killed the process" in (shop.delivery("failing").reason or "")
+    assert len(shop.timeline()) == 2
+
+
+@pytest.mark.parametrize("jump", [-7200, 7200])
+def test_a_jump_of_the_wall_clock_loses_nothing_and_doubles_nothing(shop: Shop, jump: float) -> None:
+    shop.place_order()
+    leases = shop.dispatcher.claim(dict.fromkeys(["update_user_order_record", "send_email_notification"], 5))
+    shop.clock.jump(jump)
+    other = shop.bus.dispatcher()
+    taken = other.run_once()
+    for batch in shop.dispatcher.batches(leases):
+        shop.dispatcher.attempt(batch)
+    shop.clock.jump(-jump)
+    shop.clock.advance(1)
+    shop.dispatch_all()
+    shop.clock.advance(10_000)
+    shop.dispatch_all()
+    assert set(shop.states().values()) == {"done"}
+    assert shop.user().orders_count == 1
+    copies = len(shop.mailer.outbox)
+    assert copies == 1 + shop.outcomes("send_email_notification").count("unknown")
+    assert bool(taken) == (jump > 0)
+    assert len({message.msgId for message in shop.mailer.outbox}) == 1
+
+
+# What a person does
+
+
+def test_a_dead_delivery_is_retried_with_a_new_budget_and_its_attempts_stay(shop: Shop) -> None:
+    failing = Failing(times=3)
+    shop.only(failing)
+    shop.place_order()
+    for _ in range(3):
+        shop.dispatch()
+        shop.clock.advance(60)
+    assert shop.delivery("failing").state == "dead"
+
+    assert shop.bus.retry(Filter(receiver="failing"), by="test") == 1
+    assert shop.bus.retry(Filter(receiver="failing"), by="test") == 0
+
+    assert [settled.state for settled in shop.dispatch()] == ["done"]
+    assert shop.outcomes("failing") == ["bug", "bug", "bug", "ok"]
+    assert shop.delivery("failing").attempts == 1
+
+
+def test_a_filter_selects_by_every_field(shop: Shop) -> None:
+    shop.policy = shop.dispatcher.policy = FixedWait(attempts=1)
+    shop.only(Failing(error=Deferred("450 50% _grey_")))
+    for n in range(3):
+        shop.place_order(f"{n}")
+    shop.dispatch()
+    matching: list[tuple[Filter, int]] = [
+        (Filter(order_id="1"), 1),
+        (Filter(outcome="deferred"), 3),
+        (Filter(outcome="bug"), 0),
+        (Filter(reason="50% _grey"), 3),
+        (Filter(reason="50_ "), 0),
+        (Filter(event_type="NotificationSent"), 0),
+        (Filter(settled_before=shop.clock.now()), 0),
+        (Filter(delivery_id=1, state="dead"), 1),
+    ]
+    for which, count in matching:
+        assert shop.bus.discard(which, "a test", by="test") == count
+        assert shop.bus.retry(Filter(state="discarded"), by="test") == count
+        shop.dispatch()
+
+
+def test_discarding_needs_a_reason_and_spares_what_is_running(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    shop.dispatcher.claim({"failing": 1})
+    shop.place_order("2")
+    assert shop.bus.discard(Filter(), "a duplicate import", by="test") == 1
+    assert [(d.state, d.reason) for d in shop.deliveries()] == [("leased", None), ("discarded", "a duplicate import")]
+
+
+# Reports
+
+
+def test_every_settle_is_reported_after_its_commit(shop: Shop) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def listener(_: object, settled: Settled) -> None:
+        seen.append((settled.lease.receiver, shop.delivery(settled.lease.receiver).state))
+
+    with lifecycle.delivery_settled.connected_to(listener):
+        shop.place_order()
+        shop.dispatch_all()
+    assert seen == [
+        ("update_user_order_record", "done"),
+        ("send_email_notification", "done"),
+        ("update_order_notification", "done"),
+    ]

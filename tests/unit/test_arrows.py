@@ -1,0 +1,73 @@
+"""The modules' arrows point one way."""
+
+import ast
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = {
+    "errors": set(),
+    "clock": set(),
+    "events": set(),
+    "retry": set(),
+    "answers": {"events"},
+    "db": {"clock", "errors"},
+    "schema": {"db", "errors"},
+    "bus": {"answers", "clock", "db", "errors", "events", "retry"},
+    "orders": {"db", "errors", "events"},
+    "mail": {"errors", "events"},
+    "receivers": {"answers", "db", "errors", "events", "mail", "orders"},
+    "api": {"bus", "clock", "db", "errors", "events", "orders"},
+    "logs": {"bus", "errors"},
+    "doctor": {"bus", "db", "errors", "events"},
+    "cli": {"bus", "db", "doctor", "errors", "orders", "schema"},
+}
+"""What each part may import of the application. Nothing imports api, cli or receivers but create_app."""
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in (ROOT / "app").rglob("*.py")
+    }
+
+
+def imports(file: Path, name: str) -> set[str]:
+    """The application's modules that a file imports, wherever in it the import stands."""
+    known = modules()
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {
+                full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names
+            }
+    return {module for module in found if module in known and module not in ("app", name)}
+
+
+def part(module: str) -> str:
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in modules() if name != "app"))
+def test_a_module_imports_only_what_its_part_may(name: str) -> None:
+    parts = {part(imported) for imported in imports(modules()[name], name)} - {part(name)}
+    assert parts <= ALLOWED[part(name)]
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {name: imports(file, name) - {name} for name, file in modules().items() if name != "app"}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_every_part_has_its_line() -> None:
+    assert {part(name) for name in modules() if name != "app"} == set(ALLOWED)
+
+
+def test_only_config_reads_the_environment() -> None:
+    files = [*(ROOT / "app").rglob("*.py"), ROOT / "wsgi.py", ROOT / "gunicorn.conf.py"]
+    assert [file.name for file in files if re.search(r"os\.environ|getenv", file.read_text())] == []

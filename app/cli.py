@@ -3,6 +3,7 @@
 import getpass
 import signal
 import threading
+from datetime import UTC
 from typing import Any
 
 import click
@@ -84,6 +85,8 @@ def _filter_options(command: Any) -> Any:
         click.option("--receiver"),
         click.option("--type", "event_type", help="Of event, such as OrderCreated."),
         click.option("--order", "order_id"),
+        click.option("--user", "user_id"),
+        click.option("--older-than", type=click.DateTime(), help="Made before this time, in UTC."),
         click.option("--outcome", type=click.Choice([*Outcome]), help="Of the latest attempt."),
         click.option("--reason", help="Text that the reason contains."),
         click.option("--yes", is_flag=True, help="Do not ask."),
@@ -96,10 +99,8 @@ def _filter_options(command: Any) -> Any:
 @_filter_options
 def retry(yes: bool, **which: Any) -> None:
     """Make dead and discarded deliveries due again, with a new budget of attempts. Says first how many."""
-    chosen = Filter(**which)
-    with _database().read() as session:
-        count = operate.count_retriable(session, chosen)
-    if _confirmed("Retry", count, yes):
+    chosen = _chosen(which)
+    if _confirmed("retry", chosen, yes):
         click.echo(f"retried {_bus().retry(chosen, by=_who())}")
 
 
@@ -108,14 +109,26 @@ def retry(yes: bool, **which: Any) -> None:
 @click.option("--because", required=True, help="Why: kept with each delivery.")
 def discard(yes: bool, because: str, **which: Any) -> None:
     """Give waiting and dead deliveries up for good. Says first how many."""
-    chosen = Filter(**which)
-    with _database().read() as session:
-        count = operate.count_discardable(session, chosen)
-    if _confirmed("Discard", count, yes):
+    chosen = _chosen(which)
+    if _confirmed("discard", chosen, yes):
         click.echo(f"discarded {_bus().discard(chosen, because, by=_who())}")
 
 
-def _confirmed(action: str, count: int, yes: bool) -> bool:
+@bus_group.command("prune", cls=_Clean)
+def prune() -> None:
+    """Forget finished events older than RETENTION_DAYS now; a dispatcher does so every hour. Orders are kept."""
+    click.echo(f"forgot {_bus().prune()} events")
+
+
+def _chosen(which: dict[str, Any]) -> Filter:
+    if which["older_than"] is not None:
+        which["older_than"] = which["older_than"].replace(tzinfo=UTC)
+    return Filter(**which)
+
+
+def _confirmed(action: str, chosen: Filter, yes: bool) -> bool:
+    with _database().read() as session:
+        count = operate.count(session, action, chosen)
     if count == 0:
         click.echo("no delivery matches")
         return False

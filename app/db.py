@@ -5,6 +5,7 @@ is set up. Nothing else in the application knows which of the two it talks to, b
 """
 
 import contextlib
+import importlib
 import logging
 import random
 import sqlite3
@@ -266,10 +267,9 @@ def _set_pragmas(connection: Any, timeout: float) -> None:
 def sqlite_module() -> ModuleType:
     """The driver: pysqlite3, which carries its own recent SQLite, else the standard library's."""
     try:
-        from pysqlite3 import dbapi2
+        return importlib.import_module("pysqlite3.dbapi2")
     except ImportError:
         return sqlite3
-    return dbapi2
 
 
 def sqlite_is_safe() -> bool:

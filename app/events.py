@@ -69,6 +69,7 @@ class Subscription:
     parameters: frozenset[str]
     concurrency: int
     when_dead: Callable[[Any, str], Event] | None
+    hold_unknown: bool
 
     @property
     def transactional(self) -> bool:
@@ -103,13 +104,15 @@ class DurableSignal(NamedSignal):
         name: str | None = None,
         concurrency: int = 1,
         when_dead: Callable[[Any, str], Event] | None = None,
+        hold_unknown: bool = False,
     ) -> F:
         """Subscribe ``receiver`` under a stable name, by default its own.
 
         It is called as ``receiver(sender, ...)`` with those of ``event``, ``delivery`` and ``session`` that it names
         as parameters. One that takes ``session`` runs inside the transaction that ends its delivery: its effects
         happen exactly once. One that does not is tried at least once, up to ``concurrency`` at a time in a process.
-        ``when_dead(event, reason)`` makes the event to publish when the bus gives a delivery up.
+        ``when_dead(event, reason)`` makes the event to publish when the bus gives a delivery up. An attempt whose
+        process died may or may not have had its effect: it is repeated, or with ``hold_unknown`` left to a person.
 
         Raises ValueError when another receiver has the name, and when ``weak`` is true: what a process has garbage
         collected can't be called after a restart.
@@ -122,6 +125,7 @@ class DurableSignal(NamedSignal):
             parameters=_parameters_of(receiver),
             concurrency=concurrency,
             when_dead=when_dead,
+            hold_unknown=hold_unknown,
         )
         known = self.subscriptions.get(subscription.name)
         if known is not None and known.receiver != receiver:

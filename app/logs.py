@@ -9,6 +9,7 @@ from flask import Flask
 
 from app.bus import signals
 from app.bus.dispatcher import Settled
+from app.bus.operate import Filter
 from app.bus.record import Recorded
 from app.bus.store import Lease
 from app.errors import Outcome
@@ -98,8 +99,12 @@ def receiver_missing(_: object, lease: Lease) -> None:
     log.error("receiver missing", **_of(lease))
 
 
-def deliveries_reset(_: object, action: str, count: int, by: str) -> None:
-    log.info(f"deliveries {action}", count=count, by=by)
+def operator_acted(_: object, action: str, which: Filter, count: int, by: str) -> None:
+    log.info(f"operator: {action}", which=str(which), count=count, by=by)
+
+
+def events_pruned(_: object, count: int) -> None:
+    log.info("events pruned", count=count)
 
 
 def dispatcher_started(_: object, name: str) -> None:
@@ -130,7 +135,8 @@ LISTENERS = {
         lease_lost,
         lease_expired,
         receiver_missing,
-        deliveries_reset,
+        operator_acted,
+        events_pruned,
         dispatcher_started,
         dispatcher_stopped,
         dispatcher_failed,

@@ -3,12 +3,13 @@
 import os
 import threading
 import weakref
+from datetime import timedelta
 from typing import Any
 
 from flask import Flask
 
 from app import events
-from app.bus import operate, signals, wakeup
+from app.bus import operate, prune, signals, wakeup
 from app.bus.dispatcher import Dispatcher, Settled
 from app.bus.operate import Filter
 from app.bus.record import record
@@ -55,6 +56,7 @@ class Bus:
                     Wakeup(self.database),
                     poll_seconds=self.settings.poll_seconds,
                     wake_others=lambda: wakeup.wake_others(self.database),
+                    prune=lambda: self.prune(batches=1),
                 )
                 self.worker.start()
             return self.worker
@@ -67,19 +69,21 @@ class Bus:
 
     def retry(self, which: Filter, by: str) -> int:
         """Make dead and discarded deliveries due again, with a new budget. Returns how many."""
-        count = self.database.transact(lambda session: operate.retry(session, which))
-        self._after_reset("retried", count, by)
-        return count
+        return self._act("retry", which, by, None)
 
     def discard(self, which: Filter, reason: str, by: str) -> int:
         """Give waiting and dead deliveries up for good. Returns how many."""
-        count = self.database.transact(lambda session: operate.discard(session, which, reason))
-        self._after_reset("discarded", count, by)
-        return count
+        return self._act("discard", which, by, reason)
 
-    def _after_reset(self, action: str, count: int, by: str) -> None:
-        signals.report(signals.deliveries_reset, self, action=action, count=count, by=by)
+    def prune(self, batches: int | None = None) -> int:
+        """Forget finished events that are older than ``retention_days``. Returns how many."""
+        return prune.prune(self.database, timedelta(days=self.settings.retention_days), batches)
+
+    def _act(self, action: str, which: Filter, by: str, reason: str | None) -> int:
+        count = operate.act(self.database, action, which, by=by, reason=reason)
+        signals.report(signals.operator_acted, self, action=action, which=which, count=count, by=by)
         self._wake()
+        return count
 
     def _on_commit(self, _: Database, facts: dict[str, Any]) -> None:
         recorded = facts.get("recorded", ())

@@ -1,16 +1,22 @@
-"""What a person may do with deliveries: retry or discard one, or all that a filter selects."""
+"""What a person may do with deliveries: find, retry or discard one, or all that a filter selects."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy.orm import Session
 
-from app.bus.tables import DEAD, DISCARDED, READY, Attempt, Delivery, StoredEvent
-from app.db import Transaction
+from app.bus.tables import DEAD, DISCARDED, READY, Delivery, OperatorAct, StoredEvent
+from app.db import Database, Transaction
 
-RETRIABLE = (DEAD, DISCARDED)
-DISCARDABLE = (READY, DEAD)
+BATCH = 500
+"""Deliveries changed in one transaction, so that an act on very many blocks nobody for long."""
+
+ACTIONS = {"retry": (DEAD, DISCARDED), "discard": (READY, DEAD)}
+"""What can be done, and to deliveries in which states."""
 
 
 @dataclass(frozen=True)
@@ -22,73 +28,103 @@ class Filter:
     receiver: str | None = None
     event_type: str | None = None
     order_id: str | None = None
+    user_id: str | None = None
     outcome: str | None = None
     """Of the latest attempt."""
     reason: str | None = None
-    settled_before: datetime | None = None
+    older_than: datetime | None = None
+    """The delivery was made before."""
 
-    def _select(self, states: tuple[str, ...]) -> Select[Any]:
-        chosen = select(Delivery.delivery_id).join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
-        chosen = chosen.where(Delivery.state.in_(states))
+    def narrow(self, query: Select[Any]) -> Select[Any]:
+        """``query`` on deliveries and their events, with these conditions."""
         for column, value in (
             (Delivery.delivery_id, self.delivery_id),
             (Delivery.state, self.state),
             (Delivery.receiver, self.receiver),
+            (Delivery.outcome, self.outcome),
             (StoredEvent.type, self.event_type),
             (StoredEvent.order_id, self.order_id),
+            (StoredEvent.user_id, self.user_id),
         ):
             if value is not None:
-                chosen = chosen.where(column == value)
+                query = query.where(column == value)
         if self.reason is not None:
-            chosen = chosen.where(Delivery.reason.contains(self.reason, autoescape=True))
-        if self.settled_before is not None:
-            chosen = chosen.where(Delivery.settled_at < self.settled_before)
-        if self.outcome is not None:
-            latest = (
-                select(Attempt.outcome)
-                .where(Attempt.delivery_id == Delivery.delivery_id)
-                .order_by(Attempt.attempt_id.desc())
-                .limit(1)
-                .scalar_subquery()
-            )
-            chosen = chosen.where(latest == self.outcome)
-        return chosen
+            query = query.where(Delivery.reason.contains(self.reason, autoescape=True))
+        if self.older_than is not None:
+            query = query.where(Delivery.created_at < self.older_than)
+        return query
+
+    def __str__(self) -> str:
+        given = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return json.dumps(given, ensure_ascii=False, default=str)
 
 
-def count_retriable(session: Any, which: Filter) -> int:
-    """How many deliveries ``retry`` would touch now."""
-    return _count(session, which, RETRIABLE)
+def find(session: Session, which: Filter, *, after: int = 0, limit: int = 50) -> tuple[list[Any], int | None]:
+    """A page of deliveries with their events, oldest first, and the cursor of the next page: None at the end."""
+    page: Any = select(Delivery, StoredEvent.type, StoredEvent.order_id, StoredEvent.user_id).join(
+        StoredEvent, StoredEvent.event_id == Delivery.event_id
+    )
+    page = which.narrow(page).where(Delivery.delivery_id > after).order_by(Delivery.delivery_id).limit(limit + 1)
+    found = list(session.execute(page))
+    return found[:limit], found[limit - 1].Delivery.delivery_id if len(found) > limit else None
 
 
-def count_discardable(session: Any, which: Filter) -> int:
-    """How many deliveries ``discard`` would touch now."""
-    return _count(session, which, DISCARDABLE)
+def count(session: Session, action: str, which: Filter) -> int:
+    """How many deliveries the action would touch now."""
+    return session.scalar(select(func.count()).select_from(_chosen(action, which).subquery())) or 0
 
 
-def _count(session: Any, which: Filter, states: tuple[str, ...]) -> int:
-    return session.scalar(select(func.count()).select_from(which._select(states).subquery())) or 0
+def act(database: Database, action: str, which: Filter, *, by: str, reason: str | None = None) -> int:
+    """Do it, to a batch in each transaction, and record who did what, when and why. Returns to how many.
 
-
-def retry(session: Transaction, which: Filter) -> int:
-    """Dead and discarded deliveries become due now, with a new budget; their attempts stay. Returns how many.
-
-    Repeating it does no harm: what is due already is not selected again.
+    ``retry``: dead and discarded deliveries become due now, with a new budget; their attempts stay. ``discard``:
+    waiting and dead ones are given up for good; what runs at the moment is spared. Repeating either does no harm:
+    what has been changed is not selected again. Both end at the newest delivery that was there when they began.
     """
-    changed = session.execute(
-        update(Delivery)
-        .where(Delivery.delivery_id.in_(which._select(RETRIABLE)), Delivery.state.in_(RETRIABLE))
-        .values(state=READY, due_at=session.now, attempts=0, settled_at=None)
-        .execution_options(synchronize_session=False)
-    )
-    return int(changed.rowcount)  # type: ignore[attr-defined]  # of CursorResult
+    with database.read() as session:
+        newest = session.scalar(select(func.max(Delivery.delivery_id))) or 0
+    act_id = database.transact(lambda session: _record(session, action, which, by, reason))
+    total, last = 0, 0
+    while last < newest:
+        changed, last = database.transact(
+            lambda session, last=last: _act_on_batch(session, act_id, action, which, reason, last, newest)  # type: ignore[misc]
+        )
+        total += changed
+    return total
 
 
-def discard(session: Transaction, which: Filter, reason: str) -> int:
-    """Waiting and dead deliveries are given up for good, with the reason. Returns how many."""
-    changed = session.execute(
-        update(Delivery)
-        .where(Delivery.delivery_id.in_(which._select(DISCARDABLE)), Delivery.state.in_(DISCARDABLE))
-        .values(state=DISCARDED, settled_at=session.now, reason=reason)
+def _chosen(action: str, which: Filter) -> Select[Any]:
+    query = select(Delivery.delivery_id).join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
+    return which.narrow(query).where(Delivery.state.in_(ACTIONS[action]))
+
+
+def _record(session: Transaction, action: str, which: Filter, by: str, reason: str | None) -> int:
+    act_id: int = session.execute(
+        insert(OperatorAct)
+        .values(acted_at=session.now, acted_by=by, action=action, filter=str(which), reason=reason, deliveries=0)
+        .returning(OperatorAct.act_id)
+    ).scalar_one()
+    return act_id
+
+
+def _act_on_batch(
+    session: Transaction, act_id: int, action: str, which: Filter, reason: str | None, last: int, newest: int
+) -> tuple[int, int]:
+    batch = _chosen(action, which).where(Delivery.delivery_id > last, Delivery.delivery_id <= newest)
+    ids = session.scalars(batch.order_by(Delivery.delivery_id).limit(BATCH).with_for_update(of=Delivery)).all()
+    if not ids:
+        return 0, newest
+    values: dict[str, Any] = (
+        {"state": READY, "due_at": session.now, "attempts": 0, "settled_at": None}
+        if action == "retry"
+        else {"state": DISCARDED, "settled_at": session.now, "reason": reason}
+    )
+    chosen = update(Delivery).where(Delivery.delivery_id.in_(ids)).values(**values)
+    session.execute(chosen.execution_options(synchronize_session=False))
+    session.execute(
+        update(OperatorAct)
+        .where(OperatorAct.act_id == act_id)
+        .values(deliveries=OperatorAct.deliveries + len(ids))
         .execution_options(synchronize_session=False)
     )
-    return int(changed.rowcount)  # type: ignore[attr-defined]  # of CursorResult
+    return len(ids), ids[-1]

@@ -30,6 +30,7 @@ EVENT_COLUMNS = (
     StoredEvent.version,
     StoredEvent.source,
     StoredEvent.order_id,
+    StoredEvent.user_id,
     StoredEvent.occurred_at,
     StoredEvent.cause_id,
     StoredEvent.correlation_id,

@@ -59,6 +59,7 @@ def record(
             version=event.version,
             source=source,
             order_id=event.order_id,
+            user_id=event.user_id,
             data=events.encode(event),
             occurred_at=session.now,
             cause_id=cause.event_id if cause else None,

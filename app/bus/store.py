@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import case, func, insert, literal, select, union_all, update
 from sqlalchemy.orm import Session
 
+from app.bus import gate
 from app.bus.queries import EVENT_COLUMNS, raw_data
 from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
 from app.db import Transaction
@@ -43,10 +44,12 @@ class Lease:
     leased_by: str
     expired: bool = False
     """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
+    probe: bool = False
+    """Whether it was let through a closed gate, to see whether the other side is back."""
 
 
 def next_due(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
-    """For each receiver that has unfinished deliveries, when the earliest is due."""
+    """For each receiver that has unfinished deliveries, when the earliest may be claimed."""
     earliest = [
         select(
             literal(name).label("receiver"),
@@ -56,14 +59,22 @@ def next_due(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
     ]
     if not earliest:
         return {}
-    return {row.receiver: row.due for row in session.execute(union_all(*earliest)) if row.due is not None}
+    due = {row.receiver: row.due for row in session.execute(union_all(*earliest)) if row.due is not None}
+    probes = gate.probes(session, due)
+    return {receiver: max(due_at, probes.get(receiver, due_at)) for receiver, due_at in due.items()}
 
 
 def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who: str) -> list[Lease]:
     """Lease up to ``limit`` due deliveries of ``receiver`` to the dispatcher ``who``, the most overdue first.
 
-    Rows that another dispatcher is claiming at this moment are passed over, not waited for.
+    Rows that another dispatcher is claiming at this moment are passed over, not waited for. While the receiver's gate
+    is closed, it is one at the most.
     """
+    probe = gate.take_probe(session, receiver, lease)
+    if probe is not None:
+        limit = 1 if probe else 0
+    if limit == 0:
+        return []
     found = session.execute(
         select(
             Delivery.delivery_id,
@@ -83,6 +94,8 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
         .with_for_update(of=Delivery, skip_locked=True)
     ).all()
     if not found:
+        if probe:
+            gate.release_probe(session, receiver)
         return []
     _record_unknown(session, [row for row in found if row.state == LEASED])
     session.execute(
@@ -95,13 +108,14 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
             due_at=session.now + lease,
             leased_at=session.now,
             leased_by=who,
+            outcome=case((Delivery.state == LEASED, str(Outcome.UNKNOWN)), else_=Delivery.outcome),
         )
         .execution_options(synchronize_session=False)
     )
-    return [_lease(row, receiver, session.now, who) for row in found]
+    return [_lease(row, receiver, session.now, who, probe=bool(probe)) for row in found]
 
 
-def _lease(row: Any, receiver: str, now: datetime, who: str) -> Lease:
+def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> Lease:
     expired = row.state == LEASED
     return Lease(
         delivery_id=row.delivery_id,
@@ -121,6 +135,7 @@ def _lease(row: Any, receiver: str, now: datetime, who: str) -> Lease:
         leased_at=now,
         leased_by=who,
         expired=expired,
+        probe=probe,
     )
 
 
@@ -170,8 +185,10 @@ def settle(
         changes["settled_at"] = session.now
     if outcome is not None:
         changes["attempts"] = lease.spent + 1
+        changes["outcome"] = outcome
     if session.execute(_held(lease).values(**changes)).rowcount != 1:  # type: ignore[attr-defined]  # of CursorResult
         raise LeaseLost
+    _see_to_gate(session, lease, outcome)
     if outcome is not None:
         session.execute(
             insert(Attempt),
@@ -185,6 +202,15 @@ def settle(
                 "dispatcher": lease.leased_by,
             },
         )
+
+
+def _see_to_gate(session: Transaction, lease: Lease, outcome: Outcome | None) -> None:
+    if outcome in gate.DOWN:
+        gate.close(session, lease.receiver, probe=lease.probe)
+    elif lease.probe and outcome in (None, Outcome.BUG):
+        gate.release_probe(session, lease.receiver)  # it ended without an answer from the other side
+    elif lease.probe:
+        gate.open_(session, lease.receiver)
 
 
 def _held(lease: Lease) -> Any:

@@ -30,6 +30,7 @@ class StoredEvent(Base):
     version: Mapped[int]
     source: Mapped[str] = mapped_column(String(200))
     order_id: Mapped[str] = mapped_column(String(64))
+    user_id: Mapped[str] = mapped_column(String(64))
     data: Mapped[str] = mapped_column(Text)
     occurred_at: Mapped[datetime] = mapped_column(UtcTime)
     cause_id: Mapped[str | None] = mapped_column(String(36))
@@ -62,6 +63,8 @@ class Delivery(Base):
     """Grows with every lease: a settle under an older token finds nothing to settle."""
     leased_at: Mapped[datetime | None] = mapped_column(UtcTime)
     leased_by: Mapped[str | None] = mapped_column(String(100))
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    """Of the latest attempt."""
     reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcTime)
     settled_at: Mapped[datetime | None] = mapped_column(UtcTime)
@@ -94,6 +97,33 @@ class Attempt(Base):
         Index("attempts_delivery_id", "delivery_id"),
         CheckConstraint(f"outcome IN {tuple(str(outcome) for outcome in Outcome)}", name="outcome"),
     )
+
+
+class Gate(Base):
+    """A receiver whose other side is down: while this row exists, one delivery at a time probes whether it is back."""
+
+    __tablename__ = "gates"
+
+    receiver: Mapped[str] = mapped_column(String(100), primary_key=True)
+    closed_at: Mapped[datetime] = mapped_column(UtcTime)
+    failures: Mapped[int]
+    """Attempts in a row that found it down: the one that closed the gate, and the probes since."""
+    probe_at: Mapped[datetime] = mapped_column(UtcTime)
+    """When the next probe may be taken; while one is under way, when it counts as lost."""
+
+
+class OperatorAct(Base):
+    """What a person did to deliveries: when, who, what, to which, and how many it was."""
+
+    __tablename__ = "operator_acts"
+
+    act_id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    acted_at: Mapped[datetime] = mapped_column(UtcTime)
+    acted_by: Mapped[str] = mapped_column(String(100))
+    action: Mapped[str] = mapped_column(String(16))
+    filter: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str | None] = mapped_column(Text)
+    deliveries: Mapped[int] = mapped_column(default=0)
 
 
 class Dispatcher(Base):

@@ -5,6 +5,7 @@ of its own: one that hangs holds up nobody else's deliveries.
 """
 
 import queue
+import random
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -24,6 +25,10 @@ AWAY_PAUSE = 1.0
 
 PASSED_OVER = 0.01
 """Seconds until the next look when another dispatcher was at the rows that are due."""
+
+
+PRUNE_PAUSE = 3600.0
+"""Seconds between looks for what is old enough to be forgotten."""
 
 
 class Lane:
@@ -73,14 +78,17 @@ class Lane:
 class Worker:
     """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
 
-    def __init__(self, dispatcher: Dispatcher, wakeup: Wakeup, *, poll_seconds: float, wake_others: Callable[[], None]):
+    def __init__(self, dispatcher: Dispatcher, wakeup: Wakeup, *, poll_seconds: float, wake_others: Callable[[], None], prune: Callable[[], int]):
         self.dispatcher = dispatcher
         self.wakeup = wakeup
         self.poll_seconds = poll_seconds
         self.wake_others = wake_others
+        self.prune = prune
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._lanes: dict[str, Lane] = {}
+        self._next_look = 0.0
+        self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
         self._away = False
         self._saturated = False
         self._main = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -124,13 +132,9 @@ class Worker:
 
     def _run(self) -> None:
         self._beat_once()
-        looked_for_unknown = 0.0
         while not self._stopping.is_set():
             try:
-                now = self.dispatcher.clock.monotonic()
-                if now - looked_for_unknown > MISSING_RECEIVER_WAIT or not looked_for_unknown:
-                    looked_for_unknown = now
-                    self._hand_out(self.dispatcher.claim_unknown())
+                self._see_to_chores()
                 pause = self._round()
             except DatabaseUnavailable as error:
                 self._outlast(error)
@@ -141,6 +145,18 @@ class Worker:
                 self._database_answers()
                 if pause:
                     self.wakeup.wait(pause)
+
+    def _see_to_chores(self) -> None:
+        """Now and then: what has no receiver shall become visible, and what is old be forgotten."""
+        now = self.dispatcher.clock.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + MISSING_RECEIVER_WAIT
+            self._hand_out(self.dispatcher.claim_unknown())
+        if now >= self._next_prune:
+            count = self.prune()
+            self._next_prune = now + (1 if count else PRUNE_PAUSE)
+            if count:
+                signals.report(signals.events_pruned, self.dispatcher.sender, count=count)
 
     def _round(self) -> float:
         """Claim what is due and there is room for. Returns for how many seconds there is nothing to do."""

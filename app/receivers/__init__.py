@@ -16,7 +16,10 @@ def connect_all(settings: Settings) -> None:
     """Connect every receiver to its signal, under the name that its deliveries are stored with."""
     order_created.connect(update_user_order_record)
     order_created.connect(
-        send_email_notification, concurrency=settings.mail_threads, when_dead=announce_failure
+        send_email_notification,
+        concurrency=settings.mail_threads,
+        when_dead=announce_failure,
+        hold_unknown=settings.mail_on_unknown == "hold",
     )
     notification_sent.connect(update_order_notification)
     notification_failed.connect(update_order_notification)

@@ -10,6 +10,22 @@ class Policy(Protocol):
         """Seconds until the next try, or None to give up, after ``spent`` attempts, the last of which ended so."""
 
 
+PROBE_BASE = 0.5
+PROBE_MAXIMUM = 30.0
+
+
+def probe_wait(failures: int, rng: random.Random | None = None) -> float:
+    """Seconds until the next probe of something that was found down ``failures`` times in a row.
+
+    None at all after the first, for that may have been the one message's fault; then half a second, doubled each
+    time up to half a minute, less a random tenth.
+    """
+    if failures <= 1:
+        return 0
+    longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** min(failures - 2, 64))
+    return longest * (rng or random).uniform(0.9, 1)
+
+
 @dataclass(frozen=True)
 class ExponentialBackoff:
     """Exponential backoff with full jitter: a uniform draw from 0 to min(maximum, base * 2 ** (spent - 1)) seconds.

@@ -1,4 +1,4 @@
-"""Orders and users; events, deliveries, attempts and dispatchers."""
+"""Orders and users; events, deliveries and attempts; gates, operators' acts and dispatchers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("source", sa.String(200), nullable=False),
         sa.Column("order_id", sa.String(64), nullable=False),
+        sa.Column("user_id", sa.String(64), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
         sa.Column("occurred_at", UtcTime(), nullable=False),
         sa.Column("cause_id", sa.String(36)),
@@ -74,6 +75,7 @@ def upgrade() -> None:
         sa.Column("lease_token", sa.Integer(), nullable=False),
         sa.Column("leased_at", UtcTime()),
         sa.Column("leased_by", sa.String(100)),
+        sa.Column("outcome", sa.String(16)),
         sa.Column("reason", sa.Text()),
         sa.Column("created_at", UtcTime(), nullable=False),
         sa.Column("settled_at", UtcTime()),
@@ -102,6 +104,23 @@ def upgrade() -> None:
     op.create_index("attempts_delivery_id", "attempts", ["delivery_id"])
 
     op.create_table(
+        "gates",
+        sa.Column("receiver", sa.String(100), primary_key=True),
+        sa.Column("closed_at", UtcTime(), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("probe_at", UtcTime(), nullable=False),
+    )
+    op.create_table(
+        "operator_acts",
+        sa.Column("act_id", BigId, primary_key=True),
+        sa.Column("acted_at", UtcTime(), nullable=False),
+        sa.Column("acted_by", sa.String(100), nullable=False),
+        sa.Column("action", sa.String(16), nullable=False),
+        sa.Column("filter", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text()),
+        sa.Column("deliveries", sa.Integer(), nullable=False),
+    )
+    op.create_table(
         "dispatchers",
         sa.Column("name", sa.String(100), primary_key=True),
         sa.Column("started_at", UtcTime(), nullable=False),
@@ -110,5 +129,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("dispatchers", "attempts", "deliveries", "events", "users", "orders"):
+    for table in ("dispatchers", "operator_acts", "gates", "attempts", "deliveries", "events", "users", "orders"):
         op.drop_table(table)

@@ -1,0 +1,58 @@
+"""Forget what is finished and old, in small batches that block nobody. Orders are never forgotten."""
+
+import itertools
+from datetime import timedelta
+
+from sqlalchemy import delete, exists, or_, select
+
+from app.bus.tables import DISCARDED, DONE, Attempt, Delivery, OperatorAct, StoredEvent
+from app.db import Database, Transaction
+
+BATCH = 200
+"""Events forgotten in one transaction."""
+
+
+def prune(database: Database, keep: timedelta, batches: int | None = None) -> int:
+    """Delete events older than ``keep``, with their deliveries and attempts. Returns how many events.
+
+    ``batches`` is how many at the most, each a transaction of its own.
+
+    An event stays while one of its deliveries is waiting, running or dead, or ended less than ``keep`` ago.
+    """
+    total, last = 0, 0
+    for _ in range(batches) if batches else itertools.count():
+        count, last = database.transact(lambda session, last=last: _prune_batch(session, keep, last))  # type: ignore[misc]
+        total += count
+        if count < BATCH:
+            break
+    return total
+
+
+def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int, int]:
+    cutoff = session.now - keep
+    # Events lie in the order of time: up to the first that is too young, and no need to look at those behind it.
+    first_young = (
+        select(StoredEvent.position)
+        .where(StoredEvent.occurred_at >= cutoff, StoredEvent.position > last)
+        .order_by(StoredEvent.position)
+        .limit(1)
+    )
+    end = session.scalar(first_young)
+    needed = exists().where(
+        Delivery.event_id == StoredEvent.event_id,
+        or_(Delivery.state.not_in((DONE, DISCARDED)), Delivery.settled_at >= cutoff),
+    )
+    old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~needed)
+    if end is not None:
+        old = old.where(StoredEvent.position < end)
+    found = session.execute(old.order_by(StoredEvent.position).limit(BATCH)).all()
+    ids = [row.event_id for row in found]
+    deliveries = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids))
+    for statement in (
+        delete(Attempt).where(Attempt.delivery_id.in_(deliveries)),
+        delete(Delivery).where(Delivery.event_id.in_(ids)),
+        delete(StoredEvent).where(StoredEvent.event_id.in_(ids)),
+        delete(OperatorAct).where(OperatorAct.acted_at < cutoff),
+    ):
+        session.execute(statement.execution_options(synchronize_session=False))
+    return len(found), found[-1].position if found else last

@@ -1,0 +1,171 @@
+"""While a receiver's other side is down, one probe at a time looks whether it is back."""
+
+from typing import Any
+
+import pytest
+
+from app.bus import Dispatcher
+from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
+from app.events import OrderCreated
+from app.retry import probe_wait
+from tests.support.shop import FixedWait, Shop
+
+
+class Server:
+    """What a receiver talks to: up or down, and it counts who comes."""
+
+    __name__ = "server"
+
+    def __init__(self) -> None:
+        self.down: Exception | None = Unreachable("no route")
+        self.asked: list[str] = []
+        self.served: list[str] = []
+
+    def __call__(self, sender: str, event: OrderCreated) -> None:
+        self.asked.append(event.order_id)
+        if self.down is not None:
+            raise self.down
+        self.served.append(event.order_id)
+
+
+@pytest.fixture
+def server(shop: Shop) -> Server:
+    made = Server()
+    shop.only(made, concurrency=4)
+    shop.policy = shop.dispatcher.policy = FixedWait(seconds=600, attempts=5)
+    return made
+
+
+def claim(dispatcher: Dispatcher, limit: int = 4) -> list[Any]:
+    return dispatcher.claim({"server": limit})
+
+
+def attempt(dispatcher: Dispatcher, leases: list[Any]) -> None:
+    for batch in dispatcher.batches(leases):
+        dispatcher.attempt(batch)
+
+
+def test_an_outage_is_met_with_few_attempts_and_all_drain_when_it_ends(shop: Shop, server: Server) -> None:
+    """Hundreds wait for an hour, three dispatchers watch, and the server is asked about once in half a minute."""
+    for n in range(300):
+        shop.place_order(f"{n}")
+    dispatchers = [shop.bus.dispatcher() for _ in range(3)]
+    for dispatcher in dispatchers:
+        dispatcher.policy = shop.policy
+    for _ in range(720):
+        for dispatcher in dispatchers:
+            attempt(dispatcher, claim(dispatcher))
+        shop.clock.advance(5)
+    assert len(server.asked) < 12 + 3600 / 27
+
+    server.down = None
+    shop.clock.advance(31)
+    attempt(dispatchers[0], claim(dispatchers[0]))
+    assert len(server.served) == 1
+    while leases := claim(dispatchers[0], 200):
+        attempt(dispatchers[0], leases)
+    assert sorted(server.served, key=int) == [f"{n}" for n in range(300)]
+    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+    assert max(delivery.attempts for delivery in shop.deliveries()) <= 2
+
+
+@pytest.mark.parametrize("error", [Unreachable(), TimedOut(), Throttled()])
+def test_after_a_failure_one_other_delivery_probes_at_once_and_then_later_and_later(
+    shop: Shop, server: Server, error: Exception
+) -> None:
+    server.down = error
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    assert server.asked == ["0", "1"]
+    assert claim(shop.dispatcher) == []
+    shop.clock.advance(0.51)
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    assert server.asked == ["0", "1", "2"]
+    shop.clock.advance(0.8)
+    assert claim(shop.dispatcher) == []
+
+
+@pytest.mark.parametrize("error", [Deferred(), Refused(), RuntimeError()])
+def test_what_one_message_does_wrong_closes_no_gate(shop: Shop, server: Server, error: Exception) -> None:
+    server.down = error
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    assert len(claim(shop.dispatcher)) == 4
+
+
+def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Server) -> None:
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    other = shop.bus.dispatcher()
+    assert [len(claim(shop.dispatcher)), len(claim(other)), len(claim(shop.dispatcher))] == [1, 0, 0]
+
+
+def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: Server) -> None:
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    assert len(claim(shop.dispatcher)) == 1
+    shop.clock.advance(30)
+    server.down = None
+    other = shop.bus.dispatcher()
+    attempt(other, claim(other))
+    assert len(server.served) == 1
+    assert len(claim(shop.bus.dispatcher())) == 4
+
+
+def test_a_message_that_hangs_by_itself_delays_nobody(shop: Shop, server: Server) -> None:
+    server.down = TimedOut()
+    for n in range(5):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    server.down = None
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    assert server.served[0] == "1"
+    assert sorted(server.served) == ["0", "1", "2", "3", "4"], "it too is due as soon as another came through"
+
+
+def test_a_probe_that_finds_nothing_due_leaves_the_gate_to_the_next(shop: Shop, server: Server) -> None:
+    shop.place_order("0")
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    assert claim(shop.dispatcher) == []
+    shop.place_order("1")
+    assert len(claim(shop.dispatcher)) == 1
+
+
+def test_a_refused_probe_shows_that_the_server_is_back(shop: Shop, server: Server) -> None:
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    server.down = Refused()
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    assert len(claim(shop.dispatcher)) == 4
+
+
+def test_the_worker_sleeps_until_the_next_probe(shop: Shop, server: Server) -> None:
+    for n in range(10):
+        shop.place_order(f"{n}")
+    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    attempt(shop.dispatcher, claim(shop.dispatcher))
+    wait = (shop.dispatcher.next_due()["server"] - shop.clock.now()).total_seconds()
+    assert 0.4 < wait <= 0.5
+
+
+def test_a_gate_is_one_receivers_own(shop: Shop, server: Server) -> None:
+    shop.receive(lambda sender, event: None, name="neighbour")
+    shop.place_order("0")
+    shop.dispatch()
+    shop.place_order("1")
+    shop.dispatch()
+    assert {delivery.state for delivery in shop.deliveries("neighbour")} == {"done"}
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 0), (2, 0.5), (3, 1), (8, 30), (10_000, 30)])
+def test_probes_come_later_and_later(failures: int, longest: float) -> None:
+    assert longest * 0.9 <= probe_wait(failures) <= longest
+
+

@@ -1,0 +1,184 @@
+"""What people may do with deliveries, what is kept about it, and what is forgotten in time."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.bus import Filter, operate, prune, queries
+from app.errors import Refused
+from app.events import OrderCreated
+from tests.support.shop import Shop
+
+
+def refuse(sender: str, event: OrderCreated) -> None:
+    raise Refused("550 no")
+
+
+def acts(shop: Shop) -> list[Any]:
+    with shop.database.read() as session:
+        return list(session.execute(text("SELECT acted_by, action, filter, reason, deliveries FROM operator_acts")))
+
+
+def test_an_act_is_recorded_with_who_what_why_and_how_many(shop: Shop) -> None:
+    shop.only(refuse)
+    for n in range(3):
+        shop.place_order(f"{n}")
+    shop.dispatch()
+    assert shop.bus.discard(Filter(receiver="refuse", user_id="42"), "closed account", by="ops") == 3
+    shop.bus.retry(Filter(order_id="1"), by="mary")
+    assert acts(shop) == [
+        ("ops", "discard", '{"receiver": "refuse", "user_id": "42"}', "closed account", 3),
+        ("mary", "retry", '{"order_id": "1"}', None, 1),
+    ]
+
+
+def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operate, "BATCH", 10)
+    shop.only(refuse)
+    for n in range(25):
+        shop.place_order(f"{n}")
+    shop.dispatch_all()
+    with shop.database.read() as session:
+        assert operate.count(session, "retry", Filter(state="dead")) == 25
+    assert shop.bus.retry(Filter(state="dead"), by="ops") == 25
+    assert {delivery.state for delivery in shop.deliveries()} == {"ready"}
+    assert acts(shop)[0].deliveries == 25
+
+
+def test_deliveries_are_found_page_by_page(shop: Shop) -> None:
+    shop.only(refuse)
+    for n in range(5):
+        shop.place_order(f"{n}")
+    shop.dispatch()
+    seen, after = [], 0
+    while after is not None:
+        with shop.database.read() as session:
+            page, after = operate.find(session, Filter(state="dead"), after=after, limit=2)  # type: ignore[assignment]
+        seen += [row.order_id for row in page]
+    assert seen == ["0", "1", "2", "3", "4"]
+
+
+def test_what_was_sent_is_not_marked_failed_by_an_older_fact(shop: Shop) -> None:
+    """The mail went dead, was retried and sent; the news of its failure is dealt with only afterwards."""
+    shop.execute("UPDATE users SET email = NULL")
+    shop.place_order(email="nobody@nowhere.example")
+    shop.mailer.backend.deliver, deliver = _refuse, shop.mailer.backend.deliver
+    shop.dispatcher.attempt(shop.dispatcher.claim({"send_email_notification": 1}))
+    shop.mailer.backend.deliver = deliver
+    shop.bus.retry(Filter(receiver="send_email_notification"), by="ops")
+    shop.dispatcher.attempt(shop.dispatcher.claim({"send_email_notification": 1}))
+    failed, sent = shop.deliveries("update_order_notification")
+    shop.execute("UPDATE deliveries SET due_at = :later WHERE delivery_id = :d", later=shop.clock.now() + timedelta(1), d=failed.delivery_id)
+    shop.dispatch_all()
+    assert shop.order().notification == "sent"
+    shop.clock.advance(90_000)
+    shop.dispatch_all()
+    assert shop.order().notification == "sent"
+    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+
+
+def _refuse(*_: object) -> None:
+    raise Refused("550 no")
+
+
+# What follows when a process died in the middle
+
+
+def test_an_unknown_attempt_is_repeated_by_default(shop: Shop) -> None:
+    calls: list[str] = []
+    shop.only(lambda sender, event: calls.append(event.order_id), name="sender")
+    shop.place_order()
+    shop.bus.dispatcher().claim({"sender": 1})
+    shop.clock.advance(30)
+    shop.dispatch()
+    assert calls == ["1001"]
+    assert shop.outcomes("sender") == ["unknown", "ok"]
+
+
+def test_an_unknown_attempt_can_be_left_to_a_person(shop: Shop) -> None:
+    calls: list[str] = []
+    shop.only(lambda sender, event: calls.append(event.order_id), name="sender", hold_unknown=True)
+    shop.place_order()
+    shop.bus.dispatcher().claim({"sender": 1})
+    shop.clock.advance(30)
+    shop.dispatch()
+    assert (calls, shop.delivery("sender").state) == ([], "dead")
+    assert shop.delivery("sender").reason == "its last attempt's outcome is unknown; retry it, or discard it"
+    assert shop.outcomes("sender") == ["unknown"]
+
+    shop.bus.retry(Filter(outcome="unknown"), by="ops")
+    shop.dispatch()
+    assert calls == ["1001"]
+
+
+# What is forgotten
+
+
+def test_what_is_finished_and_old_is_forgotten_and_orders_are_not(shop: Shop) -> None:
+    shop.place_order("old")
+    shop.dispatch_all()
+    shop.clock.advance(90 * 86400)
+    assert shop.bus.prune() == 0
+    shop.clock.advance(1)
+    shop.place_order("young")
+    assert shop.bus.prune() == 2  # OrderCreated and NotificationSent
+    assert shop.timeline("old") == []
+    assert [event["type"] for event in shop.timeline("young")] == ["OrderCreated"]
+    assert shop.order("old").status == "confirmed"
+    assert shop.count("attempts") == 0
+
+
+@pytest.mark.parametrize("state", ["ready", "leased", "dead"])
+def test_what_is_not_finished_is_never_forgotten(shop: Shop, state: str) -> None:
+    shop.only(refuse)
+    shop.place_order()
+    if state == "leased":
+        shop.dispatcher.claim({"refuse": 1})
+    if state == "dead":
+        shop.dispatch()
+    shop.clock.advance(400 * 86400)
+    assert shop.bus.prune() == 0
+    assert shop.delivery("refuse").state == state
+
+
+def test_what_ended_lately_is_kept_however_old_it_is(shop: Shop) -> None:
+    shop.only(refuse)
+    shop.place_order()
+    shop.dispatch()
+    shop.clock.advance(400 * 86400)
+    shop.bus.discard(Filter(), "settled by hand", by="ops")
+    assert shop.bus.prune() == 0
+    shop.clock.advance(90 * 86400 + 1)
+    assert shop.bus.prune() == 1
+    assert acts(shop) == []
+
+
+def test_forgetting_goes_in_batches_past_what_must_stay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prune, "BATCH", 4)
+    shop.only(refuse)
+    for n in range(10):
+        shop.place_order(f"{n}")
+    shop.dispatch()
+    for n in range(0, 10, 2):
+        shop.bus.discard(Filter(order_id=f"{n}"), "test", by="ops")
+    shop.clock.advance(91 * 86400)
+    assert shop.bus.prune(batches=1) == 4
+    assert shop.bus.prune() == 1
+    assert [delivery.state for delivery in shop.deliveries()] == ["dead"] * 5
+
+
+def test_a_place_in_the_feed_is_never_used_again(shop: Shop) -> None:
+    """A reader of the feed whose cursor is past it would never see what took it."""
+    shop.place_order("1")
+    shop.dispatch_all()
+    with shop.database.read() as session:
+        first, cursor = queries.feed(session, None, 10)
+    shop.clock.advance(91 * 86400)
+    shop.bus.prune()
+    shop.place_order("2")
+    with shop.database.read() as session:
+        later, _ = queries.feed(session, cursor, 10)
+    assert [row.order_id for row in later] == ["2"]
+    assert first[-1].position < later[0].position

@@ -1,0 +1,73 @@
+"""The WSGI application with one failpoint armed: ``gunicorn tests.support.failpoints:app`` with FAILPOINT=name[:nth].
+
+The process kills itself (SIGKILL: nothing is flushed, no handler runs) when it passes the named point for the nth
+time. The application knows nothing of this: its own functions are wrapped from here.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from alembic import op
+
+from app import mail
+from app.bus import dispatcher, store
+from app.db import Transaction
+
+POINTS = ("before-commit", "after-commit", "after-claim", "after-send", "inside-settle", "during-upgrade")
+
+_armed, _, _nth = os.environ.get("FAILPOINT", "").partition(":")
+_left = int(_nth or "1")
+_lock = threading.Lock()
+
+
+def reach(point: str) -> None:
+    global _left
+    if point != _armed:
+        return
+    with _lock:
+        _left -= 1
+        if _left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wrap(owner: Any, name: str, before: str | None = None, after: str | None = None) -> None:
+    original: Callable[..., Any] = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if before:
+            reach(before)
+        result = original(*args, **kwargs)
+        if after:
+            reach(after)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def _commit_of_a_post(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Only commits that store an order count, not those of the dispatcher."""
+
+    def commit(self: Transaction) -> None:
+        places_an_order = any(event.type == "OrderCreated" for event in self.facts.get("recorded", ()))
+        if places_an_order:
+            reach("before-commit")
+        original(self)
+        if places_an_order:
+            reach("after-commit")
+
+    return commit
+
+
+assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
+Transaction.commit = _commit_of_a_post(Transaction.commit)  # type: ignore[method-assign]
+_wrap(dispatcher.Dispatcher, "claim", after="after-claim")
+_wrap(mail.Mailer, "send", after="after-send")
+_wrap(store, "settle", after="inside-settle")
+_wrap(op, "create_table", after="during-upgrade")
+
+from wsgi import app  # noqa: E402 - the wrapping comes first
+
+__all__ = ["POINTS", "app"]

@@ -45,10 +45,12 @@ class Settings(BaseModel):
     mail_default_sender: str = Field("orders@localhost", description="an e-mail address")
     mail_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for the mail server, 0.1 to 300")
     mail_locale: Literal["zh", "en"] = Field("zh", description="zh or en")
+    mail_on_unknown: Literal["resend", "hold"] = Field("resend", description="resend, or hold for a person to decide")
     mail_threads: int = Field(2, ge=1, le=64, description="how many mails one process sends at once, 1 to 64")
     user_email_domain: str | None = Field(None, description="a domain such as users.example")
 
     api_token: str | None = Field(None, repr=False)
+    console_password: str | None = Field(None, repr=False)
 
     host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
@@ -64,6 +66,8 @@ class Settings(BaseModel):
     retry_base_seconds: float = Field(5, ge=0.01, le=3600, description="0.01 to 3600; bounds the first wait")
     retry_max_seconds: float = Field(3600, ge=0.01, le=604800, description="0.01 to 604800; bounds every wait")
     retry_max_attempts: int = Field(20, ge=1, le=1000, description="1 to 1000; then the delivery is dead")
+
+    retention_days: float = Field(90, ge=0.001, description="how long finished events are kept, in days")
 
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
@@ -95,9 +99,18 @@ class Settings(BaseModel):
         if address.endswith("@localhost"):
             return address
         try:
-            return validate_email(address, check_deliverability=False, test_environment=True).normalized
+            return validate_email(
+                address, check_deliverability=False, allow_smtputf8=False, test_environment=True
+            ).normalized
         except EmailNotValidError as problem:
             raise ValueError(f"{problem}".rstrip(".")) from None
+
+    @field_validator("mail_ca_file")
+    @classmethod
+    def _readable(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.is_file():
+            raise ValueError("there is no such file")
+        return file
 
     @model_validator(mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from app.answers import Discard, Done
 from app.db import Database, Transaction
 from app.events import Event, NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
 from app.mail import Mailer, order_notification
-from app.orders import known_email, mark_notification
+from app.orders import checked_email, known_email, mark_notification
 from config import Settings
 
 NO_ADDRESS = (
@@ -71,6 +71,9 @@ def _address(event: OrderCreated) -> str | None:
     settings: Settings = current_app.extensions["settings"]
     with database.read() as session:
         known = known_email(session, event.user_id)
-    if known is None and settings.user_email_domain:
-        return f"{event.user_id}@{settings.user_email_domain}"
-    return known
+    if known is not None or settings.user_email_domain is None:
+        return known
+    try:
+        return checked_email(f"{event.user_id}@{settings.user_email_domain}")
+    except ValueError:  # not every user_id makes an address: "a:b" doesn't
+        return None

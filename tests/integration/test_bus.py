@@ -573,7 +573,9 @@ def test_a_filter_selects_by_every_field(shop: Shop) -> None:
         (Filter(reason="50% _grey"), 3),
         (Filter(reason="50_ "), 0),
         (Filter(event_type="NotificationSent"), 0),
-        (Filter(settled_before=shop.clock.now()), 0),
+        (Filter(user_id="42"), 3),
+        (Filter(user_id="43"), 0),
+        (Filter(older_than=shop.clock.now()), 0),
         (Filter(delivery_id=1, state="dead"), 1),
     ]
     for which, count in matching:

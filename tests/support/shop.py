@@ -111,6 +111,7 @@ class Shop:
                     name=name,
                     concurrency=subscription.concurrency,
                     when_dead=subscription.when_dead,
+                    hold_unknown=subscription.hold_unknown,
                 )
 
         self._connected.callback(restore)

@@ -1,0 +1,39 @@
+# The service in one image, on SQLite or PostgreSQL:
+#
+#   docker build -t orders .
+#   docker run -p 8000:8000 -v orders:/srv/instance orders
+#
+# /srv/instance holds the SQLite file and, without MAIL_SERVER, the mails. A stop first ends what has begun: give it time
+# (docker stop -t 45, or stop_grace_period: 45s).
+
+FROM python:3.13-slim AS build
+RUN python -m venv --without-pip /opt/venv
+COPY requirements.lock .
+# Ready-made wheels only, each with the hash it had when the versions were chosen. psycopg is among them.
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
+    --require-hashes --only-binary :all: --requirement requirements.lock
+
+FROM python:3.13-slim
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin orders
+WORKDIR /srv
+RUN install --directory --owner=orders --group=orders instance
+COPY --from=build /opt/venv /opt/venv
+COPY config.py wsgi.py gunicorn.conf.py ./
+COPY migrations migrations
+COPY app app
+
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOST=0.0.0.0 \
+    PORT=8000 \
+    LOG_FORMAT=json
+USER 10001
+VOLUME /srv/instance
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# With no proxy: http_proxy is for calls that leave the container.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s CMD python -c "\
+from urllib.request import ProxyHandler, build_opener; \
+build_opener(ProxyHandler({})).open('http://127.0.0.1:$PORT/readyz', timeout=5)"
+CMD ["gunicorn", "wsgi:app"]

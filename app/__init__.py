@@ -35,6 +35,6 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     logs.init_app(app, settings)
     mail.init_app(app, settings)
     receivers.connect_all(settings)
-    api.init_app(app, settings)
+    api.init_app(app)
     cli.init_app(app)
     return app

@@ -226,13 +226,14 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
         return create_engine(
             url.set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
+            hide_parameters=True,
             pool_pre_ping=True,
             pool_timeout=timeout,
             connect_args={"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"},
         )
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, module=sqlite_module(), pool_size=pool_size, pool_timeout=timeout)
+    engine = create_engine(url, module=sqlite_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout)
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:

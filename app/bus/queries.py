@@ -114,7 +114,7 @@ def _group(rows: Iterable[T], key: str) -> defaultdict[Any, list[T]]:
 def _readable(data: bytes | str) -> Any:
     """The event's data for showing; what is damaged is shown as the text that can be made of it."""
     try:
-        return json.loads(data)
+        return json.loads(data, parse_float=str, parse_constant=str)  # NaN and 1e999 are damage too
     except (ValueError, RecursionError):
         return data.decode(errors="replace") if isinstance(data, bytes) else data
 

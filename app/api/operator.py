@@ -1,0 +1,141 @@
+"""What operators may do: find deliveries, and retry or discard one, or all that a filter selects.
+
+Without CONSOLE_PASSWORD these routes answer this machine only. With it they ask for it, by HTTP Basic: the user name
+is whoever one says one is, and is kept with what one does.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+from http import HTTPStatus
+from typing import Any
+
+from flask import current_app, request
+from flask.typing import ResponseReturnValue
+
+from app.api.blueprint import database, routes, settings
+from app.api.incoming import DeliveryQuery, Discarding, Nothing, Reason, Retry, Which
+from app.api.openapi import Answer, describe
+from app.api.outgoing import Acted, DeliveryPage, view
+from app.api.problems import Problem
+from app.api.reading import read_body, read_query
+from app.bus import Bus, Filter, operate, queries
+
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
+"""A request with one of these came through a proxy: that the proxy is on this machine tells nothing of its client."""
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+ABSENT = {404: Answer("there is no such delivery")}
+
+
+@routes.before_app_request
+def demand_operator() -> None:
+    """Runs before the body is looked at."""
+    if not request.path.startswith("/operator/"):
+        return
+    password = settings().console_password
+    if password is None:
+        if not _is_local():
+            raise Problem(
+                HTTPStatus.FORBIDDEN,
+                "Operator routes answer this machine only. Set CONSOLE_PASSWORD to reach them from elsewhere.",
+            )
+        return
+    given = request.authorization.password if request.authorization else None
+    if not hmac.compare_digest(_digest(given or ""), _digest(password)):
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "Send a name of your choice and the CONSOLE_PASSWORD by HTTP Basic authentication.",
+            headers={"WWW-Authenticate": 'Basic realm="operators", charset="UTF-8"'},
+        )
+
+
+def _is_local() -> bool:
+    """From this machine, and asked for under its own name: a page whose domain points to 127.0.0.1 is not."""
+    try:
+        near = ipaddress.ip_address(request.remote_addr or "").is_loopback
+    except ValueError:
+        near = request.remote_addr == ""  # a Unix socket
+    name = request.host if request.host.endswith("]") else request.host.rpartition(":")[0] or request.host
+    return near and name in LOCAL_NAMES and not any(header in request.headers for header in FORWARDED)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="replace")).digest()
+
+
+@routes.get("/operator/deliveries")
+@describe(
+    "Find deliveries",
+    query=DeliveryQuery,
+    answers={200: Answer("a page of deliveries", DeliveryPage)},
+)
+def find_deliveries() -> ResponseReturnValue:
+    """?state=dead finds what was given up."""
+    wanted = read_query(DeliveryQuery).model_dump()
+    limit, cursor = wanted.pop("limit"), wanted.pop("cursor")
+    with database().read() as session:
+        found, following = operate.find(session, Filter(**wanted), after=cursor, limit=limit)
+        rows = [
+            queries.delivery_view(row.Delivery)
+            | {"outcome": row.Delivery.outcome, "event_id": row.Delivery.event_id, "event_type": row.type}
+            | {"order_id": row.order_id, "user_id": row.user_id}
+            for row in found
+        ]
+    return view(DeliveryPage, {"deliveries": rows, "next_cursor": following})
+
+
+@routes.post("/operator/deliveries/retry")
+@describe("Retry all deliveries that a filter selects", body=Retry, answers={200: Answer("done, or counted", Acted)})
+def retry_deliveries() -> ResponseReturnValue:
+    """Dead and discarded ones become due now, with a new budget of attempts. Repeating it does no harm."""
+    return _act("retry", read_body(Retry))
+
+
+@routes.post("/operator/deliveries/discard")
+@describe("Discard all that a filter selects", body=Discarding, answers={200: Answer("done, or counted", Acted)})
+def discard_deliveries() -> ResponseReturnValue:
+    """Waiting and dead ones are given up for good. Repeating it does no harm."""
+    asked = read_body(Discarding)
+    return _act("discard", asked, asked.reason)
+
+
+@routes.post("/operator/deliveries/<int:delivery_id>/retry")
+@describe("Retry a delivery", body=Nothing, answers={200: Answer("done; 0 where it was not dead", Acted), **ABSENT})
+def retry_delivery(delivery_id: int) -> ResponseReturnValue:
+    """It becomes due now, with a new budget of attempts."""
+    read_body(Nothing)
+    return _act("retry", _only(delivery_id))
+
+
+@routes.post("/operator/deliveries/<int:delivery_id>/discard")
+@describe("Discard a delivery", body=Reason, answers={200: Answer("done; 0 where it had ended", Acted), **ABSENT})
+def discard_delivery(delivery_id: int) -> ResponseReturnValue:
+    """It is given up for good."""
+    reason = read_body(Reason).reason
+    return _act("discard", _only(delivery_id), reason)
+
+
+def _only(delivery_id: int) -> Retry:
+    which = Which(delivery_id=delivery_id)
+    with database().read() as session:
+        found, _ = operate.find(session, Filter(delivery_id=delivery_id))
+    if not found:
+        raise Problem(HTTPStatus.NOT_FOUND, f"There is no delivery {delivery_id}.")
+    return Retry(filter=which)
+
+
+def _act(action: str, asked: Retry, reason: str = "") -> dict[str, Any]:
+    which = Filter(**dict(asked.filter))
+    if asked.dry_run:
+        with database().read() as session:
+            return {"deliveries": operate.count(session, action, which)}
+    bus: Bus = current_app.extensions["bus"]
+    count = bus.retry(which, by=_who()) if action == "retry" else bus.discard(which, reason, by=_who())
+    return {"deliveries": count}
+
+
+def _who() -> str:
+    name = request.authorization.username if request.authorization else None
+    return f"operator:{(name or 'unnamed')[:80]}"

@@ -1,0 +1,193 @@
+"""The shapes of what goes out. With those of what comes in, the OpenAPI document is made of them."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from app.db import iso
+from app.errors import Outcome
+
+Amount = Annotated[
+    Decimal,
+    PlainSerializer(lambda amount: f"{amount:.2f}"),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^[0-9]+\.[0-9]{2}$",
+            "description": "exact, with two decimals; a string, so that no client rounds it",
+            "examples": ["19.99"],
+        }
+    ),
+]
+Moment = Annotated[
+    datetime,
+    PlainSerializer(iso),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-23T08:15:30.123456Z"]}),
+]
+
+
+class Given(BaseModel):
+    """What goes out, made from a record's attributes or from a mapping."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class PlacedOrder(Given):
+    status: Literal["success"]
+    message: Literal["订单创建成功"]
+    order_id: str
+    event_id: str = Field(description="of the OrderCreated event, from which everything else follows")
+
+
+class OrderView(Given):
+    order_id: str
+    user_id: str
+    total_price: Amount
+    email: str | None
+    status: Literal["created", "confirmed"]
+    notification: Literal["pending", "skipped", "failed", "sent"]
+    created_at: Moment
+    event_id: str = Field(description="of the OrderCreated event")
+
+
+class AttemptView(Given):
+    """One try at a delivery."""
+
+    outcome: Outcome
+    detail: str | None
+    started_at: Moment
+    ended_at: Moment
+    dispatcher: str | None
+
+
+class DeliveryView(Given):
+    """One event owed to one receiver."""
+
+    delivery_id: int
+    receiver: str
+    state: Literal["ready", "leased", "done", "dead", "discarded"]
+    due_at: Moment | None
+    settled_at: Moment | None
+    attempts_spent: int
+    reason: str | None
+    attempts: list[AttemptView]
+
+
+class EventView(Given):
+    """A fact that happened to the order, and what became of it."""
+
+    event_id: str
+    type: str
+    version: int
+    source: str
+    occurred_at: Moment
+    cause_id: str | None
+    correlation_id: str
+    data: Any
+    deliveries: list[DeliveryView]
+
+
+class OrderWithTimeline(OrderView):
+    timeline: list[EventView] = Field(description="oldest first")
+
+
+class OrderPage(Given):
+    orders: list[OrderView] = Field(description="newest first")
+    next_cursor: str | None = Field(description="the cursor of the next page; null where this is the last")
+
+
+class UserView(Given):
+    user_id: str
+    email: str | None
+    orders_count: int
+    total_spent: Amount
+    last_order_id: str | None
+    last_order_at: Moment | None
+
+
+class CloudEvent(Given):
+    """An event as CloudEvents 1.0 has it. Data that is damaged comes as it is, as data_base64 instead of data."""
+
+    specversion: Literal["1.0"]
+    id: str
+    source: str
+    type: str
+    subject: str = Field(description="the order_id")
+    time: Moment
+    datacontenttype: Literal["application/json", "application/octet-stream"]
+    data: Any = None
+    data_base64: str = ""
+    dataversion: int = Field(description="of the type: another version has other fields")
+    correlationid: str = Field(description="the id of the event that began it all")
+    causationid: str = Field("", description="the id of the event that this one followed from")
+
+
+class EventPage(Given):
+    events: list[CloudEvent] = Field(description="in the order in which they became facts")
+    next: str = Field(description="as 'after' it goes on from here, now or later")
+
+
+class OwedDelivery(Given):
+    """A delivery with what it is about."""
+
+    delivery_id: int
+    receiver: str
+    state: Literal["ready", "leased", "done", "dead", "discarded"]
+    due_at: Moment | None
+    settled_at: Moment | None
+    attempts_spent: int
+    outcome: Outcome | None = Field(description="of the latest attempt")
+    reason: str | None
+    event_id: str
+    event_type: str
+    order_id: str
+    user_id: str
+
+
+class DeliveryPage(Given):
+    deliveries: list[OwedDelivery] = Field(description="oldest first")
+    next_cursor: int | None = Field(description="the cursor of the next page; null where this is the last")
+
+
+class Acted(Given):
+    deliveries: int = Field(description="how many were changed; in a dry run, how many would be")
+
+
+class Health(Given):
+    status: Literal["ok"]
+
+
+class Readiness(Given):
+    status: Literal["ready"]
+    dispatchers: int = Field(description="how many are alive")
+    overdue_seconds: float = Field(description="for how long the oldest due delivery has waited")
+
+
+class Document(Given):
+    openapi: str
+    info: dict[str, Any]
+    paths: dict[str, Any]
+    components: dict[str, Any]
+
+
+class FieldError(BaseModel):
+    field: str = Field(description='its name; "" is the body as a whole')
+    message: str = Field(description="what is allowed")
+
+
+class ProblemDetails(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = Field([], description="the wrong fields")
+    reasons: list[str] = Field([], description="why the service is not ready")
+
+
+def view(model: type[Given], record: Any) -> dict[str, Any]:
+    """``record`` as the model shows it, ready for JSON."""
+    return model.model_validate(record).model_dump()

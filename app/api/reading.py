@@ -1,0 +1,88 @@
+"""What the API is sent, read and checked before anything else happens."""
+
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from flask import current_app, request
+from pydantic import BaseModel, ValidationError
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from app.api.exactjson import printable
+from app.api.problems import LARGEST_BODY, Problem
+
+MOST_ERRORS = 100
+"""A body can hold thousands of unknown fields; so many are named."""
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+def read_body(model: type[Checked]) -> Checked:
+    """The JSON body. Raises Problem with 415, RequestEntityTooLarge, Problem with 400 or 422, in this order."""
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    packed = request.headers.get("Content-Encoding", "identity") != "identity"
+    if request.mimetype != "application/json" or charset not in ("utf-8", "utf8") or packed:
+        raise Problem(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "Send JSON in UTF-8, not compressed, with the header 'Content-Type: application/json'.",
+            headers={"Accept": "application/json"},
+        )
+    try:
+        given = current_app.json.loads(_body())
+    except ValueError as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, f"The body is not JSON: {error}.") from None
+    return checked(model, given)
+
+
+def _body() -> bytes:
+    # Werkzeug cuts a chunked body off at its limit without a word; one byte more shows that it was too large.
+    request.max_content_length = LARGEST_BODY + 1
+    try:
+        body = request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception as error:  # broken chunks: every server has exceptions of its own for them
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off, or its chunks are not chunks.") from error
+    if len(body) > LARGEST_BODY:
+        raise RequestEntityTooLarge
+    return body
+
+
+def read_query(model: type[Checked]) -> Checked:
+    """The query parameters. Raises Problem with 400 or 422."""
+    try:
+        given = request.args.to_dict(flat=False)
+    except UnicodeDecodeError:
+        raise Problem(HTTPStatus.BAD_REQUEST, "The query holds raw bytes that are not UTF-8.") from None
+    return checked(model, {name: values[0] if len(values) == 1 else values for name, values in given.items()})
+
+
+def checked(model: type[Checked], given: Any) -> Checked:
+    """``given`` as the model keeps it. Raises Problem with 422 that names every wrong field and what it may be."""
+    if isinstance(given, dict):  # a lone surrogate in a name would be all that pydantic complains of
+        given = {printable(name): value for name, value in given.items()}
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+    raise wrong_fields([("".join(map(str, problem["loc"][:1])), _message(model, problem)) for problem in wrong])
+
+
+def wrong_fields(wrong: list[tuple[str, str]]) -> Problem:
+    """The answer that names each wrong field with a message; the name "" is the body as a whole."""
+    return Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "1 field is wrong." if len(wrong) == 1 else f"{len(wrong)} fields are wrong.",
+        errors=[{"field": field, "message": message} for field, message in wrong[:MOST_ERRORS]],
+    )
+
+
+def _message(model: type[BaseModel], problem: Any) -> str:
+    if not problem["loc"]:
+        return "must be a JSON object"
+    if problem["type"] == "extra_forbidden":
+        return f"is unknown; known are {', '.join(model.model_fields)}"
+    rule = model.model_fields[problem["loc"][0]].description
+    if problem["type"] == "missing":
+        return f"is required: {rule}"
+    reason = problem["msg"].partition("Value error, ")[2]
+    return f"must be {rule}" + (f" ({reason})" if reason else "")

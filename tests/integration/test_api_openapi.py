@@ -1,0 +1,109 @@
+"""/openapi.json describes every route, nothing else, and is true: see also tests/support/api.py."""
+
+from typing import Any, get_args
+
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from app.api.incoming import OrderQuery
+from app.api.outgoing import DeliveryView, OrderView
+from app.bus.tables import STATES
+from app.orders import NOTIFICATIONS, STATUSES
+from tests.support.api import Api, parse
+from tests.support.shop import Shop
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    return sqlite_url
+
+
+@pytest.fixture
+def api(shop: Shop) -> Api:
+    return Api(shop)
+
+
+@pytest.fixture
+def document(api: Api) -> Any:
+    return parse(api.get("/openapi.json"))
+
+
+def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
+    assert document["openapi"].startswith("3.1")
+    assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
+
+
+def test_every_route_is_described_and_nothing_else_is(api: Api, document: Any) -> None:
+    routes = {
+        (rule.rule.replace("<int:", "<").replace("<", "{").replace(">", "}"), method.lower())
+        for rule in api.shop.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+        if rule.endpoint.startswith("api.")
+    }
+    assert {(path, method) for path, operations in document["paths"].items() for method in operations} == routes
+
+
+def test_no_route_under_api_is_another_parts(api: Api) -> None:
+    others = [rule.rule for rule in api.shop.app.url_map.iter_rules() if not rule.endpoint.startswith("api.")]
+    assert [rule for rule in others if rule.startswith("/api/")] == []
+
+
+@pytest.mark.parametrize(
+    "path, method, statuses",
+    [
+        ("/api/create_order", "post", "200 201 400 401 409 413 415 422 500 503"),
+        ("/api/orders", "get", "200 400 401 422 500 503"),
+        ("/api/orders/{order_id}", "get", "200 401 404 500 503"),
+        ("/api/users/{user_id}", "get", "200 401 404 500 503"),
+        ("/api/events", "get", "200 400 401 422 500 503"),
+        ("/healthz", "get", "200 500"),
+        ("/readyz", "get", "200 500 503"),
+        ("/openapi.json", "get", "200 500"),
+    ],
+)
+def test_all_that_a_route_may_answer_is_described(document: Any, path: str, method: str, statuses: str) -> None:
+    operation = document["paths"][path][method]
+    assert list(operation["responses"]) == statuses.split()
+    assert operation["summary"]
+    assert operation["operationId"]
+
+
+def test_headers_are_described_where_they_are_sent(document: Any) -> None:
+    responses = document["paths"]["/api/create_order"]["post"]["responses"]
+    assert {status: list(answer["headers"]) for status, answer in responses.items() if answer["headers"]} == {
+        "200": ["Idempotent-Replayed"],
+        "201": ["Location"],
+        "401": ["WWW-Authenticate"],
+        "503": ["Retry-After"],
+    }
+    assert list(document["paths"]["/api/orders"]["get"]["responses"]["200"]["headers"]) == ["Link"]
+
+
+def test_the_examples_are_orders_that_are_taken(api: Api, document: Any) -> None:
+    examples = document["components"]["schemas"]["NewOrder"]["examples"]
+    assert examples[0] == {"order_id": "1001", "user_id": "42", "total_price": 19.99}
+    assert [api.post(example).status_code for example in examples] == [201, 201]
+
+
+def test_query_parameters_are_described_and_may_be_left_out(document: Any) -> None:
+    parameters = {each["name"]: each for each in document["paths"]["/api/orders"]["get"]["parameters"]}
+    assert list(parameters) == ["user_id", "status", "notification", "limit", "cursor"]
+    assert not any(each["required"] for each in parameters.values())
+    assert parameters["limit"]["schema"]["maximum"] == 200
+    assert parameters["status"]["schema"] == {
+        "type": "string",
+        "enum": ["created", "confirmed"],
+        "description": "created or confirmed",
+    }
+
+
+def test_the_words_are_those_of_the_tables() -> None:
+    for model, field, words in (
+        (OrderView, "status", STATUSES),
+        (OrderView, "notification", NOTIFICATIONS),
+        (DeliveryView, "state", STATES),
+    ):
+        assert get_args(model.model_fields[field].annotation) == words
+    for field, words in (("status", STATUSES), ("notification", NOTIFICATIONS)):
+        literal, _ = get_args(OrderQuery.model_fields[field].annotation)
+        assert get_args(literal) == words

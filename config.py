@@ -96,12 +96,11 @@ class Settings(BaseModel):
     @field_validator("mail_default_sender")
     @classmethod
     def _address(cls, address: str) -> str:
-        if address.endswith("@localhost"):
-            return address
+        name = address.removesuffix("@localhost")
+        checked = address if name == address else f"{name}@localhost.example"  # good enough for a first try
         try:
-            return validate_email(
-                address, check_deliverability=False, allow_smtputf8=False, test_environment=True
-            ).normalized
+            found = validate_email(checked, check_deliverability=False, allow_smtputf8=False, test_environment=True)
+            return address if name != address else found.normalized
         except EmailNotValidError as problem:
             raise ValueError(f"{problem}".rstrip(".")) from None
 

@@ -87,7 +87,7 @@ def _filter_options(command: Any) -> Any:
         click.option("--order", "order_id"),
         click.option("--user", "user_id"),
         click.option("--older-than", type=click.DateTime(), help="Made before this time, in UTC."),
-        click.option("--outcome", type=click.Choice([*Outcome]), help="Of the latest attempt."),
+        click.option("--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Of the latest attempt."),
         click.option("--reason", help="Text that the reason contains."),
         click.option("--yes", is_flag=True, help="Do not ask."),
     ):

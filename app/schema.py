@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, text
 
-from app.db import SCHEMA_REVISION, Database, sqlite_module
+from app.db import Database, sqlite_module
 from app.errors import SchemaBehind
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -25,29 +25,41 @@ def prepare(database: Database) -> None:
 
     A PostgreSQL server that can't be reached is no reason not to start: requests are answered 503 until it can.
     """
-    if database.is_sqlite:
-        if database.schema_revision() != SCHEMA_REVISION:
-            upgrade(database)
-    else:
+    try:
         database.check_schema()
+    except SchemaBehind:
+        if not database.is_sqlite:
+            raise
+        upgrade(database)
 
 
 def upgrade(database: Database) -> None:
     """Run the revisions that are missing, each at most once however many processes do this at the same time."""
     from alembic import command
 
-    with _alone(database) as connection:
+    with _alone(database) as connection, _plainly():
         command.upgrade(_config(connection), "head")
         if database.is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall()):
             raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
 
 
 def check(database: Database) -> None:
-    """Raises alembic.util.CommandError when models and migrations differ."""
+    """Raises SchemaBehind when models and migrations differ."""
     from alembic import command
 
-    with _alone(database) as connection:
+    with _alone(database) as connection, _plainly():
         command.check(_config(connection))
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Alembic's complaint as one of ours."""
+    from alembic.util import CommandError
+
+    try:
+        yield
+    except CommandError as error:
+        raise SchemaBehind(str(error)) from error
 
 
 @contextmanager

@@ -1,0 +1,172 @@
+"""Commands for people."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app import cli, doctor
+from app.errors import Refused
+from app.events import OrderCreated, order_created
+from config import Settings
+from tests.support.shop import Shop
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    return sqlite_url
+
+
+@pytest.fixture
+def run(shop: Shop) -> Any:
+    """Run 'flask ...' and return what it prints; an exit code other than ``code`` is a failure."""
+    runner = shop.app.test_cli_runner()
+
+    def command(*words: str, code: int = 0, typed: str | None = None) -> str:
+        result = runner.invoke(args=list(words), input=typed)
+        assert result.exit_code == code, (result.output, result.exception)
+        assert "Traceback" not in result.output
+        return str(result.output)
+
+    return command
+
+
+@pytest.fixture
+def dead(shop: Shop) -> Iterator[Shop]:
+    """Two orders whose receiver refuses them."""
+
+    def refuse(sender: str, event: OrderCreated) -> None:
+        raise Refused("550 no such user")
+
+    shop.only(refuse)
+    shop.place_order("1", user_id="7")
+    shop.place_order("2", user_id="8")
+    shop.dispatch()
+    yield shop
+
+
+def test_an_order_is_shown_with_all_that_happened(shop: Shop, run: Any) -> None:
+    event_id = shop.place_order()
+    shop.dispatch_all()
+    shown = run("orders", "show", "1001")
+    for words in ("total_price    19.99", "notification   sent", event_id, "→ send_email_notification  done", "caused by"):
+        assert words in shown
+    assert "there is no order 5" in run("orders", "show", "5", code=1)
+
+
+def test_orders_are_listed(shop: Shop, run: Any) -> None:
+    assert "no orders" in run("orders", "list")
+    for n in range(3):
+        shop.place_order(f"{n}")
+    assert [line.split()[0] for line in run("orders", "list", "--user", "42").splitlines()] == ["order_id", "2", "1", "0"]
+    assert "--limit 4 shows them" in run("orders", "list", "--limit", "2")
+    assert "no orders" in run("orders", "list", "--status", "confirmed")
+
+
+def test_what_was_skipped_for_want_of_an_address_is_sent_once_there_is_one(
+    shop: Shop, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    object.__setattr__(shop.settings, "user_email_domain", None)
+    shop.place_order()
+    shop.dispatch_all()
+    assert (shop.order().notification, shop.states()["send_email_notification"]) == ("skipped", "discarded")
+    assert "flask users set-email 42 ADDRESS" in (shop.delivery("send_email_notification").reason or "")
+
+    told = run("users", "set-email", "42", "ann@Example.COM")
+    assert "ann@example.com" in run("users", "show", "42")
+    cure = told.splitlines()[-1].partition("flask ")[2].split()
+    assert "retried 1" in run(*cure, "--yes")
+    shop.dispatch_all()
+    assert shop.order().notification == "sent"
+    assert [message.recipients for message in shop.mailer.outbox] == [["ann@example.com"]]
+
+
+def test_a_wrong_address_is_refused(run: Any) -> None:
+    assert "ADDRESS:" in run("users", "set-email", "42", "nonsense", code=1)
+    assert "there is no user 42" in run("users", "show", "42", code=1)
+
+
+def test_the_status_tells_who_is_alive_and_what_is_dead(dead: Shop, run: Any) -> None:
+    shown = run("bus", "status")
+    assert "no dispatcher is alive" in shown
+    assert shown.splitlines()[-1].split()[:3] == ["refuse", "dead", "2"]
+    dead.dispatcher.extend()
+    assert f"dispatcher {dead.dispatcher.name}" in run("bus", "status")
+
+
+def test_a_retry_says_how_many_and_asks(dead: Shop, run: Any) -> None:
+    assert "retry 2 deliveries?" in run("bus", "retry", "--outcome", "refused", typed="n\n", code=1)
+    assert {delivery.state for delivery in dead.deliveries()} == {"dead"}
+    assert "retried 2" in run("bus", "retry", "--outcome", "refused", typed="y\n")
+    assert "no delivery matches" in run("bus", "retry", "--outcome", "refused")
+
+
+def test_a_discard_keeps_its_reason(dead: Shop, run: Any) -> None:
+    assert "discarded 1" in run("bus", "discard", "--user", "7", "--because", "closed", "--yes")
+    assert [(d.state, d.reason) for d in dead.deliveries()] == [("discarded", "closed"), ("dead", "550 no such user")]
+    assert "Missing option '--because'" in run("bus", "discard", "--user", "8", code=2)
+
+
+def test_old_events_are_forgotten_on_demand(shop: Shop, run: Any) -> None:
+    shop.place_order()
+    shop.dispatch_all()
+    assert "forgot 0 events" in run("bus", "prune")
+    shop.clock.advance(91 * 86400)
+    assert "forgot 2 events" in run("bus", "prune")
+
+
+def test_the_schema_is_upgraded_and_checked(run: Any) -> None:
+    assert "0001" in run("db", "current")
+    assert "the schema is at 0001" in run("db", "upgrade")
+    assert "agree" in run("db", "check")
+
+
+# The doctor
+
+
+def test_a_healthy_service_has_nothing_wrong(shop: Shop, run: Any) -> None:
+    shown = run("doctor")
+    assert "wrong" not in shown
+    assert "no dispatcher is alive" in shown
+
+
+def test_the_doctor_names_what_is_dead_and_what_has_no_receiver(dead: Shop, run: Any) -> None:
+    assert "flask bus retry --receiver refuse" in run("doctor")
+    order_created.disconnect(order_created.subscriptions["refuse"].receiver)
+    assert "deliveries to 'refuse', which is not connected" in run("doctor", code=1)
+
+
+def test_the_doctor_sees_a_mail_server_that_does_not_answer(tmp_path: Path, sqlite_url: str) -> None:
+    settings = Settings.of(
+        instance_path=tmp_path / "instance", mail_server="127.0.0.1", mail_port=1, mail_timeout=1, log_level="ERROR"
+    )
+    shop = Shop(settings)
+    result = shop.app.test_cli_runner().invoke(args=["doctor"])
+    shop.close()
+    assert result.exit_code == 1
+    assert "wrong  mail:" in result.output
+    assert "MAIL_DEFAULT_SENDER" in result.output
+
+
+def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
+    settings = Settings.of(
+        instance_path=tmp_path,
+        database_url="postgresql+psycopg://me:s3cret@127.0.0.1:1/orders",
+        database_timeout=0.2,
+        mail_backend="memory",
+        api_token="t0ken",
+        log_level="ERROR",
+    )
+    shop = Shop(settings)
+    shown = "\n".join(str(finding) for finding in doctor.examine(shop.app))
+    shop.close()
+    assert "wrong  database:" in shown
+    assert "s3cret" not in shown
+    assert "t0ken" not in shown
+
+
+def test_every_command_has_a_help_text(shop: Shop) -> None:
+    for group in (cli.bus_group, cli.orders_group, cli.users_group, cli.db_group):
+        for command in group.commands.values():
+            assert command.help

@@ -1,0 +1,341 @@
+"""Transactions: one function for all writes, on two databases."""
+
+import sqlite3
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from app import db
+from app.bus import queries
+from app.clock import uuid7
+from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
+from app.errors import DatabaseUnavailable
+from app.events import OrderCreated, order_created
+from app.orders import count_order, find_order, place_order
+from app.orders.models import User
+from tests.support.shop import Shop
+from tests.support.waiting import until
+
+
+def test_sqlite_is_durable_and_says_so(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    with database.read() as session:
+        found = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    database.close()
+
+
+def test_a_pragma_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None:
+    """A database in memory can't be in WAL mode, and does not say so."""
+
+    class Connection:
+        def execute(self, statement: str) -> Any:
+            return self
+
+        def fetchone(self) -> tuple[str]:
+            return ("memory",)
+
+    with pytest.raises(DatabaseUnavailable, match="SQLite refuses PRAGMA busy_timeout"):
+        db._set_pragmas(Connection(), 1)
+
+
+def test_the_driver_carries_a_sqlite_without_the_wal_reset_bug() -> None:
+    assert sqlite_is_safe(), sqlite_module().sqlite_version
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [
+        ((3, 51, 3), True),
+        ((3, 51, 2), False),
+        ((3, 52, 0), True),
+        ((3, 50, 7), True),
+        ((3, 50, 6), False),
+        ((3, 44, 6), True),
+        ((3, 44, 5), False),
+        ((3, 45, 1), False),
+        ((3, 40, 1), False),
+    ],
+)
+def test_versions_with_the_wal_reset_bug_are_known(
+    version: tuple[int, int, int], safe: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Module:
+        sqlite_version_info = version
+
+    monkeypatch.setattr(db, "sqlite_module", lambda: Module)
+    assert sqlite_is_safe() is safe
+
+
+def test_without_pysqlite3_the_standard_library_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(db.importlib, "import_module", absent)
+    assert db.sqlite_module() is sqlite3
+
+
+def test_an_error_rolls_everything_back_and_is_passed_on(shop: Shop) -> None:
+    def work(session: Transaction) -> None:
+        session.add(User(user_id="1"))
+        session.flush()
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        shop.database.transact(work)
+    assert shop.count("users") == 0
+
+
+def test_a_fault_of_the_statement_is_not_retried(shop: Shop) -> None:
+    calls: list[int] = []
+
+    def work(session: Transaction) -> None:
+        calls.append(1)
+        session.execute(text("INSERT INTO users (user_id) VALUES (NULL)"))
+
+    with pytest.raises(IntegrityError):
+        shop.database.transact(work)
+    assert calls == [1]
+
+
+def test_a_busy_database_is_waited_for(sqlite_url: str) -> None:
+    database, holder = Database(sqlite_url, timeout=10), sqlite_module().connect(sqlite_url.removeprefix("sqlite:///"))
+    holder.isolation_level = None
+    holder.execute("BEGIN IMMEDIATE")
+    done = threading.Event()
+    writer = threading.Thread(target=lambda: (database.transact(lambda s: s.add(User(user_id="1"))), done.set()))
+    writer.start()
+    assert not done.is_set()
+    holder.execute("ROLLBACK")
+    assert done.wait(10)
+    writer.join()
+    holder.close()
+    database.close()
+
+
+def test_a_database_busy_for_too_long_is_unavailable_and_nothing_is_stored(sqlite_url: str) -> None:
+    database, holder = Database(sqlite_url, timeout=0.2), sqlite_module().connect(sqlite_url.removeprefix("sqlite:///"))
+    holder.isolation_level = None
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseUnavailable):
+        database.transact(lambda s: s.add(User(user_id="1")))
+    with database.read() as session:  # readers need no lock
+        assert session.execute(text("SELECT count(*) FROM users")).scalar_one() == 0
+    holder.execute("ROLLBACK")
+    holder.close()
+    database.transact(lambda s: s.add(User(user_id="1")))
+    database.close()
+
+
+def test_a_write_lost_to_a_passing_fault_runs_again_as_a_whole(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [_passing(), _passing()]
+    seen: list[datetime] = []
+    commit = Transaction.commit
+
+    def failing(self: Transaction) -> None:
+        if faults:
+            self.rollback()
+            raise faults.pop()
+        commit(self)
+
+    monkeypatch.setattr(Transaction, "commit", failing)
+
+    def work(session: Transaction) -> str:
+        seen.append(session.now)
+        session.add(User(user_id="1"))
+        return "done"
+
+    assert shop.database.transact(work) == "done"
+    assert len(seen) == 3
+    assert shop.count("users") == 1
+
+
+def _passing() -> OperationalError:
+    class Busy(Exception):
+        sqlite_errorcode = 5
+
+    return OperationalError("COMMIT", None, Busy())
+
+
+def test_a_database_that_is_not_there_is_unavailable() -> None:
+    database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing", timeout=0.2)
+    with pytest.raises(DatabaseUnavailable):
+        database.transact(lambda session: session.execute(text("SELECT 1")))
+    with pytest.raises(DatabaseUnavailable), database.read() as session:
+        session.execute(text("SELECT 1"))
+
+
+def test_two_users_locked_in_opposite_order_end_well(postgres_url: str) -> None:
+    """PostgreSQL ends one of the two as the victim of a deadlock; it runs again."""
+    database = Database(postgres_url)
+    both = threading.Barrier(2, timeout=10)
+    runs: list[str] = []
+
+    def count(first: str, second: str) -> None:
+        waited: list[int] = []
+
+        def work(session: Transaction) -> None:
+            runs.append(first)
+            lock = "UPDATE users SET orders_count = orders_count + 1 WHERE user_id = :u"
+            session.execute(text(lock), {"u": first})
+            if not waited:
+                waited.append(1)
+                both.wait()
+            session.execute(text(lock), {"u": second})
+
+        database.transact(work)
+
+    database.transact(lambda s: s.add_all([User(user_id="a"), User(user_id="b")]))
+    threads = [threading.Thread(target=count, args=pair) for pair in (("a", "b"), ("b", "a"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    with database.read() as session:
+        assert session.execute(text("SELECT orders_count FROM users")).scalars().all() == [2, 2]
+    assert len(runs) == 3
+    database.close()
+
+
+def test_readers_see_one_moment(shop: Shop) -> None:
+    with shop.database.read() as session:
+        before = session.execute(text("SELECT count(*) FROM orders")).scalar_one()
+        shop.place_order()
+        after = session.execute(text("SELECT count(*) FROM orders")).scalar_one()
+    assert (before, after) == (0, 0)
+
+
+@pytest.mark.parametrize("price", ["0.00", "0.10", "0.30", "19.99", "9999999999.99"])
+def test_money_is_exact_and_reads_well(shop: Shop, price: str) -> None:
+    shop.place_order(price=price)
+    assert shop.order().total_price == Decimal(price)
+    with shop.database.read() as session:
+        assert str(session.execute(text("SELECT total_price FROM orders")).scalar_one()) == price
+
+
+def test_sums_are_exact(shop: Shop) -> None:
+    for n in range(30):
+        shop.place_order(f"{n}", price="0.10")
+    for n in range(3):
+        shop.place_order(f"big-{n}", price="9999999999.99")
+    shop.dispatch_all()
+    assert shop.user().total_spent == Decimal("30000000002.97")
+
+
+def test_times_are_utc_and_sort_as_text(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    moment = datetime(2026, 11, 23, 1, 0, tzinfo=timezone(timedelta(hours=8)))
+    database.transact(lambda s: s.add(User(user_id="1", last_order_at=moment)))
+    with database.read() as session:
+        assert session.execute(text("SELECT last_order_at FROM users")).scalar_one() == "2026-11-22T17:00:00.000000Z"
+        found = session.get_one(User, "1").last_order_at
+    assert (found, found.tzinfo if found else None) == (moment, UTC)
+    assert db.iso(moment) < db.iso(moment + timedelta(microseconds=1))
+    database.close()
+
+
+def test_fifty_identical_orders_at_once_are_one(shop: Shop) -> None:
+    results: list[str | None] = []
+    start = threading.Barrier(50)
+
+    def place() -> None:
+        event_id = str(uuid7())
+
+        def work(session: Transaction) -> str | None:
+            facts: dict[str, Any] = {"order_id": "1", "user_id": "2", "total_price": Decimal(3), "email": "a@b.example"}
+            earlier = place_order(session, **facts, event_id=event_id)
+            if earlier is None:
+                order_created.send("test", event=OrderCreated(**facts), event_id=event_id)
+            return earlier
+
+        start.wait()
+        results.append(shop.database.transact(work))
+
+    threads = [threading.Thread(target=place) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results.count(None) == 1
+    assert len(results) == 50
+    assert {result for result in results if result} == {shop.order("1").event_id}
+    assert (shop.count("orders"), shop.count("events")) == (1, 1)
+
+
+def test_the_latest_order_is_the_users_last_whatever_order_they_are_counted_in(shop: Shop) -> None:
+    for n in range(3):
+        shop.place_order(f"{n}")
+        shop.clock.advance(1)
+    for order_id in ("1", "2", "0"):
+        shop.database.transact(lambda session, order_id=order_id: count_order(session, find_order(session, order_id)))  # type: ignore[misc]
+    assert (shop.user().last_order_id, shop.user().orders_count) == ("2", 3)
+
+
+def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str) -> None:
+    """On PostgreSQL a transaction that began first may commit last; its events must not appear behind the cursor."""
+    database = Database(postgres_url)
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow(session: Transaction) -> None:
+        _record(session, "slow")
+        began.set()
+        assert go_on.wait(20)
+
+    def feed(after: str | None) -> tuple[list[str], str | None]:
+        with database.read() as session:
+            found, cursor = queries.feed(session, after, 10)
+            return [row.order_id for row in found], cursor
+
+    thread = threading.Thread(target=lambda: database.transact(slow))
+    thread.start()
+    assert began.wait(20)
+    database.transact(lambda session: _record(session, "quick"))
+    seen, cursor = feed(None)
+    assert seen == [], "what is later than a running transaction is not shown yet"
+    go_on.set()
+    thread.join()
+    until(lambda: feed(cursor)[0] == ["slow", "quick"])
+    _, cursor = feed(cursor)
+    assert feed(cursor)[0] == []
+    database.close()
+
+
+def _record(session: Transaction, order_id: str) -> None:
+    order_created.send("test", event=OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1)))
+
+
+def test_the_feed_refuses_a_cursor_it_did_not_make(shop: Shop) -> None:
+    for cursor in ("", "5", "-", "1-", "-1", "a-b", "1-²", "9" * 30 + "-1"):
+        with pytest.raises(ValueError, match="not a cursor"), shop.database.read() as session:
+            queries.feed(session, cursor, 10)
+
+
+def test_hot_queries_use_their_indexes(sqlite_url: str) -> None:
+    """Their cost must not grow with history: the partial indexes hold only what is unfinished."""
+    database = Database(sqlite_url)
+    plans = {
+        "SELECT min(due_at) FROM deliveries WHERE receiver = 'x' AND deliveries.state IN ('ready', 'leased')": "deliveries_due",
+        "SELECT * FROM deliveries WHERE receiver = 'x' AND due_at <= 'y' AND deliveries.state IN ('ready', 'leased')"
+        " ORDER BY due_at LIMIT 5": "deliveries_due",
+        "SELECT receiver, count(*) FROM deliveries WHERE deliveries.state = 'dead' GROUP BY receiver": "deliveries_dead",
+        "SELECT * FROM events WHERE order_id = 'x'": "events_order_id",
+        "SELECT * FROM orders WHERE user_id = 'x' ORDER BY event_id DESC LIMIT 5": "orders_user_id_event_id",
+        "SELECT * FROM orders ORDER BY event_id DESC LIMIT 5": "orders_event_id",
+    }
+    with database.read() as session:
+        for query, index in plans.items():
+            plan = " ".join(row.detail for row in session.execute(text(f"EXPLAIN QUERY PLAN {query}")))
+            assert f"USING INDEX {index}" in plan or f"USING COVERING INDEX {index}" in plan, plan
+            assert "TEMP B-TREE FOR ORDER" not in plan
+    database.close()
+
+

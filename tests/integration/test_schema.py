@@ -1,0 +1,139 @@
+"""Migrations: they agree with the models, lose nothing, and any number of processes may race."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, inspect, text
+
+from app import schema
+from app.db import SCHEMA_REVISION, Database
+from app.errors import SchemaBehind
+
+RACERS = 4
+
+
+def test_models_and_migrations_agree(database_url: str) -> None:
+    database = Database(database_url)
+    schema.check(database)
+    database.close()
+
+
+def test_the_revision_that_the_code_knows_is_the_newest() -> None:
+    assert ScriptDirectory(str(schema.MIGRATIONS)).get_heads() == [SCHEMA_REVISION]
+
+
+def test_a_new_sqlite_file_is_brought_up_to_date(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/new/orders.db")
+    assert database.schema_revision() is None
+    schema.prepare(database)
+    assert database.schema_revision() == SCHEMA_REVISION
+    schema.prepare(database)
+    database.close()
+
+
+def _prepare(url: str, start: object) -> None:
+    start.wait()  # type: ignore[attr-defined]  # of multiprocessing.Barrier, whose type is private
+    database = Database(url)
+    schema.upgrade(database)
+    database.check_schema()
+    database.close()
+
+
+def _race(url: str) -> list[int | None]:
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(RACERS)
+    racers = [spawn.Process(target=_prepare, args=(url, start)) for _ in range(RACERS)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+    return [racer.exitcode for racer in racers]
+
+
+def test_processes_that_race_to_upgrade_a_new_sqlite_file_all_succeed(tmp_path: Path) -> None:
+    assert _race(f"sqlite:///{tmp_path}/orders.db") == [0] * RACERS
+
+
+@pytest.mark.postgres
+def test_processes_that_race_to_upgrade_postgresql_all_succeed(postgres_server: str) -> None:
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS racing"))
+        connection.execute(text("CREATE DATABASE racing"))
+    url = engine.url.set(database="racing").render_as_string(hide_password=False)
+    assert _race(url) == [0] * RACERS
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE racing"))
+    engine.dispose()
+
+
+@pytest.mark.postgres
+def test_postgresql_that_is_behind_says_what_to_run(postgres_server: str) -> None:
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS behind"))
+        connection.execute(text("CREATE DATABASE behind"))
+    database = Database(engine.url.set(database="behind").render_as_string(hide_password=False))
+    with pytest.raises(SchemaBehind, match="did you forget to run 'flask db upgrade'"):
+        schema.prepare(database)
+    database.close()
+    with engine.connect() as connection:
+        connection.execute(text("DROP DATABASE behind"))
+    engine.dispose()
+
+
+def test_a_database_of_newer_code_is_left_alone(sqlite_url: str) -> None:
+    """In a rolling deploy the old code still runs when the new one has upgraded."""
+    database = Database(sqlite_url)
+    database.transact(lambda s: s.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+    database.check_schema()
+    schema.prepare(database)
+    assert database.schema_revision() == "9999"
+    database.close()
+
+
+def test_rebuilding_a_parent_table_keeps_the_rows_that_point_to_it(sqlite_url: str, tmp_path: Path) -> None:
+    """SQLite alters by drop and rename; with foreign keys on, and a cascade, the children would go with the parent."""
+    database = Database(sqlite_url)
+    with schema._alone(database) as connection:
+        connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT)"))
+        connection.execute(
+            text("CREATE TABLE child (id INTEGER PRIMARY KEY, p INTEGER REFERENCES parent ON DELETE CASCADE)")
+        )
+        connection.execute(text("INSERT INTO parent VALUES (1, 'a')"))
+        connection.execute(text("INSERT INTO child VALUES (1, 1)"))
+    versions = tmp_path / "migrations"
+    shutil.copytree(schema.MIGRATIONS, versions)
+    (versions / "versions" / "9999_rebuild.py").write_text(
+        "from alembic import op\nimport sqlalchemy as sa\n"
+        f"revision = '9999'\ndown_revision = '{SCHEMA_REVISION}'\nbranch_labels = depends_on = None\n"
+        "def upgrade():\n    with op.batch_alter_table('parent', recreate='always') as t:\n"
+        "        t.alter_column('name', type_=sa.String(5))\n"
+        "def downgrade(): pass\n"
+    )
+    original, schema.MIGRATIONS = schema.MIGRATIONS, versions
+    try:
+        schema.upgrade(database)
+    finally:
+        schema.MIGRATIONS = original
+    with database.read() as session:
+        assert session.execute(text("SELECT count(*) FROM child")).scalar_one() == 1
+        assert session.execute(text("SELECT count(*) FROM parent")).scalar_one() == 1
+    database.close()
+
+
+def test_a_downgrade_and_an_upgrade_end_where_they_began(database_url: str) -> None:
+    from alembic import command
+
+    database = Database(database_url)
+    before = set(inspect(database.engine).get_table_names())
+    with schema._alone(database) as connection:
+        command.downgrade(schema._config(connection), "base")
+    assert set(inspect(database.engine).get_table_names()) == {"alembic_version"} | ({"sqlite_sequence"} & before)
+    schema.upgrade(database)
+    schema.check(database)
+    assert set(inspect(database.engine).get_table_names()) == before
+    database.close()

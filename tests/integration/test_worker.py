@@ -1,0 +1,284 @@
+"""The loop around the dispatcher: woken rather than polling, one receiver's trouble kept from the others, a clean stop."""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.bus import signals as lifecycle
+from app.bus import wakeup
+from app.clock import Clock
+from app.db import Database
+from app.errors import DatabaseUnavailable
+from app.events import OrderCreated, order_created
+from config import Settings
+from tests.support.shop import Shop
+from tests.support.waiting import until
+
+
+class LiveShop(Shop):
+    """A shop whose clock runs, for the worker's threads wait in real time."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.database.clock = Clock()
+        self.dispatcher.clock = self.database.clock
+
+
+@pytest.fixture
+def shop(settings: Settings) -> Iterator[LiveShop]:
+    made = LiveShop(settings.model_copy(update={"poll_seconds": 60.0, "lease_seconds": 3.0, "shutdown_seconds": 5.0}))
+    yield made
+    made.close()
+
+
+class Hanging:
+    """A receiver that hangs until it is let go."""
+
+    __name__ = "hanging"
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.let_go = threading.Event()
+        self.calls = 0
+
+    def __call__(self, sender: str, event: OrderCreated) -> None:
+        self.calls += 1
+        self.entered.release()
+        self.let_go.wait(30)
+
+
+def alive_dispatchers(shop: Shop) -> int:
+    return shop.count("dispatchers")
+
+
+def test_an_order_is_dealt_with_at_once_though_the_poll_is_a_minute_away(shop: LiveShop) -> None:
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    begun = time.monotonic()
+    shop.place_order()
+    until(lambda: shop.order().notification == "sent")
+    assert time.monotonic() - begun < 10
+    assert shop.user().orders_count == 1
+
+
+def test_what_waited_before_the_start_is_dealt_with(shop: LiveShop) -> None:
+    """Killed between commit and dispatch: it is delivered after a restart without another request."""
+    shop.place_order()
+    shop.bus.start()
+    until(lambda: shop.order().notification == "sent")
+
+
+def test_a_retry_is_woken_by_its_time_and_not_by_the_poll(shop: LiveShop) -> None:
+    calls: list[float] = []
+
+    def flaky(sender: str, event: OrderCreated) -> None:
+        calls.append(time.monotonic())
+        if len(calls) == 1:
+            raise RuntimeError
+
+    shop.policy.seconds = 0.3
+    shop.only(flaky)
+    shop.bus.start()
+    shop.place_order()
+    until(lambda: len(calls) == 2)
+    assert 0.29 < calls[1] - calls[0] < 10
+
+
+def test_another_process_that_only_publishes_wakes_the_dispatcher(shop: LiveShop, settings: Settings) -> None:
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    publisher = LiveShop(settings)  # the same database, and no worker of its own
+    try:
+        publisher.place_order()
+        until(lambda: shop.order().notification == "sent", 15)
+    finally:
+        publisher.close()
+
+
+def test_a_hanging_receiver_holds_up_nobody_else(shop: LiveShop) -> None:
+    hanging = Hanging()
+    shop.receive(hanging)
+    shop.bus.start()
+    for n in range(5):
+        shop.place_order(f"{n}")
+    until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
+    assert hanging.calls == 1
+    assert {delivery.state for delivery in shop.deliveries("hanging")} == {"ready", "leased"}
+    hanging.let_go.set()
+    until(lambda: {delivery.state for delivery in shop.deliveries()} == {"done"})
+
+
+def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Settings) -> None:
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.bus.start()
+    other = LiveShop(settings.model_copy(update={"poll_seconds": 0.1}))
+    other.bus.start()
+    shop.place_order()
+    assert hanging.entered.acquire(timeout=10)
+    first_end = shop.delivery("hanging").due_at
+    until(lambda: other.clock.now() and Clock().now() > first_end)
+    until(lambda: shop.delivery("hanging").due_at > first_end)
+    hanging.let_go.set()
+    until(lambda: shop.delivery("hanging").state == "done")
+    other.close()
+    assert hanging.calls == 1
+    assert shop.outcomes("hanging") == ["ok"]
+
+
+def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> None:
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.bus.start()
+    shop.place_order("1")
+    assert hanging.entered.acquire(timeout=10)
+    shop.place_order("2")
+    stopped: list[bool] = []
+    stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
+    stopping.start()
+    hanging.let_go.set()
+    stopping.join(20)
+    assert stopped == [True]
+    assert [delivery.state for delivery in shop.deliveries()] == ["done", "ready"]
+    assert alive_dispatchers(shop) == 0
+
+
+def test_a_stop_does_not_wait_for_ever(shop: LiveShop) -> None:
+    object.__setattr__(shop.bus.settings, "shutdown_seconds", 0.2)
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.bus.start()
+    shop.place_order()
+    assert hanging.entered.acquire(timeout=10)
+    begun = time.monotonic()
+    assert shop.bus.stop() is False
+    assert time.monotonic() - begun < 10
+    assert shop.delivery("hanging").state == "leased"
+    hanging.let_go.set()
+    until(lambda: shop.delivery("hanging").state == "done")  # its lease has not run out: it may still settle
+
+
+def test_starting_twice_is_starting_once(shop: LiveShop) -> None:
+    assert shop.bus.start() is shop.bus.start()
+    assert shop.bus.stop()
+    assert shop.bus.stop()
+
+
+def test_a_backlog_drains(shop: LiveShop) -> None:
+    for n in range(150):
+        shop.place_order(f"{n}", user_id=f"{n % 7}")
+    shop.bus.start()
+    until(lambda: shop.count("attempts") == 450, 50)
+    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+
+
+def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so once, tries again, and what a receiver did meanwhile is recorded and not repeated."""
+    said: list[str] = []
+    away = threading.Event()
+    transact, read = shop.database.transact, shop.database.read
+
+    def maybe(what: Any) -> Any:
+        def asked(*args: Any) -> Any:
+            if away.is_set():
+                raise DatabaseUnavailable
+            return what(*args)
+
+        return asked
+
+    def lost(_: object, error: Exception) -> None:
+        said.append("lost")
+
+    def back(_: object) -> None:
+        said.append("back")
+
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.bus.start()
+    shop.place_order()
+    assert hanging.entered.acquire(timeout=10)
+    with lifecycle.database_lost.connected_to(lost), lifecycle.database_back.connected_to(back):
+        monkeypatch.setattr(shop.database, "transact", maybe(transact))
+        monkeypatch.setattr(shop.database, "read", maybe(read))
+        away.set()
+        hanging.let_go.set()
+        until(lambda: said == ["lost"])
+        away.clear()
+        until(lambda: shop.delivery("hanging").state == "done")
+        until(lambda: said == ["lost", "back"])
+    assert hanging.calls == 1
+
+
+def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[Exception] = []
+
+    def listener(_: object, error: Exception) -> None:
+        faults.append(error)
+
+    worker = shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    next_due = worker.dispatcher.next_due
+    with lifecycle.dispatcher_failed.connected_to(listener):
+        monkeypatch.setattr(worker.dispatcher, "next_due", lambda: 1 / 0)
+        shop.place_order()
+        until(lambda: faults)
+        monkeypatch.setattr(worker.dispatcher, "next_due", next_due)
+        until(lambda: shop.order().notification == "sent")
+    assert isinstance(faults[0], ZeroDivisionError)
+
+
+def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> None:
+    shop.only(lambda sender, event: None, name="old_name")
+    shop.place_order()
+    order_created.disconnect(order_created.subscriptions["old_name"].receiver)
+    shop.execute("UPDATE deliveries SET due_at = :then", then=Clock().now().replace(year=2020))
+    shop.bus.start()
+    until(lambda: shop.delivery("old_name").reason)
+    assert "no receiver named 'old_name'" in (shop.delivery("old_name").reason or "")
+
+
+def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> None:
+    if not shop.database.is_sqlite:
+        pytest.skip("PostgreSQL wakes by NOTIFY")
+    folder = wakeup.socket_folder(shop.database)
+    folder.mkdir(exist_ok=True)
+    left = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    left.bind(str(folder / "1-gone"))
+    left.close()
+    wakeup.wake_others(shop.database)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:
+    long = Database("sqlite:////tmp/" + "x" * 60 + "/orders.db")
+    short = Database("sqlite:////tmp/x/orders.db")
+    assert wakeup.socket_folder(short).name == "orders.db-wake"
+    assert len(str(wakeup.socket_folder(long))) <= wakeup.LONGEST_SOCKET_FOLDER
+    assert wakeup.socket_folder(long) == wakeup.socket_folder(long)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # that is just what is tested
+def test_a_forked_child_opens_its_own_connections_and_dispatches_anew(shop: LiveShop) -> None:
+    """A server that loads the application, starts it and forks afterwards."""
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            until(lambda: alive_dispatchers(shop) == 2, 10)
+            shop.bus.stop()
+            os._exit(0 if shop.database.read().__enter__().execute(text("SELECT 1")).scalar() == 1 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    shop.place_order()
+    until(lambda: shop.order().notification == "sent")

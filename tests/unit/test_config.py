@@ -1,0 +1,86 @@
+"""Settings: defaults that work, and one line for each wrong value that names it and the cure."""
+
+from pathlib import Path
+
+import pytest
+
+from config import CHECKOUT, ConfigError, Settings
+
+
+def test_a_fresh_checkout_needs_no_setting() -> None:
+    settings = Settings.load({})
+    assert settings.database_url == f"sqlite:///{CHECKOUT}/instance/orders.db"
+    assert (settings.mail_backend, settings.user_email_domain, settings.dispatch_in_web) == (
+        "file",
+        "users.example",
+        True,
+    )
+
+
+def test_a_mail_server_makes_it_smtp_and_guesses_no_addresses() -> None:
+    settings = Settings.load({"MAIL_SERVER": "mail.example"})
+    assert (settings.mail_backend, settings.mail_port, settings.user_email_domain) == ("smtp", 25, None)
+    assert Settings.load({"MAIL_SERVER": "m", "USER_EMAIL_DOMAIN": "a.example"}).user_email_domain == "a.example"
+    assert Settings.load({"MAIL_SERVER": "m", "MAIL_BACKEND": "file"}).mail_backend == "file"
+
+
+def test_an_empty_variable_is_an_unset_one() -> None:
+    assert Settings.load({"MAIL_SERVER": "", "MAIL_PORT": " ", "API_TOKEN": ""}) == Settings.load({})
+
+
+def test_the_database_lies_in_the_instance_folder() -> None:
+    assert Settings.load({"INSTANCE_PATH": "/srv/x"}).database_url == "sqlite:////srv/x/orders.db"
+    assert Settings.load({"INSTANCE_PATH": "rel"}).instance_path == Path.cwd() / "rel"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"MAIL_PORT": "abc"}, ["MAIL_PORT is 'abc'", "set it to a port number, 1 to 65535"]),
+        ({"MAIL_PORT": "0"}, ["MAIL_PORT", "1 to 65535"]),
+        ({"MAIL_PORT": "65536"}, ["MAIL_PORT", "1 to 65535"]),
+        ({"MAIL_BACKEND": "pigeon"}, ["MAIL_BACKEND", "one of smtp, file, console, memory"]),
+        ({"MAIL_BACKEND": "smtp"}, ["MAIL_BACKEND is smtp", "MAIL_SERVER is not set"]),
+        ({"MAIL_USE_TLS": "maybe"}, ["MAIL_USE_TLS", "true or false"]),
+        ({"MAIL_USE_TLS": "1", "MAIL_USE_SSL": "1"}, ["MAIL_USE_TLS and MAIL_USE_SSL are both true"]),
+        ({"MAIL_USERNAME": "me"}, ["MAIL_USERNAME and MAIL_PASSWORD belong together"]),
+        ({"MAIL_DEFAULT_SENDER": "no address"}, ["MAIL_DEFAULT_SENDER", "an e-mail address"]),
+        ({"MAIL_DEFAULT_SENDER": "a@b.example\nBcc: x@y.example"}, ["MAIL_DEFAULT_SENDER"]),
+        ({"MAIL_DEFAULT_SENDER": "x\r\nBcc: a@localhost"}, ["MAIL_DEFAULT_SENDER"]),
+        ({"MAIL_CA_FILE": "/nowhere.pem"}, ["MAIL_CA_FILE", "no such file"]),
+        ({"MAIL_LOCALE": "fr"}, ["MAIL_LOCALE", "zh or en"]),
+        ({"MAIL_TIMEOUT": "0"}, ["MAIL_TIMEOUT", "0.1 to 300"]),
+        ({"DATABASE_URL": "mysql://x/y"}, ["DATABASE_URL", "postgresql+psycopg://"]),
+        ({"DATABASE_URL": "nonsense"}, ["DATABASE_URL", "sqlite:////absolute/path.db"]),
+        ({"DATABASE_URL": "sqlite://"}, ["DATABASE_URL", "in memory"]),
+        ({"RETRY_BASE_SECONDS": "9", "RETRY_MAX_SECONDS": "8"}, ["RETRY_BASE_SECONDS is more than"]),
+        ({"RETRY_MAX_ATTEMPTS": "0"}, ["RETRY_MAX_ATTEMPTS", "1 to 1000"]),
+        ({"LEASE_SECONDS": "nan"}, ["LEASE_SECONDS", "0.5 to 3600"]),
+        ({"LOG_FORMAT": "xml"}, ["LOG_FORMAT", "text or json"]),
+        ({"PORT": "http"}, ["PORT", "1 to 65535"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_its_name_and_the_cure(environ: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(environ)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_every_wrong_setting_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"MAIL_PORT.*; MAIL_LOCALE"):
+        Settings.load({"MAIL_PORT": "x", "MAIL_LOCALE": "x"})
+
+
+def test_secrets_are_shown_by_no_representation() -> None:
+    secrets = {"API_TOKEN": "t0ken", "CONSOLE_PASSWORD": "pa55", "MAIL_PASSWORD": "ma1l", "MAIL_USERNAME": "me"}
+    shown = repr(Settings.load(secrets)) + str(Settings.load(secrets))
+    assert not [secret for secret in ("t0ken", "pa55", "ma1l") if secret in shown]
+
+
+def test_every_setting_stands_in_the_readme_in_both_languages() -> None:
+    for readme in ("README.md", "README.zh.md"):
+        text = (CHECKOUT / readme).read_text()
+        assert [name for name in Settings.model_fields if f"`{name.upper()}`" not in text] == [], readme

@@ -87,7 +87,9 @@ def _filter_options(command: Any) -> Any:
         click.option("--order", "order_id"),
         click.option("--user", "user_id"),
         click.option("--older-than", type=click.DateTime(), help="Made before this time, in UTC."),
-        click.option("--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Of the latest attempt."),
+        click.option(
+            "--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Of the latest attempt."
+        ),
         click.option("--reason", help="Text that the reason contains."),
         click.option("--yes", is_flag=True, help="Do not ask."),
     ):
@@ -147,9 +149,7 @@ def _who() -> str:
 def list_orders(user_id: str | None, status: str | None, notification: str | None, limit: int) -> None:
     """Orders, the newest first."""
     with _database().read() as session:
-        page, more = orders.list_orders(
-            session, user_id=user_id, status=status, notification=notification, limit=limit
-        )
+        page, more = orders.list_orders(session, user_id=user_id, status=status, notification=notification, limit=limit)
     columns = ["order_id", "user_id", "total_price", "email", "status", "notification", "created_at"]
     _table(columns, [[_shown(getattr(order, name)) for name in columns] for order in page], "no orders")
     if more:

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from blinker import Signal
-from sqlalchemy import URL, Engine, MetaData, Numeric, String, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, MetaData, Numeric, String, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -118,6 +118,12 @@ def current() -> Transaction:
 
 def on_postgresql(session: Session) -> bool:
     return session.get_bind().dialect.name == "postgresql"
+
+
+def table(model: type[Base]) -> Table:
+    """The table of a model, for statements that shall run without the ORM's help."""
+    assert isinstance(model.__table__, Table)  # noqa: S101 - for the type checker: it could be a join
+    return model.__table__
 
 
 def insert(session: Session, table: type[Base]) -> Any:

@@ -110,7 +110,9 @@ def _check_deliveries(app: Flask) -> Iterator[Finding]:
         return
     for row in backlog:
         if row.receiver not in known:
-            yield Finding("wrong", f"{row.deliveries} deliveries to {row.receiver!r}, which is not connected; connect it")
+            yield Finding(
+                "wrong", f"{row.deliveries} deliveries to {row.receiver!r}, which is not connected; connect it"
+            )
         elif row.state == "dead":
             yield Finding(
                 "note",

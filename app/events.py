@@ -229,7 +229,7 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
     except RecursionError:
         raise ValueError("the data is nested too deeply") from None
     if not isinstance(values, dict):
-        raise ValueError("the data is not a JSON object")  # noqa: TRY004 - what is wrong is a value, not an argument
+        raise ValueError("the data is not a JSON object")
     fields = {field.name: field for field in dataclasses.fields(event_type)}
     if unknown := values.keys() - fields.keys():
         raise ValueError(f"the data has unknown fields: {', '.join(sorted(unknown))}")
@@ -247,6 +247,6 @@ def _decode_field(name: str, declared: Any, value: Any) -> Any:
         if not number.is_finite():
             raise ValueError(f"{name} is not a finite number")
         return number
-    if not isinstance(declared, type) and value is None or isinstance(value, str) and declared is not Decimal:
+    if (not isinstance(declared, type) and value is None) or (isinstance(value, str) and declared is not Decimal):
         return value
     raise ValueError(f"{name} has the wrong type")

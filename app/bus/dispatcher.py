@@ -342,7 +342,7 @@ class Dispatcher:
         signals.report(signals.lease_lost, self.sender, lease=lease)
 
 
-class _RolledBack(Exception):  # noqa: N818 - no error: it carries an answer out of a savepoint that shall not stay
+class _RolledBack(Exception):
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
 
@@ -369,5 +369,3 @@ def find(lease: Lease) -> events.Subscription | None:
     """The subscription that the delivery was recorded for, if it still exists."""
     signal = events.SIGNALS.get(lease.type)
     return signal.subscriptions.get(lease.receiver) if signal else None
-
-

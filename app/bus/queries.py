@@ -166,7 +166,10 @@ def backlog(session: Session) -> list[Any]:
         Delivery.receiver, Delivery.state, func.count().label("deliveries"), func.min(Delivery.due_at).label("since")
     ).where(UNFINISHED)
     dead = select(
-        Delivery.receiver, Delivery.state, func.count().label("deliveries"), func.min(Delivery.settled_at).label("since")
+        Delivery.receiver,
+        Delivery.state,
+        func.count().label("deliveries"),
+        func.min(Delivery.settled_at).label("since"),
     ).where(GIVEN_UP)
     groups = [query.group_by(Delivery.receiver, Delivery.state) for query in (unfinished, dead)]
     return sorted((row for query in groups for row in session.execute(query)), key=lambda row: row[:2])

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Text, cast, func, insert
 from app import events
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
-from app.db import current, on_postgresql
+from app.db import current, table
 
 
 class Cause(NamedTuple):
@@ -30,7 +30,15 @@ class Recorded(NamedTuple):
     receivers: tuple[str, ...]
 
 
-THIS_TRANSACTION = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+# Made once and run on the session's connection: building a statement costs more than running it.
+INSERT_EVENT = {
+    "sqlite": insert(table(StoredEvent)).values(transaction_id=0),
+    # Where transactions commit out of order, a reader of the feed waits for this one to end.
+    "postgresql": insert(table(StoredEvent)).values(
+        transaction_id=cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+    ),
+}
+INSERT_DELIVERIES = insert(table(Delivery))
 
 _cause: ContextVar[Cause | None] = ContextVar("cause", default=None)
 
@@ -52,21 +60,21 @@ def record(
     session = current()
     event_id = event_id or str(uuid7())
     cause = _cause.get()
-    session.execute(
-        insert(StoredEvent).values(
-            event_id=event_id,
-            type=type(event).__name__,
-            version=event.version,
-            source=source,
-            order_id=event.order_id,
-            user_id=event.user_id,
-            data=events.encode(event),
-            occurred_at=session.now,
-            cause_id=cause.event_id if cause else None,
-            correlation_id=cause.correlation_id if cause else event_id,
-            # Where transactions commit out of order, a reader of the feed waits for this one to end.
-            transaction_id=THIS_TRANSACTION if on_postgresql(session) else 0,
-        )
+    connection = session.connection()
+    connection.execute(
+        INSERT_EVENT[connection.dialect.name],
+        {
+            "event_id": event_id,
+            "type": type(event).__name__,
+            "version": event.version,
+            "source": source,
+            "order_id": event.order_id,
+            "user_id": event.user_id,
+            "data": events.encode(event),
+            "occurred_at": session.now,
+            "cause_id": cause.event_id if cause else None,
+            "correlation_id": cause.correlation_id if cause else event_id,
+        },
     )
     receivers = tuple(subscription.name for subscription in subscriptions)
     if receivers:
@@ -78,7 +86,7 @@ def record(
             "attempts": 0,
             "lease_token": 0,
         }
-        session.execute(insert(Delivery), [owed | {"receiver": name} for name in receivers])
+        connection.execute(INSERT_DELIVERIES, [owed | {"receiver": name} for name in receivers])
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

@@ -10,15 +10,26 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import case, func, insert, literal, select, union_all, update
+from sqlalchemy import bindparam, case, func, insert, literal, select, union_all, update
 from sqlalchemy.orm import Session
 
 from app.bus import gate
 from app.bus.queries import EVENT_COLUMNS, raw_data
 from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
-from app.db import Transaction
+from app.db import Transaction, table
 from app.db import insert as upsert
 from app.errors import LeaseLost, Outcome
+
+# Made once and run on the session's connection: building a statement costs more than running it.
+HELD = update(table(Delivery)).where(
+    Delivery.delivery_id == bindparam("of_delivery"),
+    Delivery.lease_token == bindparam("under_token"),
+    Delivery.state == LEASED,
+)
+EXTEND = HELD.values(due_at=bindparam("due_at"))
+SETTLE = HELD.values({name: bindparam(name) for name in ("state", "reason", "due_at", "settled_at")})
+SETTLE_WITH_OUTCOME = SETTLE.values({name: bindparam(name) for name in ("attempts", "outcome")})
+INSERT_ATTEMPT = insert(table(Attempt))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +64,10 @@ def next_due(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
     earliest = [
         select(
             literal(name).label("receiver"),
-            select(func.min(Delivery.due_at)).where(Delivery.receiver == name, UNFINISHED).scalar_subquery().label("due"),
+            select(func.min(Delivery.due_at))
+            .where(Delivery.receiver == name, UNFINISHED)
+            .scalar_subquery()
+            .label("due"),
         )
         for name in receivers
     ]
@@ -142,8 +156,8 @@ def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> 
 def _record_unknown(session: Transaction, expired: Sequence[Any]) -> None:
     """The attempts of dispatchers that did not come back: nobody knows how far they got."""
     if expired:
-        session.execute(
-            insert(Attempt),
+        session.connection().execute(
+            INSERT_ATTEMPT,
             [
                 {
                     "delivery_id": row.delivery_id,
@@ -161,8 +175,10 @@ def _record_unknown(session: Transaction, expired: Sequence[Any]) -> None:
 
 def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> None:
     """Let the leases end ``lease`` from now. One that was lost meanwhile stays lost; its settle will notice."""
-    for held in leases:
-        session.execute(_held(held).values(due_at=session.now + lease))
+    due_at = session.now + lease
+    held = [{"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at} for one in leases]
+    if held:
+        session.connection().execute(EXTEND, held)
 
 
 def settle(
@@ -178,20 +194,25 @@ def settle(
 
     Raises LeaseLost, having changed nothing, when the lease is no longer the delivery's.
     """
-    changes: dict[str, Any] = {"state": state, "reason": detail}
-    if state == READY:
-        changes["due_at"] = due_at
-    else:
-        changes["settled_at"] = session.now
-    if outcome is not None:
-        changes["attempts"] = lease.spent + 1
-        changes["outcome"] = outcome
-    if session.execute(_held(lease).values(**changes)).rowcount != 1:  # type: ignore[attr-defined]  # of CursorResult
+    connection = session.connection()
+    changed = connection.execute(
+        SETTLE if outcome is None else SETTLE_WITH_OUTCOME,
+        {
+            "of_delivery": lease.delivery_id,
+            "under_token": lease.token,
+            "state": state,
+            "reason": detail,
+            "due_at": due_at or session.now,
+            "settled_at": None if state == READY else session.now,
+        }
+        | ({"attempts": lease.spent + 1, "outcome": outcome} if outcome is not None else {}),
+    )
+    if changed.rowcount != 1:
         raise LeaseLost
     _see_to_gate(session, lease, outcome)
     if outcome is not None:
-        session.execute(
-            insert(Attempt),
+        connection.execute(
+            INSERT_ATTEMPT,
             {
                 "delivery_id": lease.delivery_id,
                 "lease_token": lease.token,
@@ -211,18 +232,6 @@ def _see_to_gate(session: Transaction, lease: Lease, outcome: Outcome | None) ->
         gate.release_probe(session, lease.receiver)  # it ended without an answer from the other side
     elif lease.probe:
         gate.open_(session, lease.receiver)
-
-
-def _held(lease: Lease) -> Any:
-    return (
-        update(Delivery)
-        .where(
-            Delivery.delivery_id == lease.delivery_id,
-            Delivery.lease_token == lease.token,
-            Delivery.state == LEASED,
-        )
-        .execution_options(synchronize_session=False)
-    )
 
 
 def unclaimed_receivers(session: Session, known: Iterable[str], before: datetime) -> list[str]:
@@ -248,5 +257,3 @@ def sign_of_life(session: Transaction, name: str) -> None:
 def sign_off(session: Transaction, name: str, forget_before: datetime) -> None:
     """The dispatcher ``name`` ends; those not seen since ``forget_before`` ended without a word."""
     session.query(Dispatcher).where((Dispatcher.name == name) | (Dispatcher.seen_at < forget_before)).delete()
-
-

@@ -79,7 +79,7 @@ class Wakeup:
 
     def _listen(self) -> None:
         """LISTEN on a connection of our own; while the server is away the poll serves."""
-        import psycopg  # noqa: PLC0415 - only PostgreSQL needs it, and only then is it installed
+        import psycopg
 
         url = self.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
         try:
@@ -99,7 +99,7 @@ class Wakeup:
 
 
 def wake_others(database: Database) -> None:
-    """Wake the dispatchers of other processes. Raises nothing: what is announced is committed, and the poll finds it."""
+    """Wake the dispatchers of other processes. Raises nothing: what is announced is stored, and the poll finds it."""
     try:
         if database.is_sqlite:
             _send_datagrams(database)

@@ -20,6 +20,9 @@ from app.errors import DatabaseUnavailable
 SHARED = "(with a session)"
 """The lane of all receivers that take a session."""
 
+CLAIMED_AHEAD = 4
+"""Deliveries that are claimed for each thread: the next are at hand, and one transaction claims several."""
+
 AWAY_PAUSE = 1.0
 """Seconds between tries while the database is away."""
 
@@ -78,7 +81,15 @@ class Lane:
 class Worker:
     """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
 
-    def __init__(self, dispatcher: Dispatcher, wakeup: Wakeup, *, poll_seconds: float, wake_others: Callable[[], None], prune: Callable[[], int]):
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        wakeup: Wakeup,
+        *,
+        poll_seconds: float,
+        wake_others: Callable[[], None],
+        prune: Callable[[], int],
+    ):
         self.dispatcher = dispatcher
         self.wakeup = wakeup
         self.poll_seconds = poll_seconds
@@ -186,7 +197,8 @@ class Worker:
         name = SHARED if _is_transactional(receiver) else receiver
         if name not in self._lanes:
             threads = 1 if name == SHARED else subscriptions().get(receiver, 1)
-            self._lanes[name] = Lane(name, threads, BATCH if name == SHARED else threads, self._attempt)
+            room = BATCH if name == SHARED else threads * CLAIMED_AHEAD
+            self._lanes[name] = Lane(name, threads, room, self._attempt)
         return self._lanes[name]
 
     def _attempt(self, batch: list[Lease]) -> None:

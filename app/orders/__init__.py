@@ -8,9 +8,10 @@ from decimal import Decimal
 
 from email_validator import validate_email
 from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db import Transaction, insert
+from app.db import Transaction, table
 from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
 
@@ -32,6 +33,19 @@ __all__ = [
 ]
 
 
+# Made once and run on the session's connection: building a statement costs more than running it.
+INSERT_ORDER = {
+    name: dialect.insert(table(Order)).on_conflict_do_nothing(index_elements=["order_id"]).returning(Order.order_id)
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+INSERT_USER = {
+    name: dialect.insert(table(User))
+    .values(orders_count=0, total_spent=Decimal(0))
+    .on_conflict_do_nothing(index_elements=["user_id"])
+    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+}
+
+
 def place_order(
     session: Transaction, *, order_id: str, user_id: str, total_price: Decimal, email: str | None, event_id: str
 ) -> str | None:
@@ -41,20 +55,19 @@ def place_order(
     lets one be first. Returns None when the order is new, else the ``event_id`` that announced it.
     Raises OrderConflict when the order exists with other content.
     """
-    stored = session.execute(
-        insert(session, Order)
-        .values(
-            order_id=order_id,
-            user_id=user_id,
-            total_price=total_price,
-            email=email,
-            status="created",
-            notification="pending",
-            created_at=session.now,
-            event_id=event_id,
-        )
-        .on_conflict_do_nothing(index_elements=["order_id"])
-        .returning(Order.order_id)
+    connection = session.connection()
+    stored = connection.execute(
+        INSERT_ORDER[connection.dialect.name],
+        {
+            "order_id": order_id,
+            "user_id": user_id,
+            "total_price": total_price,
+            "email": email,
+            "status": "created",
+            "notification": "pending",
+            "created_at": session.now,
+            "event_id": event_id,
+        },
     ).first()
     if stored is None:
         earlier = find_order(session, order_id)
@@ -80,7 +93,10 @@ def count_order(session: Session, order: Order) -> User:
     user = session.execute(select(User).where(User.user_id == order.user_id).with_for_update()).scalar_one()
     user.orders_count += 1
     user.total_spent += order.total_price
-    if user.last_order_at is None or (user.last_order_at, user.last_order_id or "") < (order.created_at, order.order_id):
+    if user.last_order_at is None or (user.last_order_at, user.last_order_id or "") < (
+        order.created_at,
+        order.order_id,
+    ):
         user.last_order_id, user.last_order_at = order.order_id, order.created_at
     return user
 
@@ -100,11 +116,8 @@ def set_email(session: Session, user_id: str, email: str) -> None:
 
 
 def _ensure_user(session: Session, user_id: str) -> None:
-    session.execute(
-        insert(session, User)
-        .values(user_id=user_id, orders_count=0, total_spent=Decimal(0))
-        .on_conflict_do_nothing(index_elements=["user_id"])
-    )
+    connection = session.connection()
+    connection.execute(INSERT_USER[connection.dialect.name], {"user_id": user_id})
 
 
 def find_order(session: Session, order_id: str) -> Order:
@@ -153,6 +166,4 @@ def list_orders(
 
 def checked_email(address: str) -> str:
     """The address, normalised. Raises ValueError that says what is wrong with it. Asks no name server."""
-    return validate_email(
-        address, check_deliverability=False, allow_smtputf8=False, test_environment=True
-    ).normalized
+    return validate_email(address, check_deliverability=False, allow_smtputf8=False, test_environment=True).normalized

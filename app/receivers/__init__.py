@@ -1,9 +1,9 @@
 """RECEIVERS: every subscription on one screen. What happens after an order is taken can be read off here.
 
-    order_created ─┬─ update_user_order_record ── order confirmed, user's record
-                   └─ send_email_notification ─┬─ notification_sent ────┐
-                                               ├─ notification_failed ──┼─ update_order_notification
-                                               └─ notification_skipped ─┘
+order_created ─┬─ update_user_order_record ── order confirmed, user's record
+               └─ send_email_notification ─┬─ notification_sent ────┐
+                                           ├─ notification_failed ──┼─ update_order_notification
+                                           └─ notification_skipped ─┘
 """
 
 from app.events import notification_failed, notification_sent, notification_skipped, order_created

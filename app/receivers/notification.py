@@ -40,9 +40,7 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
     )
     mailer.send(message)
     return Done(
-        NotificationSent(
-            order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.msgId
-        )
+        NotificationSent(order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.msgId)
     )
 
 

@@ -1,6 +1,5 @@
 """Commands for people."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def run(shop: Shop) -> Any:
 
 
 @pytest.fixture
-def dead(shop: Shop) -> Iterator[Shop]:
+def dead(shop: Shop) -> Shop:
     """Two orders whose receiver refuses them."""
 
     def refuse(sender: str, event: OrderCreated) -> None:
@@ -43,14 +42,20 @@ def dead(shop: Shop) -> Iterator[Shop]:
     shop.place_order("1", user_id="7")
     shop.place_order("2", user_id="8")
     shop.dispatch()
-    yield shop
+    return shop
 
 
 def test_an_order_is_shown_with_all_that_happened(shop: Shop, run: Any) -> None:
     event_id = shop.place_order()
     shop.dispatch_all()
     shown = run("orders", "show", "1001")
-    for words in ("total_price    19.99", "notification   sent", event_id, "→ send_email_notification  done", "caused by"):
+    for words in (
+        "total_price    19.99",
+        "notification   sent",
+        event_id,
+        "→ send_email_notification  done",
+        "caused by",
+    ):
         assert words in shown
     assert "there is no order 5" in run("orders", "show", "5", code=1)
 
@@ -59,7 +64,12 @@ def test_orders_are_listed(shop: Shop, run: Any) -> None:
     assert "no orders" in run("orders", "list")
     for n in range(3):
         shop.place_order(f"{n}")
-    assert [line.split()[0] for line in run("orders", "list", "--user", "42").splitlines()] == ["order_id", "2", "1", "0"]
+    assert [line.split()[0] for line in run("orders", "list", "--user", "42").splitlines()] == [
+        "order_id",
+        "2",
+        "1",
+        "0",
+    ]
     assert "--limit 4 shows them" in run("orders", "list", "--limit", "2")
     assert "no orders" in run("orders", "list", "--status", "confirmed")
 

@@ -167,5 +167,3 @@ def test_a_gate_is_one_receivers_own(shop: Shop, server: Server) -> None:
 @pytest.mark.parametrize(("failures", "longest"), [(1, 0), (2, 0.5), (3, 1), (8, 30), (10_000, 30)])
 def test_probes_come_later_and_later(failures: int, longest: float) -> None:
     assert longest * 0.9 <= probe_wait(failures) <= longest
-
-

@@ -69,8 +69,12 @@ def test_what_was_sent_is_not_marked_failed_by_an_older_fact(shop: Shop) -> None
     shop.mailer.backend.deliver = deliver
     shop.bus.retry(Filter(receiver="send_email_notification"), by="ops")
     shop.dispatcher.attempt(shop.dispatcher.claim({"send_email_notification": 1}))
-    failed, sent = shop.deliveries("update_order_notification")
-    shop.execute("UPDATE deliveries SET due_at = :later WHERE delivery_id = :d", later=shop.clock.now() + timedelta(1), d=failed.delivery_id)
+    failed, _ = shop.deliveries("update_order_notification")
+    shop.execute(
+        "UPDATE deliveries SET due_at = :later WHERE delivery_id = :d",
+        later=shop.clock.now() + timedelta(1),
+        d=failed.delivery_id,
+    )
     shop.dispatch_all()
     assert shop.order().notification == "sent"
     shop.clock.advance(90_000)

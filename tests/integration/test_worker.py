@@ -1,4 +1,4 @@
-"""The loop around the dispatcher: woken rather than polling, one receiver's trouble kept from the others, a clean stop."""
+"""The loop around the dispatcher: woken, not polling; one receiver's trouble kept from the others; a clean stop."""
 
 import os
 import socket

@@ -87,7 +87,12 @@ def test_garbage_is_a_value_error_and_nothing_else(data: bytes | str) -> None:
         ("OrderCreated", 1, '{"order_id":1,"user_id":"2","total_price":"1","email":null}', "order_id has the wrong"),
         ("OrderCreated", 1, '{"order_id":"1","user_id":"2","total_price":"x","email":null}', "not a decimal"),
         ("OrderCreated", 1, '{"order_id":"1","user_id":"2","total_price":"NaN","email":null}', "not a finite"),
-        ("OrderCreated", 1, '{"order_id":"1","user_id":"2","total_price":1.5,"email":null}', "total_price has the wrong"),
+        (
+            "OrderCreated",
+            1,
+            '{"order_id":"1","user_id":"2","total_price":1.5,"email":null}',
+            "total_price has the wrong",
+        ),
     ],
 )
 def test_what_cannot_be_decoded_says_why(kind: str, version: int, data: str, words: str) -> None:

@@ -25,7 +25,7 @@ COPY app app
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
-    HOST=0.0.0.0 \
+    WEB_HOST=0.0.0.0 \
     PORT=8000 \
     LOG_FORMAT=json
 USER 10001

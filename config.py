@@ -6,6 +6,7 @@ cure. All of them have defaults with which a fresh checkout works and nothing el
 
 import os
 from collections.abc import Mapping
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ class Settings(BaseModel):
     api_token: str | None = Field(None, repr=False)
     console_password: str | None = Field(None, repr=False)
 
-    host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
+    web_host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
     web_threads: int = Field(4, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
@@ -70,9 +71,7 @@ class Settings(BaseModel):
     retention_days: float = Field(90, ge=0.001, description="how long finished events are kept, in days")
 
     log_format: Literal["text", "json"] = Field("text", description="text or json")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -96,13 +95,16 @@ class Settings(BaseModel):
     @field_validator("mail_default_sender")
     @classmethod
     def _address(cls, address: str) -> str:
-        name = address.removesuffix("@localhost")
-        checked = address if name == address else f"{name}@localhost.example"  # good enough for a first try
+        """With a name, as ``Shop <shop@example.com>``, or without. ``orders@localhost`` is good enough to begin with."""
+        if not address.isprintable():
+            raise ValueError("it holds control characters")
+        bare = parseaddr(address)[1]
+        checked = f"{bare}.example" if bare.endswith("@localhost") else bare
         try:
-            found = validate_email(checked, check_deliverability=False, allow_smtputf8=False, test_environment=True)
-            return address if name != address else found.normalized
+            validate_email(checked, check_deliverability=False, allow_smtputf8=False, test_environment=True)
         except EmailNotValidError as problem:
             raise ValueError(f"{problem}".rstrip(".")) from None
+        return address
 
     @field_validator("mail_ca_file")
     @classmethod

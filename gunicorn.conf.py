@@ -12,7 +12,7 @@ except service.ConfigError as error:
     sys.exit(f"error: {error}")
 
 wsgi_app = "wsgi:app"
-bind = f"{settings.host}:{settings.port}"
+bind = f"{settings.web_host}:{settings.port}"
 worker_class = "gthread"
 workers = settings.web_concurrency
 threads = settings.web_threads

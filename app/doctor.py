@@ -79,7 +79,7 @@ def _check_mail(app: Flask) -> Iterator[Finding]:
         where = settings.mail_server if settings.mail_backend == "smtp" else settings.mail_backend
         yield Finding("fine", f"mail: {settings.mail_backend} backend answers ({where})")
     if settings.mail_backend == "smtp":
-        if settings.mail_default_sender.endswith("@localhost"):
+        if "@localhost" in settings.mail_default_sender:
             yield Finding("note", "mail: the sender is at localhost, which others refuse; set MAIL_DEFAULT_SENDER")
         if not (settings.mail_use_tls or settings.mail_use_ssl):
             yield Finding("note", "mail: goes in plain text; set MAIL_USE_TLS (587) or MAIL_USE_SSL (465)")

@@ -40,10 +40,13 @@ class Wakeup:
 
     def open(self) -> None:
         """Be found by other processes."""
-        if self.database.is_sqlite:
-            self._mailbox = _bind(socket_folder(self.database))
-        else:
+        if not self.database.is_sqlite:
             self._listen()
+            return
+        try:
+            self._mailbox = _bind(socket_folder(self.database))
+        except OSError as error:
+            log.warning("other processes can't wake this dispatcher, only the poll: %s", error)
 
     def wake(self) -> None:
         """Wake the worker that waits here."""

@@ -257,6 +257,16 @@ def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> No
     assert list(folder.iterdir()) == []
 
 
+def test_a_dispatcher_that_cannot_be_called_still_runs(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(wakeup, "_bind", refuse)
+    shop.bus.start()
+    shop.place_order()
+    until(lambda: shop.order().notification == "sent")
+
+
 def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:
     long = Database("sqlite:////tmp/" + "x" * 60 + "/orders.db")
     short = Database("sqlite:////tmp/x/orders.db")

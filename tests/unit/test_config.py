@@ -24,6 +24,11 @@ def test_a_mail_server_makes_it_smtp_and_guesses_no_addresses() -> None:
     assert Settings.load({"MAIL_SERVER": "m", "MAIL_BACKEND": "file"}).mail_backend == "file"
 
 
+@pytest.mark.parametrize("sender", ["orders@localhost", "Shop <shop@example.com>", "订单 <orders@localhost>"])
+def test_a_sender_may_have_a_name(sender: str) -> None:
+    assert Settings.load({"MAIL_DEFAULT_SENDER": sender}).mail_default_sender == sender
+
+
 def test_an_empty_variable_is_an_unset_one() -> None:
     assert Settings.load({"MAIL_SERVER": "", "MAIL_PORT": " ", "API_TOKEN": ""}) == Settings.load({})
 

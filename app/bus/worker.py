@@ -4,15 +4,18 @@ Receivers with a session share one thread, for they share the database's write l
 of its own: one that hangs holds up nobody else's deliveries.
 """
 
+import contextlib
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
 from app import events
 from app.bus import signals
 from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Dispatcher, subscriptions
+from app.bus.gate import DOWN
 from app.bus.store import Lease
 from app.bus.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
@@ -28,7 +31,6 @@ AWAY_PAUSE = 1.0
 
 PASSED_OVER = 0.01
 """Seconds until the next look when another dispatcher was at the rows that are due."""
-
 
 PRUNE_PAUSE = 3600.0
 """Seconds between looks for what is old enough to be forgotten."""
@@ -51,22 +53,26 @@ class Lane:
             self.room -= len(batch)
         self._work.put(batch)
 
-    def drain(self) -> list[Lease]:
-        """Take back what no thread has begun, and let the threads end after what they are at."""
+    def take_back(self) -> list[Lease]:
+        """What no thread has begun."""
         unbegun: list[Lease] = []
-        while not self._work.empty():
-            try:
+        with contextlib.suppress(queue.Empty):
+            while True:
                 unbegun += self._work.get_nowait() or []
-            except queue.Empty:
-                break
+        with self._lock:
+            self.room += len(unbegun)
+        return unbegun
+
+    def end(self) -> None:
+        """Let the threads end after what they are at."""
         for _ in self._threads:
             self._work.put(None)
-        return unbegun
 
     def join(self, seconds: float) -> bool:
         """Wait for the threads to end. Returns whether all did."""
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
@@ -100,8 +106,9 @@ class Worker:
         self._lanes: dict[str, Lane] = {}
         self._next_look = 0.0
         self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
-        self._away = False
+        self._away_since: float | None = None
         self._saturated = False
+        self._telling = threading.Lock()
         self._main = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
         dispatcher.outlast = self._outlast
@@ -125,7 +132,9 @@ class Worker:
         self._stopping.set()
         self.wakeup.wake()
         self._main.join()
-        unbegun = [lease for lane in self._lanes.values() for lease in lane.drain()]
+        unbegun = [lease for lane in self._lanes.values() for lease in lane.take_back()]
+        for lane in self._lanes.values():
+            lane.end()
         deadline = self.dispatcher.clock.monotonic() + seconds
         try:
             self.dispatcher.release(unbegun)
@@ -144,6 +153,7 @@ class Worker:
     def _run(self) -> None:
         self._beat_once()
         while not self._stopping.is_set():
+            begun = time.monotonic()
             try:
                 self._see_to_chores()
                 pause = self._round()
@@ -153,7 +163,7 @@ class Worker:
                 self._report_fault(error)
                 self._stopping.wait(AWAY_PAUSE)
             else:
-                self._database_answers()
+                self._database_answers(begun)
                 if pause:
                     self.wakeup.wait(pause)
 
@@ -203,7 +213,10 @@ class Worker:
 
     def _attempt(self, batch: list[Lease]) -> None:
         try:
-            self.dispatcher.attempt(batch)
+            settled = self.dispatcher.attempt(batch)
+            if any(result.outcome in DOWN for result in settled):
+                # The gate is closed now: what was claimed before shall wait behind it like everything else.
+                self.dispatcher.release(self._lane(batch[0].receiver).take_back())
         except DatabaseUnavailable as error:  # we are stopping; the leases run out, and another takes them over
             self._database_is_away(error)
         except Exception as error:
@@ -233,14 +246,16 @@ class Worker:
         return not self._stopping.wait(AWAY_PAUSE)
 
     def _database_is_away(self, error: DatabaseUnavailable) -> None:
-        if not self._away:
-            self._away = True
-            signals.report(signals.database_lost, self.dispatcher.sender, error=error)
+        with self._telling:
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+                signals.report(signals.database_lost, self.dispatcher.sender, error=error)
 
-    def _database_answers(self) -> None:
-        if self._away:
-            self._away = False
-            signals.report(signals.database_back, self.dispatcher.sender)
+    def _database_answers(self, since: float) -> None:
+        with self._telling:
+            if self._away_since is not None and self._away_since < since:
+                self._away_since = None
+                signals.report(signals.database_back, self.dispatcher.sender)
 
 
 def _is_transactional(receiver: str) -> bool:

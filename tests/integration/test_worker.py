@@ -14,7 +14,7 @@ from app.bus import signals as lifecycle
 from app.bus import wakeup
 from app.clock import Clock
 from app.db import Database
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
 from config import Settings
 from tests.support.shop import Shop
@@ -114,20 +114,43 @@ def test_a_hanging_receiver_holds_up_nobody_else(shop: LiveShop) -> None:
     until(lambda: {delivery.state for delivery in shop.deliveries()} == {"done"})
 
 
+def test_what_was_claimed_before_an_outage_waits_like_the_rest(shop: LiveShop) -> None:
+    """Each thread finds out once; the others that it has at hand spend no attempt."""
+    tried: list[str] = []
+
+    def down(sender: str, event: OrderCreated) -> None:
+        tried.append(event.order_id)
+        raise Unreachable
+
+    shop.policy.seconds = 3600
+    shop.only(down, concurrency=2)
+    for n in range(30):
+        shop.place_order(f"{n}")
+    shop.bus.start()
+    until(lambda: shop.count("gates") == 1)
+    until(lambda: shop.execute_scalar("SELECT failures FROM gates") == 3)  # two threads, or one twice; a first probe
+    until(lambda: shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state = 'leased'") == 0)
+    assert len(tried) <= 6
+    assert shop.execute_scalar("SELECT count(*) FROM deliveries WHERE attempts = 0") >= 24
+
+
 def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Settings) -> None:
     hanging = Hanging()
     shop.only(hanging)
     shop.bus.start()
-    other = LiveShop(settings.model_copy(update={"poll_seconds": 0.1}))
+    other = LiveShop(settings.model_copy(update={"poll_seconds": 0.1, "lease_seconds": 3.0}))
     other.bus.start()
-    shop.place_order()
-    assert hanging.entered.acquire(timeout=10)
-    first_end = shop.delivery("hanging").due_at
-    until(lambda: other.clock.now() and Clock().now() > first_end)
-    until(lambda: shop.delivery("hanging").due_at > first_end)
-    hanging.let_go.set()
-    until(lambda: shop.delivery("hanging").state == "done")
-    other.close()
+    try:
+        shop.place_order()
+        assert hanging.entered.acquire(timeout=10)
+        first_end = shop.delivery("hanging").due_at
+        until(lambda: Clock().now() > first_end)
+        until(lambda: shop.delivery("hanging").due_at > first_end)
+        hanging.let_go.set()
+        until(lambda: shop.delivery("hanging").state == "done")
+    finally:
+        hanging.let_go.set()
+        other.close()
     assert hanging.calls == 1
     assert shop.outcomes("hanging") == ["ok"]
 
@@ -139,9 +162,11 @@ def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> N
     shop.place_order("1")
     assert hanging.entered.acquire(timeout=10)
     shop.place_order("2")
+    until(lambda: [delivery.state for delivery in shop.deliveries()] == ["leased", "leased"])
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
     stopping.start()
+    until(lambda: [delivery.state for delivery in shop.deliveries()] == ["leased", "ready"])
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]

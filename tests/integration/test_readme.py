@@ -21,7 +21,7 @@ def database_url(sqlite_url: str) -> str:
 
 @pytest.mark.parametrize("readme", READMES)
 def test_the_receiver_can_be_added_as_written(shop: Shop, readme: str) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / readme).read_text(), re.S)
+    (example,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / readme).read_text(), re.DOTALL)
     assert len([line for line in example.splitlines() if line.strip() and not line.startswith("#")]) <= 10
     module: Any = types.ModuleType("app.receivers.big_order")
     exec(compile(example, readme, "exec"), module.__dict__)  # noqa: S102 - the README's own words
@@ -41,7 +41,7 @@ def test_the_curl_is_answered_as_shown(shop: Shop, readme: str) -> None:
     (body,) = set(re.findall(r"-d '(\{.*?\})'", text))
     answer = shop.client.post("/api/create_order", data=body, content_type="application/json")
     assert answer.status_code == 201
-    shown = re.search(r'^\{"status":"success".*$', text, re.M)
+    shown = re.search(r'^\{"status":"success".*$', text, re.MULTILINE)
     assert shown is not None
     event_id = re.compile(r'"event_id":"[^"]+"')
     assert event_id.sub("", answer.text.strip()) == event_id.sub("", shown.group())

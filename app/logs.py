@@ -95,6 +95,10 @@ def lease_expired(_: object, lease: Lease) -> None:
     log.warning("lease taken over", **_of(lease))
 
 
+def receiver_raised(_: object, lease: Lease, error: Exception) -> None:
+    log.error("receiver raised", **_of(lease), exc_info=error)
+
+
 def receiver_missing(_: object, lease: Lease) -> None:
     log.error("receiver missing", **_of(lease))
 
@@ -134,6 +138,7 @@ LISTENERS = {
         delivery_settled,
         lease_lost,
         lease_expired,
+        receiver_raised,
         receiver_missing,
         operator_acted,
         events_pruned,

@@ -29,6 +29,10 @@ MISSING_RECEIVER_WAIT = 60.0
 """Seconds after which a delivery without a receiver is looked at again, and after which it counts as being so."""
 
 
+DATABASE_WAIT = 5.0
+"""Seconds until the next try of a delivery whose receiver could not read the database."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failed attempt; without ``outcome`` none was made. A ``final`` one is not tried again, whatever the policy."""
@@ -268,9 +272,12 @@ class Dispatcher:
                     session.flush()
         except AttemptFailed as error:
             return Failure(error.outcome, _words(str(error)))
+        except DatabaseUnavailable as error:  # no fault of this delivery's
+            return RetryAfter(DATABASE_WAIT, _words(str(error)))
         except Exception as error:
             if session is not None and is_passing(error):
                 raise
+            signals.report(signals.receiver_raised, self.sender, lease=lease, error=error)
             return _bug(error)
         match answer:
             case None:

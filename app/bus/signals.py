@@ -14,6 +14,7 @@ event_recorded = lifecycle.signal("event_recorded", "An event was stored. `event
 delivery_settled = lifecycle.signal("delivery_settled", "An attempt ended. `settled`: Settled.")
 lease_lost = lifecycle.signal("lease_lost", "A result came too late: another dispatcher has taken over. `lease`.")
 lease_expired = lifecycle.signal("lease_expired", "Its dispatcher died or hung; another takes over. `lease`.")
+receiver_raised = lifecycle.signal("receiver_raised", "A receiver raised what nobody expected. `lease`, `error`.")
 receiver_missing = lifecycle.signal("receiver_missing", "A delivery's receiver isn't connected. `lease`.")
 operator_acted = lifecycle.signal("operator_acted", "A person did something. `action`, `which`, `count`, `by`.")
 events_pruned = lifecycle.signal("events_pruned", "Old finished events were forgotten. `count`.")

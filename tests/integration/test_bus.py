@@ -11,7 +11,7 @@ from app.answers import Discard, Done, RetryAfter
 from app.bus import Dispatcher, Filter, Settled
 from app.bus import signals as lifecycle
 from app.db import Transaction
-from app.errors import Deferred, NestedTransaction, OutsideTransaction, Refused
+from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import set_email
 from tests.support.shop import FixedWait, Shop
@@ -247,6 +247,31 @@ def test_publishing_what_is_no_event_is_a_bug_and_not_a_loop(shop: Shop) -> None
     shop.place_order()
     shop.dispatch()
     assert (shop.delivery("odd").state, shop.outcomes("odd")) == ("ready", ["bug"])
+
+
+def test_a_database_that_is_away_is_no_fault_of_the_delivery(shop: Shop) -> None:
+    shop.only(Failing(times=1, error=DatabaseUnavailable()))
+    shop.place_order()
+    shop.dispatch()
+    assert (shop.delivery("failing").state, shop.delivery("failing").attempts) == ("ready", 0)
+    shop.clock.advance(5)
+    shop.dispatch()
+    assert shop.outcomes("failing") == ["ok"]
+
+
+def test_what_nobody_expected_is_reported_with_its_traceback(shop: Shop) -> None:
+    raised: list[Any] = []
+
+    def listener(_: object, lease: Any, error: Exception) -> None:
+        raised.append((lease.receiver, error))
+
+    bug = LookupError("a bug")
+    shop.only(Failing(error=bug))
+    shop.place_order()
+    with lifecycle.receiver_raised.connected_to(listener):
+        shop.dispatch()
+    assert raised == [("failing", bug)]
+    assert bug.__traceback__ is not None
 
 
 def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:

@@ -34,17 +34,16 @@ def on_starting(server):
     from app.errors import AppError, DatabaseUnavailable
     from app.schema import prepare
 
-    database = Database(settings.database_url, timeout=settings.database_timeout)
     try:
-        prepare(database)
-    except DatabaseUnavailable as error:
-        if database.is_sqlite:
-            sys.exit(f"error: {error}")
+        database = Database(settings.database_url, timeout=settings.database_timeout)
+        try:
+            prepare(database)
+        finally:
+            database.close()
+    except DatabaseUnavailable:
         server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
     except AppError as error:
         sys.exit(f"error: {error}")
-    finally:
-        database.close()
 
 
 def post_worker_init(worker):

@@ -17,6 +17,7 @@ try:
     app = create_app()
     if _serving:
         prepare(app.extensions["database"])
+        app.extensions["database"].close()  # gunicorn --preload forks after this: see create_app
 except DatabaseUnavailable as error:
     if config.Settings.load().is_sqlite:
         sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.types import DateTime, TypeDecorator
 
 from app.clock import Clock
-from app.errors import DatabaseUnavailable, NestedTransaction, OutsideTransaction, SchemaBehind
+from app.errors import DatabaseUnavailable, DatabaseUnusable, NestedTransaction, OutsideTransaction, SchemaBehind
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -238,7 +238,14 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
             connect_args={"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"},
         )
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(url.database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DatabaseUnusable(
+                f"the folder {folder} can't be made: {error.strerror}; set INSTANCE_PATH, or DATABASE_URL, to a place "
+                "that can be written to"
+            ) from error
     engine = create_engine(url, module=sqlite_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout)
 
     @event.listens_for(engine, "connect")

@@ -40,6 +40,10 @@ class DatabaseUnavailable(AppError):
     """The database can't take it now; nothing was stored. Try again in a moment."""
 
 
+class DatabaseUnusable(AppError):
+    """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""
+
+
 class SchemaBehind(AppError):
     """The database schema is behind the code. Did you forget to run 'flask db upgrade'?"""
 

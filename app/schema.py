@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from app.db import Database, sqlite_module
-from app.errors import SchemaBehind
+from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 ADVISORY_LOCK = 7_203_481
@@ -25,12 +26,20 @@ def prepare(database: Database) -> None:
 
     A PostgreSQL server that can't be reached is no reason not to start: requests are answered 503 until it can.
     """
-    try:
+    if not database.is_sqlite:
         database.check_schema()
-    except SchemaBehind:
-        if not database.is_sqlite:
-            raise
-        upgrade(database)
+        return
+    try:
+        try:
+            database.check_schema()
+        except SchemaBehind:
+            upgrade(database)
+    except (DatabaseUnavailable, DBAPIError, OSError) as error:
+        cause = error.__cause__ or error
+        raise DatabaseUnusable(
+            f"{database.url.database} can't be used as the database: {getattr(cause, 'orig', cause)}; set DATABASE_URL "
+            "to another file, or see to this one"
+        ) from error
 
 
 def upgrade(database: Database) -> None:

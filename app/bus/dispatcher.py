@@ -3,8 +3,8 @@
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -162,13 +162,17 @@ class Dispatcher:
             held = list(self._held)
         deadline = self.clock.monotonic() + self.lease.total_seconds()
 
-        def work(session: Transaction) -> None:
+        def work(session: Transaction) -> set[Lease]:
             store.sign_of_life(session, self.name)
-            store.extend(session, held, self.lease)
+            return set(store.extend(session, held, self.lease))
 
-        self.database.transact(work)
+        lost = self.database.transact(work)
         with self._held_lock:
-            self._held.update((lease, deadline) for lease in held if lease in self._held)
+            for lease in held:
+                if lease in lost:
+                    self._held.pop(lease, None)
+                elif lease in self._held:
+                    self._held[lease] = deadline
 
     def release(self, leases: Iterable[Lease]) -> None:
         """Give back leases whose receivers were not called: due again at once, no attempt spent."""
@@ -213,9 +217,8 @@ class Dispatcher:
 
         Returns None when the lease was lost; then nothing of it stays.
         """
-        recorded = len(session.facts.get("recorded", ()))
         try:
-            with session.begin_nested():
+            with _savepoint(session):
                 answer = self._call(lease, find(lease), session)
                 if isinstance(answer, Failure | RetryAfter):
                     raise _RolledBack(answer)
@@ -228,9 +231,8 @@ class Dispatcher:
             if is_passing(error):
                 raise
             answer = _bug(error)
-        del session.facts.get("recorded", [])[recorded:]
         try:
-            with session.begin_nested():
+            with _savepoint(session):
                 return self._settle(session, lease, answer)
         except LeaseLost:
             return None
@@ -337,7 +339,10 @@ class Dispatcher:
             event = events.decode(lease.type, lease.version, lease.data)
         except ValueError:
             return []
-        return [subscription.when_dead(event, reason)]
+        last_words = subscription.when_dead(event, reason)
+        if type(last_words).__name__ not in events.SIGNALS:
+            raise TypeError(f"it returned {last_words!r}, which is no event that a signal carries")
+        return [last_words]
 
     @staticmethod
     def _publish(lease: Lease, published: Iterable[events.Event]) -> None:
@@ -347,6 +352,18 @@ class Dispatcher:
 
     def _report_lost(self, lease: Lease) -> None:
         signals.report(signals.lease_lost, self.sender, lease=lease)
+
+
+@contextmanager
+def _savepoint(session: Transaction) -> Iterator[None]:
+    """What is rolled back in it is not reported as recorded either."""
+    recorded = len(session.facts.get("recorded", ()))
+    try:
+        with session.begin_nested():
+            yield
+    except Exception:
+        del session.facts.get("recorded", [])[recorded:]
+        raise
 
 
 class _RolledBack(Exception):

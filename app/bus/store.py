@@ -173,12 +173,17 @@ def _record_unknown(session: Transaction, expired: Sequence[Any]) -> None:
         )
 
 
-def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> None:
-    """Let the leases end ``lease`` from now. One that was lost meanwhile stays lost; its settle will notice."""
-    due_at = session.now + lease
-    held = [{"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at} for one in leases]
-    if held:
-        session.connection().execute(EXTEND, held)
+def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> list[Lease]:
+    """Let the leases end ``lease`` from now. Returns those that were lost meanwhile: they stay lost."""
+    connection, due_at = session.connection(), session.now + lease
+    return [
+        one
+        for one in leases
+        if connection.execute(
+            EXTEND, {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}
+        ).rowcount
+        != 1
+    ]
 
 
 def settle(

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 SERVER_STARTS_DISPATCHER = False
 """Set by gunicorn.conf.py, whose hooks start a dispatcher in each process that serves."""
@@ -30,7 +31,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
 
     instance_path: Path = Field(CHECKOUT / "instance", description="a folder for the database file and the Maildir")
-    database_url: str = Field("", description="sqlite:////absolute/path.db or postgresql+psycopg://user@host/name")
+    database_url: str = Field(
+        "", repr=False, description="sqlite:////absolute/path.db or postgresql+psycopg://user@host/name"
+    )
     database_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for a busy database, 0.1 to 300")
 
     mail_backend: Literal["smtp", "file", "console", "memory"] = Field(
@@ -56,6 +59,7 @@ class Settings(BaseModel):
     web_host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
+    request_read_seconds: float = Field(10, ge=0.1, le=300, description="seconds for a request to arrive, 0.1 to 300")
     web_threads: int = Field(4, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
 
     dispatch_in_web: bool = Field(True, description="true, or false where 'flask bus run' dispatches instead")
@@ -95,7 +99,7 @@ class Settings(BaseModel):
     @field_validator("mail_default_sender")
     @classmethod
     def _address(cls, address: str) -> str:
-        """With a name, as ``Shop <shop@example.com>``, or without. ``orders@localhost`` is good enough to begin with."""
+        """With a name, as ``Shop <shop@example.com>``, or without. ``orders@localhost`` will do to begin with."""
         if not address.isprintable():
             raise ValueError("it holds control characters")
         bare = parseaddr(address)[1]
@@ -136,7 +140,10 @@ class Settings(BaseModel):
             raise ValueError("RETRY_BASE_SECONDS is more than RETRY_MAX_SECONDS; lower the one or raise the other")
         if bool(self.mail_username) != bool(self.mail_password):
             raise ValueError("MAIL_USERNAME and MAIL_PASSWORD belong together; set both or neither")
-        scheme = urlsplit(self.database_url).scheme
+        try:
+            scheme = make_url(self.database_url).drivername
+        except (ArgumentError, ValueError):  # whose words may hold the password
+            scheme = ""
         if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
             raise ValueError(
                 f"DATABASE_URL begins with {scheme!r}; set it to "

@@ -13,10 +13,14 @@ except service.ConfigError as error:
 
 wsgi_app = "wsgi:app"
 bind = f"{settings.web_host}:{settings.port}"
-worker_class = "gthread"
+worker_class = "app.server.PatientWorker"  # gthread, but slow clients hold no thread
 workers = settings.web_concurrency
 threads = settings.web_threads
 keepalive = 5
+worker_connections = 500  # a process; files are limited too, often to 1024
+forwarded_allow_ips = ""  # nothing that a client says of itself is believed
+forwarder_headers = ""
+sendfile = False  # the worker sends
 timeout = 30
 graceful_timeout = 30
 control_socket_disable = True  # all instances of a user would share one socket

@@ -32,7 +32,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions.update(settings=settings, database=database)
     app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
 
-    logs.init_app(app, settings)
+    logs.init(settings)
     mail.init_app(app, settings)
     receivers.connect_all(settings)
     api.init_app(app)

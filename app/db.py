@@ -39,6 +39,13 @@ SCHEMA_REVISION = "0001"
 FIXED_SQLITE = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """Versions from which on their branch is free of the WAL-reset bug (sqlite.org/wal.html)."""
 
+PATIENT = 2
+"""How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
+that threads remain to read, and to tell."""
+
+STUCK_SECONDS = 1.0
+"""A database is stuck when transactions wait here and none has ended for so long."""
+
 
 class Base(DeclarativeBase):
     metadata = MetaData(
@@ -141,6 +148,8 @@ class Database:
         self.timeout = timeout
         self.committed = Signal("Sent after a commit; the sender is the database, `facts` what happened in it.")
         self.engine = _engine(self.url, timeout, pool_size)
+        self._line: list[float] = []  # when each transaction that is not over began
+        self._last_end = 0.0
         snapshot = {"sqlite_begin": "DEFERRED"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         reading = self.engine.execution_options(**snapshot)
         self._writing_session = sessionmaker(self.engine, class_=Transaction, expire_on_commit=False)
@@ -155,25 +164,51 @@ class Database:
 
         An exception rolls everything back. When the database is busy, gone or has chosen this transaction as the
         victim of a deadlock, the whole ``work`` runs again, until ``timeout``; so it must have no effects but on the
-        session. Raises DatabaseUnavailable then, NestedTransaction inside another transaction.
+        session. Raises DatabaseUnavailable then, and sooner where the database is stuck and others here wait already;
+        NestedTransaction inside another transaction.
         """
         if _current.get() is not None:
             raise NestedTransaction
-        deadline = time.monotonic() + self.timeout
+        with self._in_line() as began:
+            result, facts = self._persistently(work, began)
+        self.committed.send(self, facts=facts)
+        return result
+
+    def _persistently(self, work: Callable[[Transaction], T], began: float) -> tuple[T, dict[str, Any]]:
         for attempt in range(1_000_000):
             try:
-                result, facts = self._once(work)
+                done = self._once(work)
             except Exception as error:
                 if not is_passing(error):
+                    self._last_end = time.monotonic()
                     raise
                 pause = random.uniform(0, min(0.2, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-                if _is_full(error) or time.monotonic() + pause > deadline:
+                if _is_full(error) or time.monotonic() + pause > began + self.timeout or self._enough_wait(began):
                     raise DatabaseUnavailable from error
                 time.sleep(pause)
             else:
-                self.committed.send(self, facts=facts)
-                return result
+                self._last_end = time.monotonic()
+                return done
         raise AssertionError("unreachable")
+
+    @contextlib.contextmanager
+    def _in_line(self) -> Iterator[float]:
+        """Yields when the transaction began. Raises DatabaseUnavailable when enough wait already."""
+        began = time.monotonic()
+        if not self._line:
+            self._last_end = began
+        elif self._enough_wait(began):
+            raise DatabaseUnavailable
+        self._line.append(began)
+        try:
+            yield began
+        finally:
+            self._line.remove(began)
+
+    def _enough_wait(self, began: float) -> bool:
+        """Whether the database is stuck, and PATIENT transactions of this process that began earlier wait for it."""
+        stuck = time.monotonic() - self._last_end > STUCK_SECONDS
+        return stuck and sum(other < began for other in list(self._line)) >= PATIENT
 
     def _once(self, work: Callable[[Transaction], T]) -> tuple[T, dict[str, Any]]:
         with self._writing_session() as session:
@@ -240,12 +275,14 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
     if url.database:
         folder = Path(url.database).parent
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseUnusable(
                 f"the folder {folder} can't be made: {error.strerror}; set INSTANCE_PATH, or DATABASE_URL, to a place "
                 "that can be written to"
             ) from error
+        with contextlib.suppress(OSError):  # where it can't be made, SQLite tells why
+            Path(url.database).touch(mode=0o600, exist_ok=False)  # SQLite's own files beside it take its mode over
     engine = create_engine(url, module=sqlite_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout)
 
     @event.listens_for(engine, "connect")
@@ -264,7 +301,7 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
 def _set_pragmas(connection: Any, timeout: float) -> None:
     """Set what durability depends on, and read it back: SQLite ignores what it can't do without a word."""
     wanted = {
-        "busy_timeout": int(timeout * 1000),
+        "busy_timeout": int(min(timeout, STUCK_SECONDS) * 1000),
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
         "foreign_keys": 1,

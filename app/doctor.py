@@ -46,7 +46,7 @@ def _check_database(app: Flask) -> Iterator[Finding]:
     except AppError as error:
         yield Finding("wrong", f"database: {error}")
         return
-    yield Finding("fine", f"database: {database.url.render_as_string()}, schema up to date")
+    yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
     if not database.is_sqlite:
         return
     version = sqlite_module().sqlite_version

@@ -1,11 +1,15 @@
-"""Log lines have their home here: the bus reports facts as signals, and this file chooses level and words."""
+"""Log lines have their home here: the bus reports facts as signals, and this file chooses level and words.
+
+What strangers wrote stands in many of them: a mail server's reply, an exception's message. So no line shows an e-mail
+address in full, nor lets a character through that ends the line or moves a terminal's cursor. The database keeps all.
+"""
 
 import logging
+import re
 import sys
 from typing import Any
 
 import structlog
-from flask import Flask
 
 from app.bus import signals
 from app.bus.dispatcher import Settled
@@ -17,9 +21,11 @@ from config import Settings
 
 log = structlog.get_logger()
 
+_LOCAL_PART = re.compile(r"""(?<![^\s@<>()\[\]\\,:;"])[^\s@<>()\[\]\\,:;"]++@(?=\w)""")
 
-def init_app(app: Flask, settings: Settings) -> None:
-    """Choose how lines look, and listen to what the bus of ``app`` reports."""
+
+def init(settings: Settings) -> None:
+    """Choose how lines look, and listen to what buses report."""
     configure(settings)
     for name, listener in LISTENERS.items():
         signals.lifecycle[name].connect(listener)
@@ -31,15 +37,21 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.EventRenamer("message") if settings.log_format == "json" else _unchanged,
+        structlog.processors.format_exc_info,
+        _harmless,
     ]
     renderer: Any = (
         structlog.processors.JSONRenderer(ensure_ascii=False)
         if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False, pad_event_to=24)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            sort_keys=False,
+            pad_event_to=24,
+            exception_formatter=structlog.dev.plain_traceback,  # Rich's, where it is installed, shows variables
+        )
     )
-    formatting = structlog.processors.format_exc_info if settings.log_format == "json" else _unchanged
     structlog.configure(
-        processors=[*shared, formatting, renderer],
+        processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
@@ -48,7 +60,7 @@ def configure(settings: Settings) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, formatting, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     root = logging.getLogger("app")
@@ -58,6 +70,22 @@ def configure(settings: Settings) -> None:
 
 def _unchanged(_: Any, __: str, line: Any) -> Any:
     return line
+
+
+def _harmless(_: Any, __: str, line: Any) -> Any:
+    for name, value in line.items():
+        if name == "exception":  # many lines: set in, so that none of them can pass for a line of the log
+            line[name] = "\n".join(f"    {masked(each)}" for each in value.split("\n"))
+        elif isinstance(value, str):
+            line[name] = masked(value)
+    return line
+
+
+def masked(text: str) -> str:
+    """On one line, with ``***`` for what stands before the @ of an address, and for a password in a URL."""
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return _LOCAL_PART.sub("***@", text) if "@" in text else text
 
 
 def event_recorded(_: object, event: Recorded) -> None:
@@ -104,7 +132,7 @@ def receiver_missing(_: object, lease: Lease) -> None:
 
 
 def operator_acted(_: object, action: str, which: Filter, count: int, by: str) -> None:
-    log.info(f"operator: {action}", which=str(which), count=count, by=by)
+    log.info("operator acted", action=action, which=str(which), count=count, by=by)
 
 
 def events_pruned(_: object, count: int) -> None:

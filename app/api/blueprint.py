@@ -25,11 +25,12 @@ def settings() -> Settings:
 
 @routes.after_app_request
 def protect(response: Response) -> Response:
-    """The headers that keep a browser from making anything but data of an answer, or from keeping it."""
+    """The headers that keep a browser from making anything but data of an answer, or from keeping it. Pages for people
+    set their own before."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+    response.headers.setdefault("Referrer-Policy", "no-referrer")
     if is_api(request.path):
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
-        response.headers["Referrer-Policy"] = "no-referrer"
         response.headers["Cache-Control"] = "no-store"
         if request.method == "OPTIONS" and not response.data:
             del response.headers["Content-Type"]  # Flask says HTML of its empty answer

@@ -5,11 +5,11 @@ field is wrong. A validator raises ValueError, with a reason where it knows more
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import Outcome
 from app.orders import checked_email
@@ -17,6 +17,8 @@ from app.orders import checked_email
 HIGHEST_PRICE = Decimal("9999999999.99")
 LONGEST_EMAIL = 254
 LARGEST_PAGE = 200
+LARGEST_NUMBER = 2**63 - 1
+"""What a column of numbers holds."""
 
 ID_PATTERN = "[A-Za-z0-9._:-]{1,64}"
 ID_RULE = "a string of 1 to 64 letters, digits, '.', '_', ':' or '-', or a non-negative integer"
@@ -64,6 +66,36 @@ def _page_size(value: Any) -> int:
     return int(value)
 
 
+def _number(value: Any) -> int:
+    """A number of a row: true is none, nor is 1.0; in a query it comes as text."""
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value):
+        value = int(value)
+    if type(value) is not int or not 0 <= value <= LARGEST_NUMBER:
+        raise ValueError
+    return value
+
+
+def _text(value: str) -> str:
+    if re.search("[\0\ud800-\udfff]", value):
+        raise ValueError("NUL and lone surrogates can't be kept")
+    return value
+
+
+def _moment(value: Any) -> datetime:
+    if not isinstance(value, str):
+        raise ValueError
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise ValueError from None
+    if moment.tzinfo is None:
+        raise ValueError("the offset is missing")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it is outside the years 1 to 9999") from None
+
+
 Identifier = Annotated[
     str,
     BeforeValidator(_identifier),
@@ -86,6 +118,11 @@ Email = Annotated[
     BeforeValidator(_email),
     WithJsonSchema({"type": ["string", "null"], "format": "email", "maxLength": LONGEST_EMAIL}),
 ]
+Number = Annotated[
+    int, BeforeValidator(_number), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LARGEST_NUMBER})
+]
+Text = Annotated[str, AfterValidator(_text)]
+Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 PageSize = Annotated[
     int, BeforeValidator(_page_size), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE})
 ]
@@ -133,48 +170,43 @@ State = Literal["ready", "leased", "done", "dead", "discarded"]
 class Which(Asked):
     """Which deliveries are meant: those that meet every condition. None at all means every delivery."""
 
-    delivery_id: int | None = Field(None, ge=1, description="a delivery's number")
+    delivery_id: Number | None = Field(None, description="a delivery's number")
     state: State | None = Field(None, description="ready, leased, done, dead or discarded")
-    receiver: str | None = Field(None, max_length=100, description="a receiver's name of at most 100 characters")
-    event_type: str | None = Field(None, max_length=64, description="a type of event, such as OrderCreated")
+    receiver: Text | None = Field(None, max_length=100, description="a receiver's name of at most 100 characters")
+    event_type: Text | None = Field(None, max_length=64, description="a type of event, such as OrderCreated")
     order_id: Identifier | None = Field(None, description=ID_RULE)
     user_id: Identifier | None = Field(None, description=ID_RULE)
     outcome: Outcome | None = Field(None, description=f"the latest attempt's: {', '.join(Outcome)}")
-    reason: str | None = Field(None, max_length=200, description="text of at most 200 characters that the reason holds")
-    older_than: datetime | None = Field(None, description="a time with its offset, as 2026-11-23T08:00:00Z")
-
-    @field_validator("older_than")
-    @classmethod
-    def _aware(cls, moment: datetime | None) -> datetime | None:
-        if moment is not None and moment.tzinfo is None:
-            raise ValueError("the offset is missing")
-        return moment
+    reason: Text | None = Field(
+        None, max_length=200, description="text of at most 200 characters that the reason holds"
+    )
+    older_than: Moment | None = Field(None, description="a time with its offset, as 2026-11-23T08:00:00Z")
 
 
 class DeliveryQuery(Which):
     """Which deliveries to list."""
 
     limit: PageSize = Field(50, description=f"a number from 1 to {LARGEST_PAGE}: how many at most")
-    cursor: int = Field(0, ge=0, description="the next_cursor of the page before")
+    cursor: Number = Field(0, description="the next_cursor of the page before")
 
 
 class Retry(Asked):
     """Which dead and discarded deliveries to make due again."""
 
     filter: Which = Field(description="an object of conditions; see Which")
-    dry_run: bool = Field(False, description="true or false: only count")
+    dry_run: bool = Field(False, strict=True, description="true or false: only count")
 
 
 class Discarding(Retry):
     """Which waiting and dead deliveries to give up for good, and why."""
 
-    reason: str = Field(min_length=1, max_length=1000, description="1 to 1000 characters, kept with each delivery")
+    reason: Text = Field(min_length=1, max_length=1000, description="1 to 1000 characters, kept with each delivery")
 
 
 class Reason(Asked):
     """Why a delivery is given up for good."""
 
-    reason: str = Field(min_length=1, max_length=1000, description="1 to 1000 characters, kept with the delivery")
+    reason: Text = Field(min_length=1, max_length=1000, description="1 to 1000 characters, kept with the delivery")
 
 
 class Nothing(Asked):

@@ -7,6 +7,7 @@ is whoever one says one is, and is kept with what one does.
 import hashlib
 import hmac
 import ipaddress
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -14,14 +15,16 @@ from flask import current_app, request
 from flask.typing import ResponseReturnValue
 
 from app.api.blueprint import database, routes, settings
-from app.api.incoming import DeliveryQuery, Discarding, Nothing, Reason, Retry, Which
+from app.api.incoming import LARGEST_NUMBER, DeliveryQuery, Discarding, Nothing, Reason, Retry, Which
 from app.api.openapi import Answer, describe
 from app.api.outgoing import Acted, DeliveryPage, view
 from app.api.problems import Problem
 from app.api.reading import read_body, read_query
 from app.bus import Bus, Filter, operate, queries
 
-FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-Ip", "Via")
+FORWARDED = re.compile(
+    r"Via|Forwarded|X-(Forwarded|Original|Real|Client|Cluster|Envoy)\b.*|(Cf|True|Fastly)-.*", re.IGNORECASE
+)
 """A request with one of these came through a proxy: that the proxy is on this machine tells nothing of its client."""
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -42,8 +45,8 @@ def demand_operator() -> None:
                 "Operator routes answer this machine only. Set CONSOLE_PASSWORD to reach them from elsewhere.",
             )
         return
-    given = request.authorization.password if request.authorization else None
-    if not hmac.compare_digest(_digest(given or ""), _digest(password)):
+    _, given = _basic()
+    if not hmac.compare_digest(_digest(given), _digest(password)):
         raise Problem(
             HTTPStatus.UNAUTHORIZED,
             "Send a name of your choice and the CONSOLE_PASSWORD by HTTP Basic authentication.",
@@ -58,7 +61,17 @@ def _is_local() -> bool:
     except ValueError:
         near = request.remote_addr == ""  # a Unix socket
     name = request.host if request.host.endswith("]") else request.host.rpartition(":")[0] or request.host
-    return near and name in LOCAL_NAMES and not any(header in request.headers for header in FORWARDED)
+    forwarded = any(FORWARDED.fullmatch(header) for header, _ in request.headers)
+    return near and name in LOCAL_NAMES and not forwarded
+
+
+def _basic() -> tuple[str, str]:
+    """The name and the password that were given; empty where none was."""
+    try:
+        given = request.authorization
+    except ValueError:  # Werkzeug takes no offence at bad Base64, but does at what is not even ASCII
+        given = None
+    return (given.username or "", given.password or "") if given else ("", "")
 
 
 def _digest(secret: str) -> bytes:
@@ -118,12 +131,13 @@ def discard_delivery(delivery_id: int) -> ResponseReturnValue:
 
 
 def _only(delivery_id: int) -> Retry:
-    which = Which(delivery_id=delivery_id)
-    with database().read() as session:
-        found, _ = operate.find(session, Filter(delivery_id=delivery_id))
+    found: list[Any] = []
+    if delivery_id <= LARGEST_NUMBER:
+        with database().read() as session:
+            found, _ = operate.find(session, Filter(delivery_id=delivery_id))
     if not found:
-        raise Problem(HTTPStatus.NOT_FOUND, f"There is no delivery {delivery_id}.")
-    return Retry(filter=which)
+        raise Problem(HTTPStatus.NOT_FOUND, "There is no such delivery.")
+    return Retry(filter=Which(delivery_id=delivery_id))
 
 
 def _act(action: str, asked: Retry, reason: str = "") -> dict[str, Any]:
@@ -137,5 +151,5 @@ def _act(action: str, asked: Retry, reason: str = "") -> dict[str, Any]:
 
 
 def _who() -> str:
-    name = request.authorization.username if request.authorization else None
+    name, _ = _basic()
     return f"operator:{(name or 'unnamed')[:80]}"

@@ -146,6 +146,8 @@ def socket_folder(database: Database) -> Path:
 
 def _bind(folder: Path) -> socket.socket:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.parent == Path(tempfile.gettempdir()) and folder.lstat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} is somebody else's")
     mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     mailbox.bind(str(folder / f"{os.getpid()}-{str(uuid7())[-8:]}"))
     mailbox.setblocking(False)

@@ -106,7 +106,7 @@ class Worker:
         self._lanes: dict[str, Lane] = {}
         self._next_look = 0.0
         self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
-        self._away_since: float | None = None
+        self._away = False
         self._saturated = False
         self._telling = threading.Lock()
         self._main = threading.Thread(target=self._run, name="dispatcher", daemon=True)
@@ -153,8 +153,9 @@ class Worker:
     def _run(self) -> None:
         self._beat_once()
         while not self._stopping.is_set():
-            begun = time.monotonic()
             try:
+                if self._away:
+                    self._come_back()
                 self._see_to_chores()
                 pause = self._round()
             except DatabaseUnavailable as error:
@@ -163,7 +164,6 @@ class Worker:
                 self._report_fault(error)
                 self._stopping.wait(AWAY_PAUSE)
             else:
-                self._database_answers(begun)
                 if pause:
                     self.wakeup.wait(pause)
 
@@ -247,15 +247,22 @@ class Worker:
 
     def _database_is_away(self, error: DatabaseUnavailable) -> None:
         with self._telling:
-            if self._away_since is None:
-                self._away_since = time.monotonic()
+            if not self._away:
+                self._away = True
                 signals.report(signals.database_lost, self.dispatcher.sender, error=error)
+                self.wakeup.wake()  # the loop shall see when it is back, be it idle until then
 
-    def _database_answers(self, since: float) -> None:
+    def _come_back(self) -> None:
+        """Only a write tells that the database is back: a full disk can still be read.
+
+        Leases ran out that nobody could extend, though their receivers still run. So each dispatcher extends its own
+        first, and gives the others time to do the same before it takes anything over.
+        """
+        self.dispatcher.extend()
         with self._telling:
-            if self._away_since is not None and self._away_since < since:
-                self._away_since = None
-                signals.report(signals.database_back, self.dispatcher.sender)
+            self._away = False
+            signals.report(signals.database_back, self.dispatcher.sender)
+        self._stopping.wait(2 * AWAY_PAUSE)
 
 
 def _is_transactional(receiver: str) -> bool:

@@ -48,8 +48,8 @@ class FileBackend(Backend):
 
     def _make(self) -> None:
         if not (self.folder / "new").is_dir():
-            for name in ("tmp", "cur", "new"):
-                (self.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.folder.parent, self.folder, *(self.folder / name for name in ("tmp", "cur", "new"))):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync(self.folder)
             _sync(self.folder.parent)
 

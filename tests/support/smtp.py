@@ -9,7 +9,8 @@ Phases, in the order of a conversation: CONNECT EHLO STARTTLS AUTH MAIL RCPT DAT
 END is the end of the message, not yet kept; at ACCEPTED it is kept, but the client doesn't know it.
 
 Actions: a reply ("451 4.3.0 later"; after a 421 the server hangs up), HANG, CUT (reset the connection), CLOSE, a Hold,
-or a function of the command's argument that gives a reply or None. Without a reply the conversation goes on as usual.
+a Pause, a Drip, or a function of the command's argument that gives a reply or None. Without a reply the conversation
+goes on as usual.
 """
 
 import asyncio
@@ -73,7 +74,22 @@ class Hold:
         await self._released.wait()
 
 
-Action = str | Misdeed | Hold | Callable[[str], str | None]
+@dataclasses.dataclass(frozen=True)
+class Pause:
+    """An action that takes its time."""
+
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Drip:
+    """A reply, of which one byte comes every so many ``seconds``."""
+
+    reply: str
+    seconds: float
+
+
+Action = str | Misdeed | Hold | Pause | Drip | Callable[[str], str | None]
 
 
 @dataclasses.dataclass
@@ -100,7 +116,7 @@ class Received:
 
     @property
     def message_id(self) -> str:
-        return str(self.email["Message-ID"])
+        return str(self.email["Message-ID"]).strip()  # a long one stands on a line of its own
 
 
 class SmtpServer:
@@ -283,9 +299,11 @@ class _Conversation(SMTP):
 
     async def _handle_client(self) -> None:
         self.number = self.number or self.server._came(self)
-        if await self.goes_on("CONNECT"):
-            await super()._handle_client()
-        self.close()
+        try:
+            if await self.goes_on("CONNECT"):
+                await super()._handle_client()
+        finally:  # also when the client has gone, which cancels us
+            self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
@@ -300,6 +318,11 @@ class _Conversation(SMTP):
                 await self.say(action)
             elif isinstance(action, Hold):
                 await action()
+            elif isinstance(action, Pause):
+                await asyncio.sleep(action.seconds)
+            elif isinstance(action, Drip):
+                replied = True
+                await self.drip(action)
             elif isinstance(action, Misdeed):
                 if action is not HANG:
                     self.cut() if action is CUT else self.close()
@@ -313,6 +336,12 @@ class _Conversation(SMTP):
         await self.push(reply)
         if reply.startswith("421"):
             self.close()
+
+    async def drip(self, slowly: Drip) -> None:
+        for byte in f"{slowly.reply}\r\n".encode():
+            if isinstance(self.transport, asyncio.WriteTransport) and not self.transport.is_closing():
+                self.transport.write(bytes([byte]))
+                await asyncio.sleep(slowly.seconds)
 
     async def push(self, status: Any) -> None:
         if status != _SAID:

@@ -22,6 +22,7 @@ ALLOWED = {
     "receivers": {"answers", "db", "errors", "events", "mail", "orders"},
     "api": {"bus", "clock", "db", "errors", "events", "orders"},
     "logs": {"bus", "errors"},
+    "server": set(),
     "doctor": {"bus", "db", "errors", "events"},
     "cli": {"bus", "db", "doctor", "errors", "orders", "schema"},
 }

@@ -1,0 +1,418 @@
+"""gunicorn's threads for requests that are here: whoever sends or reads slowly holds none of them.
+
+gunicorn's own gthread worker reads a request in the thread that answers it, so as many slow clients as there are
+threads stop a process for as long as they like. Here the loop that accepts connections also receives, and a thread is
+given a request once all of it has arrived. The loop bounds everything that a client could make others wait for, and
+answers for itself, as problem+json, what never comes to the application.
+
+The names without an underscore below that nothing here calls are gunicorn's: it calls them. Its minor version is
+pinned, and tests/acceptance/test_hostile_clients.py notices when another one differs.
+"""
+
+import contextlib
+import errno
+import json
+import re
+import select
+import socket
+import time
+from collections import deque
+from functools import partial
+from http import HTTPStatus
+from selectors import EVENT_READ as READABLE
+from selectors import EVENT_WRITE as WRITABLE
+from typing import Any
+
+from gunicorn.http import errors  # type: ignore[import-untyped]
+from gunicorn.http.unreader import Unreader  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker  # type: ignore[import-untyped]
+
+from config import Settings
+
+LARGEST_HEAD = 32 * 1024
+"""Bytes of a request line with its header fields; gunicorn.conf.py bounds each of them."""
+
+LARGEST_REQUEST = 128 * 1024
+"""Bytes, as they come over the wire. The application's own bound on a body is half of it."""
+
+KEPT_BYTES = 1024 * 1024
+"""How much of an answer that its client hasn't read is taken off a thread's hands; as good as every answer fits."""
+
+SEND_SECONDS = 60
+"""How long a client may take to read that. Of a stream that is longer, a thread waits so long for each next part."""
+
+LINGER_SECONDS = 2
+"""How long a connection that is done with is kept half open, so that its client can read the answer."""
+
+QUEUE_SECONDS = 5
+"""How long a request may wait for a thread. What comes later is answered 503: by then its client has other worries."""
+
+RETRY_AFTER_SECONDS = 2
+
+DETAILS = {
+    HTTPStatus.BAD_REQUEST: "This is no HTTP/1.1 request, or it broke off.",
+    HTTPStatus.REQUEST_TIMEOUT: "The request did not arrive in time.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"The request is larger than {LARGEST_REQUEST} bytes.",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "The request line is too long.",
+    HTTPStatus.EXPECTATION_FAILED: "Only 100-continue can be expected.",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The header fields are too many or too large.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "Something is wrong on our side, and has been logged.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "There is too much to do; nothing was done. Try again in a moment.",
+}
+
+CAUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
+    (errors.InvalidResponseHeader, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (errors.InvalidResponseHeaderName, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (errors.LimitRequestLine, HTTPStatus.REQUEST_URI_TOO_LONG),
+    (errors.LimitRequestHeaders, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE),
+    (errors.ExpectationFailed, HTTPStatus.EXPECTATION_FAILED),
+    (errors.ParseException, HTTPStatus.BAD_REQUEST),
+    (Exception, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
+"""What gunicorn's exceptions mean to the client; the first that fits."""
+
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked[ \t]*\r\n", re.IGNORECASE)
+_CONTINUE = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+_CHUNK_SIZE = re.compile(rb"0*([0-9a-f]{1,8})[ \t]*(?:;|$)", re.IGNORECASE)
+
+
+class Incoming:
+    """The bytes of a request, until all of them are here.
+
+    It only finds the end. What the bytes mean, and whether they are a request at all, is gunicorn's to say.
+    """
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.expects_continue = False
+        self._head = 0
+        self._chunk: int | None = None
+        """Where the next chunk begins, in a body of chunks."""
+        self._end: int | None = None
+
+    def feed(self, data: bytes) -> HTTPStatus | None:
+        """Take in what came. Returns OK once the request is complete, None while it is not, else why it can't be."""
+        self.content += data
+        if not self._head:
+            self._find_head(len(data))
+        if self._chunk is not None and self._end is None and not self._follow_chunks(self._chunk):
+            return HTTPStatus.BAD_REQUEST
+        reaches = max(len(self.content), self._end or 0, self._chunk or 0)
+        if not self._head and reaches > LARGEST_HEAD:
+            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        if self._end is not None and self._end <= len(self.content):
+            return HTTPStatus.OK
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE if reaches > LARGEST_REQUEST else None
+
+    def _find_head(self, new: int) -> None:
+        found = self.content.find(b"\r\n\r\n", max(0, len(self.content) - new - 3))
+        if found < 0:
+            return
+        self._head = found + 4
+        head = bytes(self.content[: self._head])
+        if _CHUNKED.search(head):
+            self._chunk = self._head
+        else:
+            length = _LENGTH.search(head)
+            self._end = self._head + (int(length[1][:19]) if length else 0)
+        self.expects_continue = bool(_CONTINUE.search(head))
+
+    def _follow_chunks(self, at: int) -> bool:
+        """Go from chunk to chunk as far as they are here. Returns whether they are chunks."""
+        while (line_end := self.content.find(b"\r\n", at)) >= 0:
+            size = _CHUNK_SIZE.match(self.content[at:line_end])
+            if size is None:
+                return False
+            if int(size[1], 16) == 0:
+                trailers_end = self.content.find(b"\r\n\r\n", line_end)
+                self._end = trailers_end + 4 if trailers_end >= 0 else None
+                break
+            at = line_end + 2 + int(size[1], 16) + 2
+        self._chunk = at
+        return True
+
+
+class AllThereIs(Unreader):  # type: ignore[misc]
+    """What gunicorn's parser reads from in a thread: the bytes that were received, and then the end. It can't wait."""
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        return b""
+
+
+class Outlet:
+    """The socket that gunicorn writes an answer to. What the client isn't ready for is kept for the loop to send."""
+
+    def __init__(self, client: socket.socket) -> None:
+        self.client = client
+        self.rest = bytearray()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def setblocking(self, _: bool) -> None:
+        """It never blocks, whatever gunicorn wishes."""
+        self.client.setblocking(False)
+
+    def sendall(self, data: bytes) -> None:
+        self.rest += data
+        self.flush()
+        deadline = time.monotonic() + SEND_SECONDS
+        while len(self.rest) > KEPT_BYTES:
+            readiness = select.poll()
+            readiness.register(self.client, select.POLLOUT)
+            if not readiness.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise ConnectionResetError(errno.ECONNRESET, "the answer was not read in time")
+            self.flush()
+
+    def send(self, data: bytes) -> int:
+        self.sendall(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Send what can be sent at once. Raises OSError when the client has gone."""
+        with contextlib.suppress(BlockingIOError):
+            while self.rest:
+                del self.rest[: self.client.send(self.rest)]
+
+
+class Connection(TConn):  # type: ignore[misc]
+    """A client, and what has arrived of its next request."""
+
+    def __init__(self, cfg: Any, client: socket.socket, *addresses: Any) -> None:
+        super().__init__(cfg, Outlet(client), *addresses)
+        self.data_ready = True
+        self.incoming = Incoming()
+        self.future: Any = None
+        self.handed_over = 0.0
+
+    def init(self) -> None:
+        """In a thread, before each request: all that it may read is here."""
+        if not self.initialized:
+            super().init()
+            self.parser.unreader = AllThereIs()
+        self.parser.unreader.unread(bytes(self.incoming.content))
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """gthread, but for when a request goes to a thread, and for who waits for a client.
+
+    A connection is in one of five places: ``pending_conns`` while a request arrives, ``handed_over`` until a thread has
+    answered it, ``sending`` until the client has read that, ``keepalived_conns`` until the next request begins, or
+    ``leaving`` when it is done with.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.receive_seconds: float = Settings.load().request_read_seconds
+        self.handed_over: deque[Connection] = deque()
+        self.sending: deque[Connection] = deque()
+        self.leaving: deque[Connection] = deque()
+        self.crowded = False
+
+    @classmethod
+    def check_config(cls, cfg: Any, log: Any) -> None:
+        super().check_config(cfg, log)
+        if cfg.is_ssl or cfg.proxy_protocol != "off" or cfg.protocol != "http" or cfg.http2_cleartext != "off":
+            raise SystemExit("error: this service speaks plain HTTP/1.1; let TLS and the like end in a proxy before it")
+
+    # Receiving, in the main loop
+
+    def accept(self, listener: Any) -> None:
+        try:
+            client, address = listener.accept()
+        except OSError as error:
+            self.crowded = error.errno in (errno.EMFILE, errno.ENFILE)
+            return  # the client has gone again, or another worker was faster
+        self.nr_conns += 1
+        self._expect(Connection(self.cfg, client, address, listener.getsockname()))
+
+    def on_client_socket_readable(self, conn: Connection, client: Any) -> None:
+        """A connection that was kept alive has its next request, or its end."""
+        self._withdraw(conn, self.keepalived_conns)
+        self._expect(conn)
+
+    def _expect(self, conn: Connection, begun: bytes = b"") -> None:
+        conn.incoming = Incoming()
+        patience = self.receive_seconds if self.alive else STOP_KEEPALIVE_LINGER
+        self._watch(conn, self.pending_conns, patience, READABLE, self.on_pending_socket_readable)
+        if begun:
+            self._take_in(conn, begun)
+        else:
+            self.on_pending_socket_readable(conn, conn.sock)
+
+    def on_pending_socket_readable(self, conn: Connection, client: Any) -> None:
+        try:
+            data = client.recv(LARGEST_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._forget(conn, self.pending_conns)
+            return
+        if data:
+            self._take_in(conn, data)
+        elif conn.incoming.content:
+            self._refuse(conn, HTTPStatus.BAD_REQUEST)  # half a request is none, even where its JSON happens to end
+        else:
+            self._forget(conn, self.pending_conns)
+
+    def _take_in(self, conn: Connection, data: bytes) -> None:
+        status = conn.incoming.feed(data)
+        if status == HTTPStatus.OK:
+            self._withdraw(conn, self.pending_conns)
+            self.enqueue_req(conn)
+        elif status is not None:
+            self._refuse(conn, status)
+        elif conn.incoming.expects_continue:
+            conn.incoming.expects_continue = False
+            with contextlib.suppress(OSError):
+                conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # Handing over, and what comes back
+
+    def enqueue_req(self, conn: Connection) -> None:
+        conn.handed_over = time.monotonic()
+        self.handed_over.append(conn)
+        conn.future = self.tpool.submit(self.handle, conn)
+        conn.future.add_done_callback(lambda future: self.method_queue.defer(self.finish_request, conn, future))
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """gunicorn's would answer with an HTML page."""
+        status = next(status for kind, status in CAUSES if isinstance(exc, kind))
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            self.log.error("a request failed", exc_info=exc)
+        else:
+            self.log.warning("refused a request of %s: %s", addr[0] if addr else "a client", type(exc).__name__)
+        with contextlib.suppress(OSError):
+            client.sendall(refusal(status))
+
+    def finish_request(self, conn: Connection, fs: Any) -> None:
+        if fs.cancelled():
+            self._answer(conn, HTTPStatus.SERVICE_UNAVAILABLE)
+        elif conn.sock.rest:
+            self._watch(conn, self.sending, SEND_SECONDS, WRITABLE, self._on_sending_socket_writable)
+        else:
+            self._go_on(conn)
+
+    def _on_sending_socket_writable(self, conn: Connection, client: Any) -> None:
+        try:
+            client.flush()
+        except OSError:
+            self._forget(conn, self.sending)
+        else:
+            if not client.rest:
+                self._withdraw(conn, self.sending)
+                self._go_on(conn)
+
+    def _go_on(self, conn: Connection) -> None:
+        """The client has its answer."""
+        if conn.future.exception() is not None or not conn.future.result():
+            self._leave(conn)
+        elif begun := conn.parser.unreader.take_buffered():  # it did not wait for it
+            self._expect(conn, begun)
+        else:
+            super().finish_request(conn, conn.future)  # keeps it alive
+
+    # Being done with a client
+
+    def _refuse(self, conn: Connection, status: HTTPStatus) -> None:
+        self._withdraw(conn, self.pending_conns)
+        self._answer(conn, status)
+
+    def _answer(self, conn: Connection, status: HTTPStatus) -> None:
+        with contextlib.suppress(OSError):
+            conn.sock.send(refusal(status))
+        self._leave(conn)
+
+    def _leave(self, conn: Connection) -> None:
+        """Say that nothing more comes, and close when the client does (RFC 9112, section 9.6)."""
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.nr_conns -= 1
+            conn.close()
+        else:
+            self._watch(conn, self.leaving, LINGER_SECONDS, READABLE, self._on_leaving_socket_readable)
+
+    def _on_leaving_socket_readable(self, conn: Connection, client: Any) -> None:
+        try:
+            more = client.recv(LARGEST_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        if not more:
+            self._forget(conn, self.leaving)
+
+    def murder_pending(self) -> None:
+        """Called after every round of the loop, and at least once a second: nobody waits for ever."""
+        now = time.monotonic()
+        while self.pending_conns and self.pending_conns[0].timeout <= now:
+            late = self.pending_conns[0]
+            if late.incoming.content:
+                self._refuse(late, HTTPStatus.REQUEST_TIMEOUT)
+            else:
+                self._forget(late, self.pending_conns)
+        for place in (self.sending, self.leaving):
+            while place and place[0].timeout <= now:
+                self._forget(place[0], place)
+        self._shed(now)
+        if self.crowded or self.nr_conns >= self.worker_connections:
+            self.crowded = False
+            self._make_room()
+
+    def _shed(self, now: float) -> None:
+        """Cancel what waits for a thread for too long; finish_request() answers it."""
+        queue = self.handed_over
+        while queue and (queue[0].future.running() or queue[0].future.done()):
+            queue.popleft()
+        while queue and now - queue[0].handed_over > QUEUE_SECONDS:
+            queue.popleft().future.cancel()
+
+    def _make_room(self) -> None:
+        """Who has been idle the longest goes first, then whose request is arriving for the longest."""
+        for waiting in (self.leaving, self.keepalived_conns, self.pending_conns, self.sending):
+            if waiting:
+                self._forget(waiting[0], waiting)
+                return
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """The worker is stopping: who is at sending or reading may finish it, but soon."""
+        super()._cap_keepalive(deadline)
+        for conn in (*self.pending_conns, *self.sending):
+            conn.timeout = min(conn.timeout, deadline)
+
+    # The loop's books
+
+    def _watch(self, conn: Connection, place: "deque[Connection]", seconds: float, event: int, then: Any) -> None:
+        conn.timeout = time.monotonic() + seconds
+        place.append(conn)
+        self.poller.register(conn.sock, event, partial(then, conn))
+
+    def _withdraw(self, conn: Connection, place: "deque[Connection]") -> None:
+        self.poller.unregister(conn.sock)
+        place.remove(conn)
+
+    def _forget(self, conn: Connection, place: "deque[Connection]") -> None:
+        self._withdraw(conn, place)
+        self.nr_conns -= 1
+        conn.close()
+
+
+def refusal(status: HTTPStatus) -> bytes:
+    """A whole answer, as the application would give it."""
+    problem = {"type": "about:blank", "title": status.phrase, "status": status, "detail": DETAILS[status]}
+    body = json.dumps(problem)
+    fields = {
+        "Connection": "close",
+        "Content-Type": "application/problem+json",
+        "Content-Length": len(body),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+    }
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields["Retry-After"] = RETRY_AFTER_SECONDS
+    lines = [f"HTTP/1.1 {status} {status.phrase}", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", body]).encode()

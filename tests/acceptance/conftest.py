@@ -1,0 +1,94 @@
+"""Real services for a test, and nothing of them left after it."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from tests.support.service import Service
+from tests.support.smtp import SmtpServer
+
+FIGURES = pytest.StashKey[list[str]]()
+
+
+class Serve(Protocol):
+    def __call__(self, *command: str, **settings: Any) -> Service: ...
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Holds instance and logs. Its path is short, as sockets in it need; it stays when the test fails."""
+    made = Path(tempfile.mkdtemp(prefix="svc-"))
+    failures = request.session.testsfailed
+    yield made
+    if request.session.testsfailed == failures:
+        shutil.rmtree(made)
+    else:
+        print(f"instance and logs stay in {made}")
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Serve]:
+    """Makes services, not started yet, that share one instance folder.
+
+    They have one worker, unless told otherwise, and poll too rarely for that to save any test.
+    """
+    made: list[Service] = []
+
+    def make(*command: str, **settings: Any) -> Service:
+        service = Service(folder, *command, **({"web_concurrency": 1, "poll_seconds": 60} | settings))
+        made.append(service)
+        return service
+
+    yield make
+    for service in made:
+        service.close()
+    for service in made:
+        print(f"--- {' '.join(service.command)} on port {service.port}\n{service.log}")  # shown when the test fails
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings of a service: a SQLite file that isn't there yet, or an empty PostgreSQL schema that is up to date."""
+    return {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgres_url")}
+
+
+@pytest.fixture
+def bare_postgres_url(postgres_server: str) -> Iterator[str]:
+    """A PostgreSQL database without a schema."""
+    name = f"bare_{uuid4().hex}"
+    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
+
+
+@pytest.fixture
+def sink() -> Iterator[SmtpServer]:
+    with SmtpServer() as server:
+        yield server
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line of figures at the end of the run."""
+    lines = request.config.stash.setdefault(FIGURES, [])
+
+    def note(line: str) -> None:
+        lines.append(f"{request.node.name}: {line}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -5,6 +5,7 @@ Real processes on loopback. Every wait has a limit, and what is opened is closed
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import re
@@ -80,6 +81,7 @@ class Wire:
     """A TCP connection, as bytes."""
 
     def __init__(self, service: Service, window: int | None = None) -> None:
+        self.file: io.BufferedReader | None = None
         self.socket = socket.socket()
         self.socket.settimeout(10)
         if window is not None:  # small segments too: loopback's are so large that every answer would fit into one
@@ -91,6 +93,8 @@ class Wire:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.file is not None:
+            self.file.close()
         self.socket.close()
 
     def send(self, data: bytes) -> Self:
@@ -106,20 +110,21 @@ class Wire:
         return received
 
     def answer(self, method: str = "POST") -> http.client.HTTPResponse:
-        response = http.client.HTTPResponse(self.socket, method=method)
+        """The next answer. What has come behind it waits for the next call."""
+        response = http.client.HTTPResponse(self, method=method)  # type: ignore[arg-type]
         response.begin()
         response.content = response.read()  # type: ignore[attr-defined]
         return response
 
-    def says_nothing_more(self) -> bool:
-        """Whether the server has closed."""
-        self.socket.setblocking(False)
-        try:
-            return self.socket.recv(1) == b""
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            return True
+    def makefile(self, _: str) -> Self:
+        self.file = self.file or self.socket.makefile("rb")
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def close(self) -> None:
+        """HTTPResponse closes what it has read from; this goes on."""
 
 
 def status(response: http.client.HTTPResponse) -> int:

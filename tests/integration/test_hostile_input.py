@@ -21,8 +21,8 @@ from tests.support.shop import Shop
 KIB_64 = 64 * 1024
 WHOLE = json.dumps(ORDER).encode()
 
-SOON = 2.0
-"""Seconds for one answer, on a machine that has other work; the usual is some milliseconds."""
+SOON = 1.0
+"""Seconds of the processor for one answer; the usual is some milliseconds."""
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ def api(shared: Api) -> Iterator[Api]:
 
 def hurried(answer: Any) -> TestResponse:
     """The answer, which must be there soon."""
-    began = time.perf_counter()
+    began = time.process_time()
     response: TestResponse = answer()
-    assert time.perf_counter() - began < SOON
+    assert time.process_time() - began < SOON
     return response
 
 
@@ -230,7 +230,7 @@ IDS = {
 CORPUS = ENCODINGS | SHAPES | DEEP | WIDE | NUMBERS | IDS
 
 
-@pytest.mark.parametrize("name", CORPUS)
+@pytest.mark.parametrize("name", CORPUS, ids=lambda name: ascii(name)[:40])
 def test_a_hostile_body_is_refused_with_the_reason_soon_and_leaves_nothing(api: Api, name: str) -> None:
     refused(api, CORPUS[name])
 

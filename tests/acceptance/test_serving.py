@@ -1,0 +1,422 @@
+"""The service is started in every way that the README names, and does all of its work."""
+
+import json
+import re
+import shutil
+import subprocess
+import threading
+from contextlib import ExitStack, closing, suppress
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from socket import create_connection, create_server, socket
+from typing import Any, Self
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+
+from tests.acceptance.conftest import Serve
+from tests.support.ledger import Ledger, Load, read
+from tests.support.service import DISPATCHER, FLASK, GUNICORN, PRELOADED, Client, Service, wait_until
+from tests.support.smtp import SmtpServer
+
+pytestmark = pytest.mark.timeout(180)
+
+SERVERS = [
+    pytest.param(GUNICORN, id="gunicorn"),
+    pytest.param(PRELOADED, id="gunicorn --preload"),
+    pytest.param(FLASK, id="flask run"),
+]
+COMMANDS = [*SERVERS, pytest.param(DISPATCHER, id="flask bus run")]
+
+ORDER = {"order_id": "1001", "user_id": "42", "total_price": 19.99}
+
+FAR_BELOW_THE_POLL = 15.0
+"""Seconds; POLL_SECONDS is 60 in all of these tests."""
+
+
+# The flow
+
+
+@pytest.mark.parametrize("command", SERVERS)
+def test_an_order_is_confirmed_counted_and_notified(
+    serve: Serve, command: tuple[str, ...], database: dict[str, str]
+) -> None:
+    service = serve(*command, **database, web_concurrency=None).start()  # as many workers as by default
+
+    answer = service.post(**ORDER)
+    assert (answer.status, answer.headers["Location"]) == (201, "/api/orders/1001")
+    assert answer.body["status"] == "success"
+    assert answer.body["message"] == "订单创建成功"
+
+    wait_until_finished(service, "1001")
+    user = service.get("/api/users/42").body
+    assert (user["orders_count"], user["total_spent"], user["last_order_id"]) == (1, "19.99", "1001")
+    (mail,) = maildir(service)
+    assert mail["To"] == "42@users.example"
+    assert "1001" in mail["Subject"]
+
+
+def test_the_timeline_tells_what_followed_from_the_order(serve: Serve) -> None:
+    service = serve().start()
+    event_id = service.post(**ORDER).body["event_id"]
+
+    created, sent = wait_until_finished(service, "1001")["timeline"]
+
+    assert (created["event_id"], created["type"], sent["type"]) == (event_id, "OrderCreated", "NotificationSent")
+    assert sent["cause_id"] == event_id
+    states = {delivery["receiver"]: delivery["state"] for event in (created, sent) for delivery in event["deliveries"]}
+    assert states == dict.fromkeys(
+        ["update_user_order_record", "send_email_notification", "update_order_notification"], "done"
+    )
+
+
+def test_the_mail_goes_out_over_smtp(serve: Serve, database: dict[str, str], sink: SmtpServer) -> None:
+    service = serve(**sink.settings, **database).start()
+
+    event_id = service.post(**ORDER, email="somebody@shop.example").body["event_id"]
+
+    wait_until_finished(service, "1001")
+    (received,) = sink.received
+    assert received.recipients == ["somebody@shop.example"]
+    assert event_id in received.message_id
+
+
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("sqlite3")), reason="there is no curl, or no sqlite3")
+def test_a_person_at_a_terminal_sees_what_the_readme_shows(serve: Serve) -> None:
+    service = serve().start()
+    url = f"http://127.0.0.1:{service.port}/api/create_order"
+
+    answer = json.loads(output("curl", "-sS", url, "-H", "Content-Type: application/json", "-d", json.dumps(ORDER)))
+    assert (answer["status"], answer["message"], answer["order_id"]) == ("success", "订单创建成功", "1001")
+
+    wait_until_finished(service, "1001")
+    row = output("sqlite3", str(service.folder / "instance" / "orders.db"), "select * from orders")
+    assert re.fullmatch(r"1001\|42\|19\.99\|\|confirmed\|sent\|\d{4}-\d\d-\d\dT[0-9:.]+Z\|[0-9a-f-]{36}\n", row)
+
+
+# Waking up
+
+
+def test_a_dispatcher_apart_from_the_web_is_woken_at_once(serve: Serve, database: dict[str, str]) -> None:
+    web = serve(dispatch_in_web=False, **database).start(ready="/healthz")
+    serve(*DISPATCHER, **database).start()
+
+    for number in range(5):
+        web.post(**ORDER | {"order_id": f"{number}"})
+        wait_until_finished(web, f"{number}", FAR_BELOW_THE_POLL)
+
+
+def test_what_was_pending_is_delivered_after_a_start_without_any_request(
+    serve: Serve, database: dict[str, str]
+) -> None:
+    web = serve(dispatch_in_web=False, **database).start(ready="/healthz")
+    for number in range(3):
+        assert web.post(**ORDER | {"order_id": f"{number}"}).status == 201
+    web.stop()
+    assert [row["status"] for row in read(web.database_url, "SELECT status FROM orders")] == ["created"] * 3
+
+    serve(**database).launch()
+
+    def done() -> bool:
+        found = read(web.database_url, "SELECT status, notification FROM orders")
+        return [(row["status"], row["notification"]) for row in found] == [("confirmed", "sent")] * 3
+
+    wait_until(done, "the orders of before the start", FAR_BELOW_THE_POLL)
+
+
+# Several at once
+
+
+def test_two_instances_share_one_database(serve: Serve, database: dict[str, str], sink: SmtpServer) -> None:
+    """Each takes orders, both deliver, and nothing happens twice."""
+    services = [serve(web_concurrency=2, **sink.settings, **database).start() for _ in range(2)]
+    ledger = Ledger()
+
+    with Load(ledger, *[service.port for service in services], limit=80):
+        ledger.wait_for(50)
+
+    url = services[0].database_url
+    ledger.wait_until_settled(url)
+    assert ledger.check(url, sink.received, copies=0).unknown == 0
+    assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {4}
+
+
+def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(serve: Serve) -> None:
+    services = [serve(web_concurrency=2).launch() for _ in range(4)]
+
+    for number, service in enumerate(services):
+        service.wait_for_answer("/readyz")
+        assert service.post(**ORDER | {"order_id": f"{number}"}).status == 201
+    for number, service in enumerate(services):
+        wait_until_finished(service, f"{number}")
+        assert "Traceback" not in service.log
+    assert services[0].run("flask", "db", "check").returncode == 0
+
+
+def test_every_worker_dispatches_and_a_preloading_master_holds_no_connection(serve: Serve) -> None:
+    service = serve(*PRELOADED).start()
+    wait_until(lambda: service.get("/readyz").body["dispatchers"] == 4, "four dispatchers")
+
+    assert not open_databases(service.pid)
+    assert len(service.workers()) == 4
+    assert all(open_databases(pid) for pid in service.workers())
+
+
+# Is it ready?
+
+
+def test_ready_means_that_a_dispatcher_is_alive(serve: Serve, database: dict[str, str]) -> None:
+    web = serve(dispatch_in_web=False, **database).start(ready="/healthz")
+    assert "no dispatcher is alive" in web.wait_for_answer("/readyz", 503).body["reasons"][0]
+
+    dispatcher = serve(*DISPATCHER, **database).start()
+    web.wait_for_answer("/readyz")
+
+    dispatcher.stop()
+    assert "no dispatcher is alive" in web.get("/readyz").body["reasons"][0]
+
+    dispatcher.start()
+    web.wait_for_answer("/readyz")
+    dispatcher.kill()
+    half_a_minute_passes(web.database_url)
+    assert "no dispatcher is alive" in web.get("/readyz").body["reasons"][0]
+
+
+def test_ready_means_that_nothing_waits_for_long(serve: Serve) -> None:
+    web = serve(dispatch_in_web=False, ready_lag_seconds=1).start(ready="/healthz")
+    web.post(**ORDER)
+
+    wait_until(lambda: any("has waited" in reason for reason in web.get("/readyz").body["reasons"]), "the reason")
+
+    serve(*DISPATCHER).start()
+    web.wait_for_answer("/readyz")
+
+
+# The log
+
+
+def test_the_log_tells_the_story_in_a_line_each(serve: Serve) -> None:
+    service = serve().start()
+    event_id = service.post(**ORDER).body["event_id"]
+    wait_until_finished(service, "1001")
+    service.stop()
+
+    lines = [line for line in service.log.splitlines() if "order_id=1001" in line]
+
+    assert "event recorded" in lines[0]
+    assert f"event_id={event_id}" in lines[0]
+    assert all(re.search(r"event_id=[0-9a-f-]{36}\b", line) for line in lines)
+    story = [re.search(r"(event recorded|delivery done) .*(?:type|receiver)=(\w+) ", line) for line in lines]
+    assert sorted(" of ".join(words.groups()) for words in story if words) == [
+        "delivery done of send_email_notification",
+        "delivery done of update_order_notification",
+        "delivery done of update_user_order_record",
+        "event recorded of NotificationSent",
+        "event recorded of OrderCreated",
+    ]
+
+
+def test_the_log_can_be_json(serve: Serve) -> None:
+    service = serve(log_format="json").start()
+    event_id = service.post(**ORDER).body["event_id"]
+    wait_until_finished(service, "1001")
+    service.stop()
+
+    lines = [json.loads(line) for line in service.log.splitlines() if line.startswith("{")]
+
+    assert [line["message"] for line in lines if line.get("event_id") == event_id] == [
+        "event recorded",
+        "delivery done",
+        "delivery done",
+    ]
+
+
+# What stops the start
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, command: tuple[str, ...]) -> None:
+    service = serve(*command, mail_port="smtp").launch()
+
+    assert service.wait_for_end() > 0
+    (line,) = service.log.splitlines()
+    assert "MAIL_PORT" in line
+    assert "1 to 65535" in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_can_not_be_made_stops_the_start_with_a_sentence(
+    serve: Serve, command: tuple[str, ...], folder: Path
+) -> None:
+    file = folder / "file"
+    file.touch()
+    service = serve(*command, instance_path=file / "instance").launch()
+
+    assert service.wait_for_end() > 0
+    assert str(file) in sentence(service)
+
+
+@pytest.mark.parametrize("command", [GUNICORN, DISPATCHER], ids=" ".join)
+def test_a_file_that_is_no_database_stops_the_start_with_a_sentence(
+    serve: Serve, command: tuple[str, ...], folder: Path
+) -> None:
+    file = folder / "letter.txt"
+    file.write_text("Dear Sir or Madam, " * 1000)
+    service = serve(*command, database_url=f"sqlite:///{file}").launch()
+
+    assert service.wait_for_end() > 0
+    assert str(file) in sentence(service)
+    assert file.read_text().startswith("Dear Sir"), "it was written to"
+
+
+def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(serve: Serve, folder: Path) -> None:
+    service = serve(database_url=f"sqlite:///{folder}").launch()  # it is a folder
+
+    assert service.wait_for_end() > 0
+    assert str(folder) in sentence(service)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("command", COMMANDS)
+def test_postgresql_asks_for_its_schema(serve: Serve, command: tuple[str, ...], bare_postgres_url: str) -> None:
+    service = serve(*command, database_url=bare_postgres_url).launch()
+
+    assert service.wait_for_end() > 0
+    assert "'flask db upgrade'" in sentence(service)
+
+
+@pytest.mark.postgres
+def test_postgresql_serves_after_its_upgrade(serve: Serve, bare_postgres_url: str) -> None:
+    service = serve(database_url=bare_postgres_url)
+
+    for _ in range(2):  # twice does no harm
+        assert service.run("flask", "db", "upgrade").returncode == 0
+
+    service.start()
+    service.post(**ORDER)
+    wait_until_finished(service, "1001")
+
+
+@pytest.mark.postgres
+def test_a_database_that_is_away_at_the_start_is_waited_for(serve: Serve, postgres_url: str) -> None:
+    """Requests are answered 503 until it is there; then everything goes on without a restart."""
+    with Door(postgres_url) as door:
+        service = serve(database_url=door.url, database_timeout=0.5).start(ready="/healthz")
+        refused = service.post(**ORDER)
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "2")
+        assert "database" in service.get("/readyz").body["reasons"][0]
+
+        door.open()
+
+        service.wait_for_answer("/readyz")
+        assert service.post(**ORDER).status == 201
+        wait_until_finished(service, "1001")
+        assert service.log.count("database lost") <= len(service.workers()), "once for each process, not each try"
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("command", [GUNICORN, FLASK, DISPATCHER], ids=" ".join)
+def test_it_stops_when_asked(serve: Serve, command: tuple[str, ...]) -> None:
+    service = serve(*command).start()
+    assert service.stop() < 10
+    assert "dispatcher stopped" in service.log
+
+
+# Words used above
+
+
+def output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def wait_until_finished(service: Service, order_id: str, limit: float = FAR_BELOW_THE_POLL) -> dict[str, Any]:
+    """The order, as soon as all that follows from it is done."""
+    with closing(Client(service.port)) as client:
+
+        def finished() -> dict[str, Any] | None:
+            order: dict[str, Any] = client.get(f"/api/orders/{order_id}").body
+            return order if (order["status"], order["notification"]) == ("confirmed", "sent") else None
+
+        return wait_until(finished, f"the end of order {order_id}", limit)
+
+
+def maildir(service: Service) -> list[EmailMessage]:
+    files = (service.folder / "instance" / "mail" / "new").iterdir()
+    return [message_from_bytes(file.read_bytes(), policy=default) for file in files]
+
+
+def sentence(service: Service) -> str:
+    """The one line that a start which failed has to say; gunicorn's own words stand before it."""
+    lines = [line for line in service.log.splitlines() if "[INFO] Starting gunicorn" not in line]
+    assert len(lines) == 1, f"not one line:\n{service.log}"
+    assert lines[0].lower().startswith("error: ")
+    return lines[0]
+
+
+def open_databases(pid: int) -> list[str]:
+    """The SQLite files that a process holds open."""
+    links = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            links.append(str(link.readlink()))
+    return [link for link in links if "orders.db" in link and not link.endswith(".lock")]
+
+
+def half_a_minute_passes(database_url: str) -> None:
+    """For the dispatchers' signs of life."""
+    engine = create_engine(database_url)
+    past = (
+        "strftime('%Y-%m-%dT%H:%M:%f000Z', seen_at, '-30 seconds')"
+        if database_url.startswith("sqlite:")
+        else "seen_at - interval '30 seconds'"
+    )
+    with engine.begin() as connection:
+        connection.execute(text(f"UPDATE dispatchers SET seen_at = {past}"))
+    engine.dispose()
+
+
+class Door:
+    """A way to a PostgreSQL server that is shut at first: nobody listens. ``open()`` lets everybody through."""
+
+    def __init__(self, database_url: str) -> None:
+        self._behind = make_url(database_url)
+        self._listener = create_server(("127.0.0.1", 0))
+        self._port = self._listener.getsockname()[1]
+        self._listener.close()
+        self._sockets = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sockets.close()
+
+    @property
+    def url(self) -> str:
+        return self._behind.set(host="127.0.0.1", port=self._port).render_as_string(hide_password=False)
+
+    def open(self) -> None:
+        self._listener = self._sockets.enter_context(create_server(("127.0.0.1", self._port)))
+        threading.Thread(target=self._welcome, daemon=True).start()
+
+    def _welcome(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                front, _ = self._listener.accept()
+                back = create_connection((self._behind.host or "127.0.0.1", self._behind.port or 5432))
+                for one, other in ((front, back), (back, front)):
+                    self._sockets.enter_context(one)
+                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+
+
+def _carry(one: socket, other: socket) -> None:
+    with suppress(OSError):
+        while content := one.recv(65536):
+            other.sendall(content)
+    for end in (one, other):
+        with suppress(OSError):
+            end.close()

@@ -1,0 +1,745 @@
+"""The bus against a model of it: Hypothesis makes up what happens, and after every step the tables must agree.
+
+The model is the bus as one would write it for a single thread and memory that is never lost: a page of Python without
+SQL. MODEL_EXAMPLES makes the search longer; HYPOTHESIS_PROFILE names a profile of one's own.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from itertools import cycle
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import text
+
+from app.answers import Discard, Done, RetryAfter
+from app.bus import Dispatcher, Filter, operate, queries
+from app.bus import signals as lifecycle
+from app.bus.store import Lease
+from app.db import Base, Transaction
+from app.errors import Deferred, Refused, TimedOut, Unreachable
+from app.events import (
+    Event,
+    NotificationFailed,
+    NotificationSent,
+    OrderCreated,
+    notification_failed,
+    notification_sent,
+    order_created,
+)
+from app.retry.policy import PROBE_BASE, PROBE_MAXIMUM
+from tests.support.shop import START, FixedWait, Shop
+from tests.support.simulation import quiet
+
+LEASE = timedelta(seconds=30)
+WAIT = timedelta(seconds=60)
+BUDGET = 3
+DAMAGE = "{"
+DOWN = {"throttled", "unreachable", "timeout"}
+
+RECEIVERS = {
+    "OrderCreated": ("inside", "outside", "careful"),
+    "NotificationSent": ("heard",),
+    "NotificationFailed": ("heard",),
+}
+INSIDE = {"inside", "heard"}
+"""Receivers that take a session."""
+
+
+class Killed(BaseException):
+    """The process ends in the middle of a receiver."""
+
+
+class Starts(str):
+    """Text of which only the beginning is known."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and other.startswith(str(self))
+
+
+# What a receiver may do, and what is to become of its delivery
+
+SENT = NotificationSent(order_id="x", user_id="u", recipient="a@b.example", message_id="<m>")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a receiver does, and what must follow: the delivery's ``state``, the attempt's ``outcome``."""
+
+    act: Callable[[Any], Any]
+    state: str
+    outcome: str | None = None
+    reason: str | None = None
+    wait: float = WAIT.total_seconds()
+    publishes: int = 0
+    published_inside: int = 0
+    """Published by a receiver with a session; the others have no transaction for it."""
+
+
+def _raise(error: BaseException) -> Callable[[Any], Any]:
+    def act(_: Any) -> None:
+        raise error
+
+    return act
+
+
+def _send_and(then: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Publish while the receiver runs; one without a session has no transaction to do so in, and only goes on."""
+
+    def act(session: Any) -> Any:
+        if session is not None:
+            notification_sent.send("model", event=SENT)
+        return then(session)
+
+    return act
+
+
+ANSWERS = {
+    "ok": Answer(lambda _: None, "done", "ok"),
+    "ok, publishing": Answer(lambda _: Done(SENT), "done", "ok", publishes=1),
+    "ok, having published": Answer(_send_and(lambda _: None), "done", "ok", published_inside=1),
+    "bug": Answer(_raise(RuntimeError("no luck")), "ready", "bug", "RuntimeError: no luck"),
+    "bug, having published": Answer(_send_and(_raise(KeyError("half"))), "ready", "bug", "KeyError: 'half'"),
+    "refused": Answer(_raise(Refused("550 never")), "dead", "refused", "550 never"),
+    "deferred": Answer(_raise(Deferred("450 later")), "ready", "deferred", "450 later"),
+    "unreachable": Answer(_raise(Unreachable("no route")), "ready", "unreachable", "no route"),
+    "timeout": Answer(_raise(TimedOut("no reply")), "ready", "timeout", "no reply"),
+    "discard": Answer(lambda _: Discard("not on Sundays"), "discarded", None, "not on Sundays"),
+    "not yet": Answer(lambda _: RetryAfter(100, "counting"), "ready", None, "counting", wait=100),
+    "killed": Answer(_raise(Killed()), "leased"),
+}
+OK, KILLED = ANSWERS["ok"], ANSWERS["killed"]
+HELD = Answer(lambda _: None, "dead", None, Starts("its last attempt's outcome is unknown"))
+GIVEN_UP = Answer(lambda _: None, "dead", None, Starts("given up: its attempts end without a result"))
+UNDECODABLE = Answer(lambda _: None, "dead", "bug", Starts("undecodable event: "))
+"""Settled without a call of the receiver."""
+
+
+# The model
+
+
+@dataclass
+class Owed:
+    """A delivery."""
+
+    event: "Happened"
+    receiver: str
+    due_at: datetime
+    created_at: datetime
+    state: str = "ready"
+    attempts: int = 0
+    token: int = 0
+    outcome: str | None = None
+    reason: str | None = None
+    settled_at: datetime | None = None
+    leased_at: datetime | None = None
+    leased_by: str | None = None
+    tries: list[tuple[int, str]] = field(default_factory=list)
+    delivery_id: int = 0
+
+    @property
+    def unfinished(self) -> bool:
+        return self.state in ("ready", "leased")
+
+    def row(self) -> dict[str, Any]:
+        """As the table has it."""
+        return {
+            "receiver": self.receiver,
+            "state": self.state,
+            "due_at": self.due_at,
+            "attempts": self.attempts,
+            "lease_token": self.token,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "settled_at": self.settled_at,
+            "leased_at": self.leased_at,
+            "leased_by": self.leased_by,
+            "created_at": self.created_at,
+        }
+
+
+@dataclass
+class Happened:
+    """An event. Its id is learned from the table, where it has its place behind all that happened before."""
+
+    kind: str
+    order_id: str
+    user_id: str
+    occurred_at: datetime
+    cause: str | None = None
+    event_id: str = ""
+    owed: list[Owed] = field(default_factory=list)
+
+
+@dataclass
+class Gate:
+    """Something is down. ``probe_at`` is exact, or the earliest and the latest that it may be."""
+
+    failures: int
+    probe_at: datetime
+    at_latest: datetime
+
+
+class Model:
+    """What the bus is: deliveries as a list, leases as tokens, and no way to lose anything."""
+
+    def __init__(self) -> None:
+        self.events: list[Happened] = []
+        self.gates: dict[str, Gate] = {}
+        self.acts: list[tuple[str, int, datetime]] = []
+        self.reported = 0
+        """How many events were ever stored."""
+
+    @property
+    def deliveries(self) -> list[Owed]:
+        return [owed for event in self.events for owed in event.owed]
+
+    def __getitem__(self, delivery_id: int) -> Owed:
+        (found,) = (owed for owed in self.deliveries if owed.delivery_id == delivery_id)
+        return found
+
+    def publish(self, kind: str, order_id: str, user_id: str, now: datetime, cause: str | None = None) -> Happened:
+        event = Happened(kind, order_id, user_id, now, cause)
+        event.owed = [Owed(event, receiver, now, now) for receiver in RECEIVERS[kind]]
+        self.events.append(event)
+        self.reported += 1
+        return event
+
+    def claim(self, receiver: str, limit: int, taken: list[Lease], now: datetime, who: str) -> None:
+        """``taken`` is what the bus took: of several that are due at one time it may choose."""
+        gate = self.gates.get(receiver)
+        if gate is not None:
+            limit = min(limit, 1) if gate.probe_at <= now else 0
+        due = [owed for owed in self.deliveries if owed.receiver == receiver and owed.unfinished and owed.due_at <= now]
+        chosen = [self[lease.delivery_id] for lease in taken]
+        assert len(chosen) == min(limit, len(due))
+        assert all(owed in due for owed in chosen)
+        left = [owed.due_at for owed in due if owed not in chosen]
+        assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
+        if gate is not None and gate.probe_at <= now:
+            gate.probe_at = gate.at_latest = now + LEASE if chosen else now
+        for lease, owed in zip(taken, chosen, strict=True):
+            expired = owed.state == "leased"
+            if expired:
+                owed.tries.append((owed.token, "unknown"))
+                owed.attempts, owed.outcome = owed.attempts + 1, "unknown"
+            owed.state, owed.token, owed.due_at = "leased", owed.token + 1, now + LEASE
+            owed.leased_at, owed.leased_by = now, who
+            seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
+            assert seen == (owed.token, owed.attempts, expired, gate is not None, owed.event.event_id, who)
+
+    def holds(self, lease: Lease) -> bool:
+        held = [(owed.state, owed.token) for owed in self.deliveries if owed.delivery_id == lease.delivery_id]
+        return held == [("leased", lease.token)]
+
+    def extend(self, lease: Lease, now: datetime) -> bool:
+        """Returns whether the lease still was."""
+        if held := self.holds(lease):
+            self[lease.delivery_id].due_at = now + LEASE
+        return held
+
+    def release(self, lease: Lease, now: datetime) -> None:
+        if self.holds(lease):
+            self._end(lease, "ready", None, None, now, now)
+
+    @staticmethod
+    def verdict(lease: Lease) -> Answer | None:
+        """What is settled without a call of the receiver; None when it is to be called."""
+        if lease.expired and lease.receiver == "careful":
+            return HELD
+        if lease.expired and lease.spent >= BUDGET:
+            return GIVEN_UP
+        return UNDECODABLE if is_damaged(lease) else None
+
+    def settle(self, lease: Lease, answer: Answer, now: datetime) -> tuple[int, str, str | None] | None:
+        """Returns the delivery, its new state and the attempt's outcome; None when the lease was lost."""
+        if not self.holds(lease):
+            return None
+        event = self[lease.delivery_id].event
+        state = answer.state
+        if state == "ready" and answer.outcome is not None and lease.spent + 1 >= BUDGET:
+            state = "dead"
+        due_at = now + timedelta(seconds=answer.wait) if state == "ready" else None
+        self._end(lease, state, answer.outcome, answer.reason, due_at, now)
+        for _ in range(answer.publishes + answer.published_inside * (lease.receiver in INSIDE)):
+            self.publish("NotificationSent", "x", "u", now, event.event_id)
+        if state == "dead" and lease.receiver == "outside" and not is_damaged(lease):
+            self.publish("NotificationFailed", event.order_id, event.user_id, now, event.event_id)
+        return lease.delivery_id, state, answer.outcome
+
+    def _end(
+        self, lease: Lease, state: str, outcome: str | None, reason: str | None, due_at: datetime | None, now: datetime
+    ) -> None:
+        owed = self[lease.delivery_id]
+        owed.state, owed.reason, owed.due_at = state, reason, due_at or now
+        owed.settled_at = None if state == "ready" else now
+        if outcome is not None:
+            owed.attempts, owed.outcome = lease.spent + 1, outcome
+            owed.tries.append((lease.token, outcome))
+        self._see_to_gate(lease, outcome, now)
+
+    def _see_to_gate(self, lease: Lease, outcome: str | None, now: datetime) -> None:
+        gate = self.gates.get(lease.receiver)
+        if outcome in DOWN:
+            gate = self.gates.setdefault(lease.receiver, Gate(1, now, now))
+            if lease.probe:
+                gate.failures += 1
+                longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** (gate.failures - 2))
+                gate.probe_at = now + timedelta(seconds=longest * 0.9)
+                gate.at_latest = now + timedelta(seconds=longest)
+        elif gate is not None and lease.probe and outcome in (None, "bug"):
+            gate.probe_at = gate.at_latest = now
+        elif lease.probe:
+            self.gates.pop(lease.receiver, None)
+            for owed in self.deliveries:
+                if owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN:
+                    owed.due_at = min(owed.due_at, now)
+
+    def chosen(self, which: Filter, states: tuple[str, ...]) -> list[Owed]:
+        return [owed for owed in self.deliveries if owed.state in states and self._matches(owed, which)]
+
+    @staticmethod
+    def _matches(owed: Owed, which: Filter) -> bool:
+        known = {
+            "delivery_id": owed.delivery_id,
+            "state": owed.state,
+            "receiver": owed.receiver,
+            "outcome": owed.outcome,
+            "event_type": owed.event.kind,
+            "order_id": owed.event.order_id,
+            "user_id": owed.event.user_id,
+        }
+        return (
+            all(getattr(which, name) in (None, value) for name, value in known.items())
+            and (which.reason is None or which.reason in (owed.reason or ""))
+            and (which.older_than is None or owed.created_at < which.older_than)
+        )
+
+    def retry(self, which: Filter, now: datetime) -> int:
+        chosen = self.chosen(which, ("dead", "discarded"))
+        for owed in chosen:
+            owed.state, owed.due_at, owed.attempts, owed.settled_at = "ready", now, 0, None
+        self.acts.append(("retry", len(chosen), now))
+        return len(chosen)
+
+    def discard(self, which: Filter, reason: str, now: datetime) -> int:
+        chosen = self.chosen(which, ("ready", "dead"))
+        for owed in chosen:
+            owed.state, owed.settled_at, owed.reason = "discarded", now, reason
+        self.acts.append(("discard", len(chosen), now))
+        return len(chosen)
+
+    def prune(self, keep: timedelta, now: datetime) -> int:
+        """Oldest first, up to the first event that is too young."""
+        cutoff = now - keep
+        old = []
+        for event in self.events:
+            if event.occurred_at >= cutoff:
+                break
+            ended = [owed.settled_at for owed in event.owed if owed.state in ("done", "discarded")]
+            if len(ended) == len(event.owed) and all(at is not None and at < cutoff for at in ended):
+                old.append(event)
+        self.events = [event for event in self.events if event not in old]
+        self.acts = [act for act in self.acts if act[2] >= cutoff]
+        return len(old)
+
+
+# The bus beside it
+
+
+class Bench:
+    """The real bus with receivers that do what the test says, and what they have done."""
+
+    def __init__(self, shop: Shop) -> None:
+        self.shop = shop
+        self.plan: dict[Lease, tuple[Answer, Callable[[], None]]] = {}
+        self.calls: Counter[int] = Counter()
+        self.reported: list[str] = []
+        shop.only(self.inside, name="inside")
+        shop.receive(self.outside, name="outside", when_dead=announce)
+        shop.receive(self.careful, name="careful", hold_unknown=True)
+        for signal in (notification_sent, notification_failed):
+            shop.only(self.heard, signal, name="heard")
+
+    def inside(self, sender: str, event: Event, delivery: Lease, session: Transaction) -> Any:
+        return self._act(delivery, session)
+
+    def heard(self, sender: str, event: Event, delivery: Lease, session: Transaction) -> Any:
+        return self._act(delivery, session)
+
+    def outside(self, sender: str, event: Event, delivery: Lease) -> Any:
+        return self._act(delivery, None)
+
+    def careful(self, sender: str, event: Event, delivery: Lease) -> Any:
+        return self._act(delivery, None)
+
+    def _act(self, lease: Lease, session: Transaction | None) -> Any:
+        self.calls[lease.delivery_id] += 1
+        answer, meanwhile = self.plan[lease]
+        if session is not None and answer.state != "discarded":
+            session.execute(
+                text("INSERT INTO users (user_id, orders_count, total_spent) VALUES (:effect, 1, 0)"),
+                {"effect": f"effect of {lease.delivery_id}, called {self.calls[lease.delivery_id]} times"},
+            )
+        meanwhile()
+        return answer.act(session)
+
+    def on_event_recorded(self, _: object, event: Any) -> None:
+        self.reported.append(event.event_id)
+
+    def clean(self) -> None:
+        self.shop.clock.time, self.shop.clock.seconds = START, 1000.0
+        self.plan.clear()
+        self.calls.clear()
+        self.reported.clear()
+        self.shop.database.transact(
+            lambda session: [session.execute(table.delete()) for table in reversed(Base.metadata.sorted_tables)]
+        )
+
+
+def is_damaged(lease: Lease) -> bool:
+    return lease.data in (DAMAGE, DAMAGE.encode())
+
+
+def announce(event: OrderCreated, reason: str) -> NotificationFailed:
+    return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
+
+
+@dataclass
+class Worker:
+    """A dispatcher, and the leases that it has not tried yet, with the end of each on its own clock."""
+
+    dispatcher: Dispatcher
+    held: dict[Lease, float] = field(default_factory=dict)
+    tried: list[Lease] = field(default_factory=list)
+
+
+TABLES = {
+    name: Base.metadata.tables[name].select() for name in ("deliveries", "attempts", "gates", "operator_acts", "users")
+}
+ALL = ("inside", "outside", "careful", "heard")
+
+some = st.integers(0, 5)
+answers = st.lists(st.sampled_from(list(ANSWERS)), min_size=1, max_size=4)
+meanwhile = st.sampled_from(["nothing", "nothing", "slow", "extended", "overtaken", "discarding"])
+filters = st.one_of(
+    st.just(Filter()),
+    st.builds(
+        Filter,
+        state=st.sampled_from([None, "ready", "dead", "discarded", "leased"]),
+        receiver=st.sampled_from([None, *ALL]),
+        event_type=st.sampled_from([None, "OrderCreated", "NotificationSent"]),
+        outcome=st.sampled_from([None, "bug", "refused", "unknown", "unreachable"]),
+        reason=st.sampled_from([None, "never", "n", "%"]),
+        order_id=st.sampled_from([None, "o1", "o2", "x"]),
+        user_id=st.sampled_from([None, "u", "v"]),
+        older_than=st.sampled_from([None, START, START + timedelta(hours=1)]),
+    ),
+)
+
+
+class BusMachine(RuleBasedStateMachine):
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        bench.clean()
+        self.bench, self.shop, self.clock = bench, bench.shop, bench.shop.clock
+        self.database = bench.shop.database
+        self.model = Model()
+        self.orders = 0
+        self.workers = [self._new_worker() for _ in range(3)]
+
+    def _new_worker(self) -> Worker:
+        return Worker(self.shop.bus.dispatcher())
+
+    # Publishing
+
+    @initialize(orders=st.integers(1, 4))
+    def begin(self, orders: int) -> None:
+        for _ in range(orders):
+            self.publish("u", "good")
+
+    @rule(user_id=st.sampled_from("uv"), how=st.sampled_from(["good", "good", "damaged", "rolled back"]))
+    def publish(self, user_id: str, how: str) -> None:
+        event = OrderCreated(order_id=f"o{self.orders + 1}", user_id=user_id, total_price=Decimal(1))
+
+        def work(_: Transaction) -> None:
+            order_created.send("model", event=event)
+            if how == "rolled back":
+                raise LookupError
+
+        if how == "rolled back":
+            with pytest.raises(LookupError):
+                self.database.transact(work)
+            return
+        self.database.transact(work)
+        self.orders += 1
+        self.model.publish("OrderCreated", event.order_id, user_id, self.clock.now())
+        if how == "damaged":
+            self.shop.execute("UPDATE events SET data = :data WHERE order_id = :id", data=DAMAGE, id=event.order_id)
+
+    # Dispatching
+
+    @rule(
+        number=some,
+        receivers=st.sets(st.sampled_from(ALL), min_size=1),
+        limit=st.sampled_from([20, 1, 2]),
+    )
+    def claim(self, number: int, receivers: set[str], limit: int) -> None:
+        self._claim(self.workers[number % 3], dict.fromkeys(sorted(receivers), limit))
+
+    def _claim(self, worker: Worker, capacity: dict[str, int]) -> None:
+        deadline = self.clock.monotonic() + LEASE.total_seconds()
+        leases = worker.dispatcher.claim(capacity)
+        for receiver, limit in capacity.items():
+            taken = [lease for lease in leases if lease.receiver == receiver]
+            self.model.claim(receiver, limit, taken, self.clock.now(), worker.dispatcher.name)
+        worker.held.update(dict.fromkeys(leases, deadline))
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=some, which=some, answers=answers, meanwhile=meanwhile)
+    def attempt(self, number: int, which: int, answers: list[str], meanwhile: str) -> None:
+        """One batch, by somebody who holds one; its leases may have run out, or may do so while it runs."""
+        worker = self._some_holder(number)
+        batches = worker.dispatcher.batches(worker.held)
+        self._attempt(worker, batches[which % len(batches)], answers, meanwhile)
+
+    @rule(number=some, answers=answers, meanwhile=meanwhile)
+    def round(self, number: int, answers: list[str], meanwhile: str) -> None:
+        """Claim all that is due, and try it at once."""
+        worker = self.workers[number % 3]
+        self._claim(worker, dict.fromkeys(ALL, 20))
+        for batch in worker.dispatcher.batches(worker.held):
+            if worker in self.workers and all(lease in worker.held for lease in batch):
+                self._attempt(worker, batch, answers, meanwhile)
+
+    @rule(number=some, answers=answers, jump=st.booleans(), alive=st.booleans())
+    def overtake(self, number: int, answers: list[str], jump: bool, alive: bool) -> None:
+        """Somebody's leases run out, or the clock says so; another takes over; the first goes on where it was."""
+        worker, other = self.workers[number % 3], self.workers[(number + 1) % 3]
+        self._claim(worker, dict.fromkeys(ALL, 20))
+        move = self.clock.jump if jump else self.clock.advance
+        move(LEASE.total_seconds())
+        self._claim(other, dict.fromkeys(ALL, 20))
+        if alive:
+            self._extend(worker)
+        for batch in worker.dispatcher.batches(worker.held):
+            if worker in self.workers:
+                self._attempt(worker, batch, answers, "nothing")
+
+    def _attempt(self, worker: Worker, batch: list[Lease], answers: list[str], meanwhile: str) -> None:
+        plan = {lease: ANSWERS[name] for lease, name in zip(batch, cycle(answers), strict=False)}
+        held = [lease for lease in batch if self.clock.monotonic() < worker.held[lease]]
+        inside = bool(held) and held[0].receiver in INSIDE
+        called = [lease for lease in held if self.model.verdict(lease) is None]
+        killers = [lease for lease in called if plan[lease] is KILLED]
+        if killers:
+            called = called[: called.index(killers[0]) + 1]
+        self.bench.plan = {
+            lease: (answer, lambda: self._meanwhile(meanwhile, worker, inside)) for lease, answer in plan.items()
+        }
+        before, now = self.bench.calls.copy(), self.clock.now()
+        try:
+            settled = worker.dispatcher.attempt(batch)
+        except Killed:
+            assert killers
+            self.workers[self.workers.index(worker)] = self._new_worker()
+        else:
+            assert not killers
+            moment = now if inside else self.clock.now()
+            expected = [self.model.settle(lease, self.model.verdict(lease) or plan[lease], moment) for lease in held]
+            seen = [(done.lease.delivery_id, done.state, done.outcome) for done in settled]
+            assert seen == [result for result in expected if result is not None]
+        assert self.bench.calls - before == Counter(lease.delivery_id for lease in called)
+        for lease in batch:
+            worker.held.pop(lease, None)
+        worker.tried = batch
+
+    def _some_holder(self, number: int) -> Worker:
+        holders = [worker for worker in self.workers if worker.held]
+        return holders[number % len(holders)]
+
+    def _meanwhile(self, what: str, worker: Worker, inside: bool) -> None:
+        """While a receiver runs. In a transaction nobody else can write, so there only time passes."""
+        if what in ("slow", "overtaken"):
+            self.clock.advance(LEASE.total_seconds())
+        if inside:
+            return
+        if what == "overtaken":
+            other = self.workers[(self.workers.index(worker) + 1) % 3]
+            self._claim(other, {"outside": 20, "careful": 20})
+        elif what == "extended":
+            self.clock.advance(LEASE.total_seconds() - 1)
+            self._extend(worker)
+        elif what == "discarding":
+            self._act("discard", Filter())
+
+    @rule(number=some, what=st.sampled_from(["extend", "release", "release one", "release late", "crash"]))
+    def between_attempts(self, number: int, what: str) -> None:
+        """A late release is one of what has been settled, or taken over, in the meantime."""
+        worker = self.workers[number % 3]
+        if what == "extend":
+            self._extend(worker)
+        elif what == "crash":
+            self.workers[number % 3] = self._new_worker()
+        elif what == "release late":
+            self._release(worker, worker.tried)
+        else:
+            self._release(worker, list(worker.held)[: 1 if what == "release one" else None])
+
+    def _extend(self, worker: Worker) -> None:
+        """One that was lost meanwhile must not begin any more, whatever its holder's own clock says."""
+        worker.dispatcher.extend()
+        deadline = self.clock.monotonic() + LEASE.total_seconds()
+        for lease in worker.held:
+            worker.held[lease] = deadline if self.model.extend(lease, self.clock.now()) else float("-inf")
+
+    def _release(self, worker: Worker, leases: list[Lease]) -> None:
+        worker.dispatcher.release(leases)
+        for lease in leases:
+            self.model.release(lease, self.clock.now())
+            worker.held.pop(lease, None)
+
+    # Time
+
+    @rule(seconds=st.sampled_from([30, 1, 10, 29.5, 60, 100, 3600]), set_only=st.sampled_from([False, False, 1, -1]))
+    def time_passes(self, seconds: float, set_only: int) -> None:
+        """Or somebody sets the wall clock, and no time passes."""
+        if set_only:
+            self.clock.jump(seconds * set_only)
+        else:
+            self.clock.advance(seconds)
+
+    # People
+
+    @rule(act=st.sampled_from(["retry", "retry", "discard"]), which=filters)
+    def person(self, act: str, which: Filter) -> None:
+        """How many it will be is said beforehand; and doing it twice is doing it once."""
+        for _ in range(2):
+            with self.database.read() as session:
+                announced = operate.count(session, act, which)
+            assert self._act(act, which) == announced
+        assert announced == 0
+
+    def _act(self, act: str, which: Filter) -> int:
+        if act == "retry":
+            done = self.shop.bus.retry(which, by="model"), self.model.retry(which, self.clock.now())
+        else:
+            reason = "not wanted"
+            done = self.shop.bus.discard(which, reason, by="model"), self.model.discard(which, reason, self.clock.now())
+        assert done[0] == done[1]
+        return done[0]
+
+    @rule(days=st.sampled_from([0, 91]))
+    def prune(self, days: float) -> None:
+        self.clock.advance(timedelta(days=days).total_seconds())
+        keep = timedelta(days=self.shop.settings.retention_days)
+        assert self.shop.bus.prune() == self.model.prune(keep, self.clock.now())
+
+    # What must be so
+
+    @invariant()
+    def the_tables_hold_what_the_model_says(self) -> None:
+        with self.database.read() as session:
+            found, _ = queries.feed(session, None, 1000)
+            tables = {name: session.execute(table).mappings().all() for name, table in TABLES.items()}
+        self._meet(found, tables["deliveries"])
+        rows = {row["delivery_id"]: row for row in tables["deliveries"]}
+        for owed in self.model.deliveries:
+            wanted = owed.row()
+            assert {name: rows[owed.delivery_id][name] for name in wanted} == wanted
+        tries = sorted(
+            (row["attempt_id"], row["delivery_id"], row["lease_token"], row["outcome"]) for row in tables["attempts"]
+        )
+        for owed in self.model.deliveries:
+            assert [row[2:] for row in tries if row[1] == owed.delivery_id] == owed.tries
+        assert len(tries) == sum(len(owed.tries) for owed in self.model.deliveries)
+        self._compare_gates(tables["gates"])
+        acts = sorted((row["act_id"], row["action"], row["deliveries"]) for row in tables["operator_acts"])
+        assert [act[1:] for act in acts] == [act[:2] for act in self.model.acts]
+        self._compare_effects([row["user_id"] for row in tables["users"]])
+
+    def _meet(self, found: Any, deliveries: Any) -> None:
+        """Every event in its place, and its deliveries; those that are new get to be known by their ids."""
+        ids = {(row["event_id"], row["receiver"]): row["delivery_id"] for row in deliveries}
+        seen = [(row.type, row.order_id, row.user_id, row.occurred_at, row.cause_id) for row in found]
+        model = self.model.events
+        assert seen == [(e.kind, e.order_id, e.user_id, e.occurred_at, e.cause) for e in model]
+        for event, row in zip(model, found, strict=True):
+            assert event.event_id in ("", row.event_id)
+            event.event_id = row.event_id
+            for owed in event.owed:
+                owed.delivery_id = ids.pop((row.event_id, owed.receiver))
+        assert ids == {}
+        assert len(set(self.bench.reported)) == len(self.bench.reported) == self.model.reported
+        assert {event.event_id for event in model} <= set(self.bench.reported)
+
+    def _compare_gates(self, rows: Any) -> None:
+        assert {row["receiver"]: row["failures"] for row in rows} == {
+            receiver: gate.failures for receiver, gate in self.model.gates.items()
+        }
+        for row in rows:
+            gate = self.model.gates[row["receiver"]]
+            assert gate.probe_at <= row["probe_at"] <= gate.at_latest
+            gate.probe_at = gate.at_latest = row["probe_at"]
+
+    def _compare_effects(self, effects: list[str]) -> None:
+        """Of a receiver with a session: once when it is done, and else nothing. Of another: at least once when done."""
+        there = Counter(int(effect.split()[2].rstrip(",")) for effect in effects)
+        for owed in self.model.deliveries:
+            if owed.receiver in INSIDE:
+                assert there[owed.delivery_id] == (owed.state == "done")
+            else:
+                assert self.bench.calls[owed.delivery_id] >= (owed.state == "done")
+
+    def teardown(self) -> None:
+        """Whatever happened: all that is unfinished is done in the end."""
+        self.clock.advance(7200 * 50)
+        worker = self._new_worker()
+        for _ in range(60):
+            due = worker.dispatcher.next_due()
+            if not due:
+                break
+            self.clock.advance(max(0.0, (min(due.values()) - self.clock.now()).total_seconds()))
+            for batch in worker.dispatcher.batches(worker.dispatcher.claim(dict.fromkeys(due, 20))):
+                self.bench.plan = dict.fromkeys(batch, (OK, lambda: None))
+                worker.dispatcher.attempt(batch)
+        assert worker.dispatcher.next_due() == {}
+
+
+def profile() -> settings:
+    """The one that HYPOTHESIS_PROFILE names; else as many examples as CI has time for, or MODEL_EXAMPLES of them."""
+    if name := os.environ.get("HYPOTHESIS_PROFILE"):
+        return settings.get_profile(name)
+    return settings(
+        max_examples=int(os.environ.get("MODEL_EXAMPLES", "30")),
+        stateful_step_count=40,
+        deadline=None,  # a step is some transactions, and on a busy machine these take their time
+        derandomize=False,  # new examples every time; one that fails is printed with what replays it
+        print_blob=True,
+        database=None,  # the blob replays a failure, so no folder of examples need be kept
+    )
+
+
+@pytest.mark.timeout(600)
+def test_the_bus_does_what_its_model_says(shop: Shop) -> None:
+    shop.policy = shop.bus.policy = FixedWait(WAIT.total_seconds(), BUDGET)
+    bench = Bench(shop)
+    with quiet(), lifecycle.event_recorded.connected_to(bench.on_event_recorded):
+        run_state_machine_as_test(lambda: BusMachine(bench), settings=profile())

@@ -39,6 +39,9 @@ SCHEMA_REVISION = "0001"
 FIXED_SQLITE = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """Versions from which on their branch is free of the WAL-reset bug (sqlite.org/wal.html)."""
 
+POSTGRESQL_OPTIONS = "-c lock_timeout={} -c idle_in_transaction_session_timeout=60000"
+"""Milliseconds. The second one frees what a process holds that was stopped in the middle of a transaction."""
+
 PATIENT = 2
 """How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
 that threads remain to read, and to tell."""
@@ -270,7 +273,10 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
             hide_parameters=True,
             pool_pre_ping=True,
             pool_timeout=timeout,
-            connect_args={"connect_timeout": max(2, int(timeout)), "options": f"-c lock_timeout={int(timeout * 1000)}"},
+            connect_args={
+                "connect_timeout": max(2, int(timeout)),
+                "options": POSTGRESQL_OPTIONS.format(int(timeout * 1000)),
+            },
         )
     if url.database:
         folder = Path(url.database).parent

@@ -17,7 +17,7 @@ class Outcome(enum.StrEnum):
     UNREACHABLE = "unreachable"
     TIMEOUT = "timeout"
     BUG = "bug"  # an exception that nobody expected
-    UNKNOWN = "unknown"  # the process died, or lost its lease, in the middle
+    UNKNOWN = "unknown"  # the process died or lost its lease in the middle, or the answer got lost
 
 
 class AppError(Exception):
@@ -98,3 +98,9 @@ class TimedOut(AttemptFailed):
     """The other side did not answer in time."""
 
     outcome = Outcome.TIMEOUT
+
+
+class InDoubt(AttemptFailed):
+    """The other side had everything and may have done it; its answer got lost."""
+
+    outcome = Outcome.UNKNOWN

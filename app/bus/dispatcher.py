@@ -273,7 +273,8 @@ class Dispatcher:
                 if session is not None:
                     session.flush()
         except AttemptFailed as error:
-            return Failure(error.outcome, _words(str(error)))
+            held = error.outcome is Outcome.UNKNOWN and subscription.hold_unknown
+            return Failure(error.outcome, _words(str(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT, _words(str(error)))
         except Exception as error:

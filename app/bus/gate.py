@@ -17,7 +17,7 @@ from app.db import Transaction, insert
 from app.errors import Outcome
 from app.retry import probe_wait
 
-DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED)
+DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
 """Outcomes that say something about the other side rather than about this one delivery."""
 
 
@@ -63,8 +63,13 @@ def release_probe(session: Transaction, receiver: str) -> None:
 
 
 def open_(session: Transaction, receiver: str) -> None:
-    """The other side answers: whoever failed because it was down is due now."""
-    session.execute(delete(Gate).where(Gate.receiver == receiver).execution_options(synchronize_session=False))
+    """The other side answers: whoever failed because it was down is due now.
+
+    When the first probe came through, it was not down: it hung for one message, which waits as long as its policy says.
+    """
+    closed = delete(Gate).where(Gate.receiver == receiver).returning(Gate.failures)
+    if session.execute(closed.execution_options(synchronize_session=False)).scalar() == 1:
+        return
     session.execute(
         update(Delivery)
         .where(Delivery.receiver == receiver, UNFINISHED, Delivery.state == "ready", Delivery.due_at > session.now)

@@ -14,17 +14,13 @@ from datetime import timedelta
 
 from app import events
 from app.bus import signals
-from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Dispatcher, subscriptions
-from app.bus.gate import DOWN
+from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Dispatcher
 from app.bus.store import Lease
 from app.bus.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
 
 SHARED = "(with a session)"
 """The lane of all receivers that take a session."""
-
-CLAIMED_AHEAD = 4
-"""Deliveries that are claimed for each thread: the next are at hand, and one transaction claims several."""
 
 AWAY_PAUSE = 1.0
 """Seconds between tries while the database is away."""
@@ -204,19 +200,17 @@ class Worker:
             self._lane(batch[0].receiver).put(batch)
 
     def _lane(self, receiver: str) -> Lane:
-        name = SHARED if _is_transactional(receiver) else receiver
+        known = _subscription(receiver)
+        name = SHARED if known and known.transactional else receiver
         if name not in self._lanes:
-            threads = 1 if name == SHARED else subscriptions().get(receiver, 1)
-            room = BATCH if name == SHARED else threads * CLAIMED_AHEAD
+            threads = known.concurrency if known and name != SHARED else 1
+            room = BATCH if name == SHARED else threads
             self._lanes[name] = Lane(name, threads, room, self._attempt)
         return self._lanes[name]
 
     def _attempt(self, batch: list[Lease]) -> None:
         try:
-            settled = self.dispatcher.attempt(batch)
-            if any(result.outcome in DOWN for result in settled):
-                # The gate is closed now: what was claimed before shall wait behind it like everything else.
-                self.dispatcher.release(self._lane(batch[0].receiver).take_back())
+            self.dispatcher.attempt(batch)
         except DatabaseUnavailable as error:  # we are stopping; the leases run out, and another takes them over
             self._database_is_away(error)
         except Exception as error:
@@ -265,9 +259,6 @@ class Worker:
         self._stopping.wait(2 * AWAY_PAUSE)
 
 
-def _is_transactional(receiver: str) -> bool:
-    return any(
-        subscription.name == receiver and subscription.transactional
-        for signal in events.SIGNALS.values()
-        for subscription in signal.subscriptions.values()
-    )
+def _subscription(receiver: str) -> events.Subscription | None:
+    named = (signal.subscriptions.get(receiver) for signal in events.SIGNALS.values())
+    return next((subscription for subscription in named if subscription), None)

@@ -66,7 +66,7 @@ class Mailer(flask_mail.Mail):
 
         Raises Refused (permanent: a 5xx reply, a bad address, a header with a line break), Deferred (4xx), Throttled
         (421, 452 and replies about rate), Unreachable or TimedOut; the exception's message holds the server's own
-        words. Where the reply to the whole message is missing, it says that a copy may have arrived.
+        words. Where the reply to the whole message is missing it is InDoubt: a copy may have arrived.
         """
         if message.date is None:
             message.date = time.time()

@@ -8,6 +8,7 @@ mail silently goes on a new one.
 import collections
 import contextlib
 import functools
+import io
 import os
 import re
 import smtplib
@@ -15,9 +16,9 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from app.errors import AttemptFailed, TimedOut, Unreachable
+from app.errors import AttemptFailed, InDoubt, Throttled, TimedOut, Unreachable
 from app.mail import replies
 from app.mail.parcel import Backend, Parcel
 
@@ -31,6 +32,9 @@ PROBE_SECONDS = 1
 """A connection unused for longer is asked by RSET whether it lives: some servers' farewell isn't a 421."""
 
 MAILS_PER_CONNECTION = 100
+
+PATIENCE = 3
+"""How many times MAIL_TIMEOUT a conversation may last: a server can be slow at every step, or drip byte by byte."""
 
 RUNNING = "check that it runs, MAIL_SERVER and MAIL_PORT"
 
@@ -58,6 +62,47 @@ class ReplyError(Exception):
         self.code, self.text = code, text
 
 
+class Replies(io.RawIOBase):
+    """What the server says, until the deadline: a socket's own timeout begins anew with every byte."""
+
+    def __init__(self, smtp: "Conversation") -> None:
+        self.smtp = smtp
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.smtp.deadline - time.monotonic()
+        if left <= 0 or self.smtp.sock is None:
+            raise TimeoutError
+        self.smtp.sock.settimeout(min(left, self.smtp.timeout))
+        return self.smtp.sock.recv_into(buffer)
+
+
+class Conversation(smtplib.SMTP):
+    """smtplib's client, with a deadline."""
+
+    deadline = 0.0
+
+    def begin(self) -> None:
+        self.deadline = time.monotonic() + PATIENCE * self.timeout
+        if self.sock is not None:
+            self.sock.settimeout(self.timeout)
+
+    def connect(self, *address: Any) -> tuple[int, bytes]:
+        self.begin()
+        return super().connect(*address)
+
+    def getreply(self) -> tuple[int, bytes]:
+        if self.file is None:
+            self.file = io.BufferedReader(Replies(self))
+        return super().getreply()
+
+
+class EncryptedConversation(Conversation, smtplib.SMTP_SSL):
+    """The same, with TLS from the first byte."""
+
+
 class Session:
     """One connection to the server, used by one thread at a time.
 
@@ -65,7 +110,7 @@ class Session:
     after which it is not.
     """
 
-    def __init__(self, smtp: smtplib.SMTP, now: float) -> None:
+    def __init__(self, smtp: Conversation, now: float) -> None:
         self.smtp = smtp
         self.pid = os.getpid()
         self.idle_since = now
@@ -170,6 +215,7 @@ class SmtpBackend(Backend):
 
     def _reusable(self) -> Session | None:
         while (session := self._pop()) is not None:
+            session.smtp.begin()
             idle = self.monotonic() - session.idle_since
             if idle > IDLE_SECONDS or session.mails >= MAILS_PER_CONNECTION:
                 session.leave()
@@ -198,19 +244,19 @@ class SmtpBackend(Backend):
             return Session(self._connect(), self.monotonic())
         except smtplib.SMTPResponseException as answer:
             text = replies.words(answer.smtp_error)
-            kind = replies.meaning(answer.smtp_code, text) if 400 <= answer.smtp_code < 500 else Unreachable
+            kind = Throttled if 400 <= answer.smtp_code < 500 else Unreachable  # it says nothing about this mail
             reason = f"{self.where} turned the connection down: {answer.smtp_code} {text}; {_cure(answer)}."
             raise kind(reason) from answer
         except (OSError, UnicodeError, smtplib.SMTPException) as problem:
             raise self._broken(problem, "connecting") from problem
 
-    def _connect(self) -> smtplib.SMTP:
+    def _connect(self) -> Conversation:
         settings = self.settings
         address = (str(settings.mail_server), settings.mail_port, _own_name())
         if settings.mail_use_ssl:
-            smtp: smtplib.SMTP = smtplib.SMTP_SSL(*address, timeout=settings.mail_timeout, context=self._tls)
+            smtp: Conversation = EncryptedConversation(*address, timeout=settings.mail_timeout, context=self._tls)
         else:
-            smtp = smtplib.SMTP(*address, timeout=settings.mail_timeout)
+            smtp = Conversation(*address, timeout=settings.mail_timeout)
         try:
             _greet(smtp)
             if settings.mail_use_tls:
@@ -253,11 +299,14 @@ class SmtpBackend(Backend):
 
     def _broken(self, problem: Exception, step: str, *, in_doubt: bool = False) -> AttemptFailed:
         cause = problem.__context__ if isinstance(problem.__context__, OSError) else problem  # smtplib hides timeouts
-        doubt = IN_DOUBT if in_doubt else ""
+        kind: type[AttemptFailed] = Unreachable
+        what = f"failed ({step}): {replies.words(str(cause))}"
         if isinstance(cause, TimeoutError):
-            limit = f"{self.settings.mail_timeout:g} s"
-            return TimedOut(f"{self.where} gave no answer within {limit} ({step}); {_cure(cause)}.{doubt}")
-        return Unreachable(f"{self.where} failed ({step}): {replies.words(str(cause))}; {_cure(cause)}.{doubt}")
+            limit = self.settings.mail_timeout
+            what = f"gave no answer within {limit:g} s, or not all of them within {PATIENCE * limit:g} s ({step})"
+            kind = TimedOut
+        reason = f"{self.where} {what}; {_cure(cause)}."
+        return InDoubt(reason + IN_DOUBT) if in_doubt else kind(reason)
 
 
 def _cure(problem: BaseException) -> str:

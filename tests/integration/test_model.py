@@ -31,7 +31,7 @@ from app.bus import Dispatcher, Filter, operate, queries
 from app.bus import signals as lifecycle
 from app.bus.store import Lease
 from app.db import Base, Transaction
-from app.errors import Deferred, Refused, TimedOut, Unreachable
+from app.errors import DatabaseUnavailable, Deferred, Refused, TimedOut, Unreachable
 from app.events import (
     Event,
     NotificationFailed,
@@ -117,6 +117,7 @@ ANSWERS = {
     "ok, having published": Answer(_send_and(lambda _: None), "done", "ok", published_inside=1),
     "bug": Answer(_raise(RuntimeError("no luck")), "ready", "bug", "RuntimeError: no luck"),
     "bug, having published": Answer(_send_and(_raise(KeyError("half"))), "ready", "bug", "KeyError: 'half'"),
+    "bug, publishing nonsense": Answer(lambda _: Done("x"), "ready", "bug", Starts("KeyError: 'str'")),  # type: ignore[arg-type]
     "refused": Answer(_raise(Refused("550 never")), "dead", "refused", "550 never"),
     "deferred": Answer(_raise(Deferred("450 later")), "ready", "deferred", "450 later"),
     "unreachable": Answer(_raise(Unreachable("no route")), "ready", "unreachable", "no route"),
@@ -418,6 +419,10 @@ def is_damaged(lease: Lease) -> bool:
     return lease.data in (DAMAGE, DAMAGE.encode())
 
 
+def refuse(_: Callable[[Transaction], Any]) -> None:
+    raise DatabaseUnavailable
+
+
 def announce(event: OrderCreated, reason: str) -> NotificationFailed:
     return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
 
@@ -438,7 +443,7 @@ ALL = ("inside", "outside", "careful", "heard")
 
 some = st.integers(0, 5)
 answers = st.lists(st.sampled_from(list(ANSWERS)), min_size=1, max_size=4)
-meanwhile = st.sampled_from(["nothing", "nothing", "slow", "extended", "overtaken", "discarding"])
+meanwhile = st.sampled_from(["nothing", "nothing", "slow", "extended", "overtaken", "discarding", "database away"])
 filters = st.one_of(
     st.just(Filter()),
     st.builds(
@@ -554,18 +559,25 @@ class BusMachine(RuleBasedStateMachine):
         self.bench.plan = {
             lease: (answer, lambda: self._meanwhile(meanwhile, worker, inside)) for lease, answer in plan.items()
         }
+        away = meanwhile == "database away" and bool(held)
+        if away and inside:
+            called, killers = [], []
+            self._database_goes_away()
         before, now = self.bench.calls.copy(), self.clock.now()
         try:
             settled = worker.dispatcher.attempt(batch)
         except Killed:
             assert killers
             self.workers[self.workers.index(worker)] = self._new_worker()
+        except DatabaseUnavailable:
+            assert away
         else:
             assert not killers
             moment = now if inside else self.clock.now()
             expected = [self.model.settle(lease, self.model.verdict(lease) or plan[lease], moment) for lease in held]
             seen = [(done.lease.delivery_id, done.state, done.outcome) for done in settled]
             assert seen == [result for result in expected if result is not None]
+        self._database_returns()
         assert self.bench.calls - before == Counter(lease.delivery_id for lease in called)
         for lease in batch:
             worker.held.pop(lease, None)
@@ -581,7 +593,9 @@ class BusMachine(RuleBasedStateMachine):
             self.clock.advance(LEASE.total_seconds())
         if inside:
             return
-        if what == "overtaken":
+        if what == "database away":
+            self._database_goes_away()
+        elif what == "overtaken":
             other = self.workers[(self.workers.index(worker) + 1) % 3]
             self._claim(other, {"outside": 20, "careful": 20})
         elif what == "extended":
@@ -589,6 +603,12 @@ class BusMachine(RuleBasedStateMachine):
             self._extend(worker)
         elif what == "discarding":
             self._act("discard", Filter())
+
+    def _database_goes_away(self) -> None:
+        self.database.transact = refuse
+
+    def _database_returns(self) -> None:
+        self.database.__dict__.pop("transact", None)
 
     @rule(number=some, what=st.sampled_from(["extend", "release", "release one", "release late", "crash"]))
     def between_attempts(self, number: int, what: str) -> None:

@@ -42,7 +42,7 @@ FIXED_SQLITE = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 POSTGRESQL_OPTIONS = "-c lock_timeout={} -c idle_in_transaction_session_timeout=60000"
 """Milliseconds. The second one frees what a process holds that was stopped in the middle of a transaction."""
 
-PATIENT = 2
+PATIENT = 3
 """How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
 that threads remain to read, and to tell."""
 

@@ -64,15 +64,16 @@ def checked(model: type[Checked], given: Any) -> Checked:
         return model.model_validate(given)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
-    raise wrong_fields([("".join(map(str, problem["loc"][:1])), _message(model, problem)) for problem in wrong])
+    named = [("".join(map(str, problem["loc"][:1])), _message(model, problem)) for problem in wrong[:MOST_ERRORS]]
+    raise wrong_fields(named, len(wrong))
 
 
-def wrong_fields(wrong: list[tuple[str, str]]) -> Problem:
-    """The answer that names each wrong field with a message; the name "" is the body as a whole."""
+def wrong_fields(named: list[tuple[str, str]], count: int = 1) -> Problem:
+    """The answer that names wrong fields, each with a message; the name "" is the body as a whole."""
     return Problem(
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "1 field is wrong." if len(wrong) == 1 else f"{len(wrong)} fields are wrong.",
-        errors=[{"field": field, "message": message} for field, message in wrong[:MOST_ERRORS]],
+        "1 field is wrong." if count == 1 else f"{count} fields are wrong.",
+        errors=[{"field": field, "message": message} for field, message in named],
     )
 
 

@@ -172,7 +172,6 @@ class Fault:
     words: str
     arrived: int = 0
     end: Callable[[SmtpServer], None] = SmtpServer.heal
-    mark: Any = ()
 
 
 def at(phase: str, *actions: Any, **how: Any) -> Callable[[SmtpServer], None]:
@@ -208,7 +207,7 @@ PASSING = [
 
 
 @on_sqlite
-@pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.what, marks=fault.mark) for fault in PASSING])
+@pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.what) for fault in PASSING])
 def test_a_fault_that_passes_is_on_record_and_then_the_mail_arrives(
     server: SmtpServer, open_shop: OpenShop, fault: Fault
 ) -> None:

@@ -1,6 +1,7 @@
 """The bus: what is remembered, what is delivered, and what happens when a receiver fails."""
 
 import threading
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 from sqlalchemy import text
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, Settled
+from app.bus import Dispatcher, Filter, Settled, store
 from app.bus import signals as lifecycle
+from app.bus.store import Lease
 from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
-from app.orders import set_email
+from app.orders import count_order, find_order, set_email
 from tests.support.shop import FixedWait, Shop
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
@@ -449,6 +451,50 @@ def test_two_dispatchers_share_a_backlog_without_double_effect(shop: Shop) -> No
     assert failures == []
     assert (shop.user().orders_count, shop.user().total_spent) == (60, Decimal("1199.40"))
     assert len({message.msgId for message in shop.mailer.outbox}) == len(shop.mailer.outbox) == 60
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> None:
+    """Not waited for, and not taken twice. On SQLite nobody else can be claiming: it has one write lock."""
+    shop.only(lambda sender, event: None, name="plain")
+    shop.place_order("1")
+    shop.place_order("2")
+    others: list[Lease] = []
+
+    def claim(session: Transaction) -> list[Lease]:
+        taken = store.claim(session, "plain", 1, timedelta(seconds=30), "first")
+        other = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({"plain": 5})))
+        other.start()
+        other.join(4)
+        return taken
+
+    taken = shop.database.transact(claim)
+    assert [lease.order_id for lease in taken + others] == ["1", "2"]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> None:
+    """The second to come waits for the first one's row, and reads it again."""
+    shop.place_order("1")
+    shop.place_order("2")
+    shop.database.transact(lambda session: set_email(session, "42", "a@b.example"))
+    counted: list[threading.Thread] = []
+
+    def first(session: Transaction) -> None:
+        count_order(session, find_order(session, "1"))
+        session.flush()
+        second = threading.Thread(
+            target=lambda: shop.database.transact(lambda inner: count_order(inner, find_order(inner, "2")))
+        )
+        second.start()
+        second.join(1)  # it waits for the row
+        counted.append(second)
+
+    shop.database.transact(first)
+    counted[0].join(20)
+    assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))
 
 
 def test_what_is_leased_is_not_claimed_again_until_the_lease_ends(shop: Shop) -> None:

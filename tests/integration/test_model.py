@@ -31,7 +31,7 @@ from app.bus import Dispatcher, Filter, operate, queries
 from app.bus import signals as lifecycle
 from app.bus.store import Lease
 from app.db import Base, Transaction
-from app.errors import DatabaseUnavailable, Deferred, Refused, TimedOut, Unreachable
+from app.errors import DatabaseUnavailable, Deferred, InDoubt, Refused, TimedOut, Unreachable
 from app.events import (
     Event,
     NotificationFailed,
@@ -49,7 +49,7 @@ LEASE = timedelta(seconds=30)
 WAIT = timedelta(seconds=60)
 BUDGET = 3
 DAMAGE = "{"
-DOWN = {"throttled", "unreachable", "timeout"}
+DOWN = {"throttled", "unreachable", "timeout", "unknown"}
 
 RECEIVERS = {
     "OrderCreated": ("inside", "outside", "careful"),
@@ -122,6 +122,7 @@ ANSWERS = {
     "deferred": Answer(_raise(Deferred("450 later")), "ready", "deferred", "450 later"),
     "unreachable": Answer(_raise(Unreachable("no route")), "ready", "unreachable", "no route"),
     "timeout": Answer(_raise(TimedOut("no reply")), "ready", "timeout", "no reply"),
+    "in doubt": Answer(_raise(InDoubt("no reply")), "ready", "unknown", "no reply"),
     "discard": Answer(lambda _: Discard("not on Sundays"), "discarded", None, "not on Sundays"),
     "not yet": Answer(lambda _: RetryAfter(100, "counting"), "ready", None, "counting", wait=100),
     "killed": Answer(_raise(Killed()), "leased"),
@@ -277,6 +278,8 @@ class Model:
         state = answer.state
         if state == "ready" and answer.outcome is not None and lease.spent + 1 >= BUDGET:
             state = "dead"
+        if answer.outcome == "unknown" and lease.receiver == "careful":
+            state = "dead"
         due_at = now + timedelta(seconds=answer.wait) if state == "ready" else None
         self._end(lease, state, answer.outcome, answer.reason, due_at, now)
         for _ in range(answer.publishes + answer.published_inside * (lease.receiver in INSIDE)):
@@ -308,9 +311,10 @@ class Model:
         elif gate is not None and lease.probe and outcome in (None, "bug"):
             gate.probe_at = gate.at_latest = now
         elif lease.probe:
-            self.gates.pop(lease.receiver, None)
+            was = self.gates.pop(lease.receiver, None)
             for owed in self.deliveries:
-                if owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN:
+                waits = owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN
+                if waits and not (was and was.failures == 1):
                     owed.due_at = min(owed.due_at, now)
 
     def chosen(self, which: Filter, states: tuple[str, ...]) -> list[Owed]:

@@ -29,11 +29,10 @@ import app.db
 from app import logs
 from app.bus import Filter
 from app.bus import signals as lifecycle
-from app.bus.gate import DOWN
 from app.bus.store import Lease
 from app.clock import uuid7
 from app.db import Transaction, iso, sqlite_module
-from app.errors import DatabaseUnavailable, Deferred, OrderConflict, Refused, Throttled, TimedOut, Unreachable
+from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
 from app.mail.parcel import Parcel
 from app.orders import NOTIFICATIONS, place_order
@@ -141,8 +140,6 @@ class Copy:
     order_id: str
     delivery_id: int
     token: int
-    unsaid: bool = False
-    """The server accepted it, and the connection broke before it could say so."""
 
 
 class World:
@@ -301,6 +298,7 @@ class World:
             demand(answer in (None, order.event_id), f"{order_id} is new, and was said to be known")
             self._remember(order_id, order)
         else:
+            demand(earlier == order, f"{order_id} was answered as if it had this content")
             demand(answer == earlier.event_id, f"{order_id} was taken a second time")
 
     def _request(self, order_id: str, order: Placed) -> Any:
@@ -379,9 +377,6 @@ class World:
             settled = self.run(process, f"tries {_shown(batch)}", lambda: process.dispatcher.attempt(batch))
         if isinstance(settled, list):
             self.tell(f"    settled: {', '.join(f'{s.state} ({s.outcome or s.reason})' for s in settled) or 'nothing'}")
-            if any(s.outcome in DOWN for s in settled) and self.dice.random() < 0.7:
-                # As the loop around a dispatcher does: what was claimed before shall wait behind the gate.
-                self._give_back(process, [b for b in process.waiting if b[0].receiver == batch[0].receiver])
 
     def extend(self) -> None:
         process = self._some_process()
@@ -390,17 +385,16 @@ class World:
     def stop(self) -> None:
         """What was not begun is given back. An attempt that is under way ends later, or is killed."""
         process = self._some_process()
+        unbegun = [lease for batch in process.waiting for lease in batch]
+        process.waiting = []
         self.processes.remove(process)
         self.start_process()
-        self._give_back(process, list(process.waiting))
-        if not process.dead:
-            self.run(process, "stops", process.dispatcher.sign_off)
 
-    def _give_back(self, process: Process, batches: list[list[Lease]]) -> None:
-        leases = [lease for batch in batches for lease in batch]
-        process.waiting = [batch for batch in process.waiting if batch not in batches]
-        if leases:
-            self.run(process, f"gives back {_shown(leases)}", lambda: process.dispatcher.release(leases))
+        def work() -> None:
+            process.dispatcher.release(unbegun)
+            process.dispatcher.sign_off()
+
+        self.run(process, f"stops, and gives back {_shown(unbegun) or 'nothing'}", work)
 
     def kill(self) -> None:
         process = self._some_process()
@@ -634,8 +628,8 @@ class World:
     def _check_mails(self, found: dict[str, dict[Any, Any]]) -> None:
         for copy in self.server.accepted:
             outcome = found["attempts"].get((copy.delivery_id, copy.token))
-            true = ("ok", "timeout", "unknown") if copy.unsaid else ("ok", "unknown")
-            demand(outcome in true, f"the mail of {copy.order_id} was accepted, and its attempt reads {outcome}")
+            true = outcome in ("ok", "unknown")
+            demand(true, f"the mail of {copy.order_id} was accepted, and its attempt reads {outcome}")
             order = self.placed[copy.order_id]
             demand(
                 order.event_id in copy.message_id, f"the mail of {copy.order_id} has the Message-ID {copy.message_id}"
@@ -804,20 +798,20 @@ class MailServer:
                 self.seen.add(str(parcel.message.msgId))
                 raise Deferred("450 4.7.1 come back later")
         unsaid = self.mode == "accepts without saying so"
-        self._accept(parcel, unsaid)
+        self._accept(parcel)
         self.world.tell("the mail server has accepted")
         actor = self.world.stack[-1]
         if actor.fault.startswith("dies when the mail server"):
             self.world.die()
         self.world.meanwhile()
         if unsaid:
-            raise TimedOut("no reply to the whole message; a copy may have arrived")
+            raise InDoubt("no reply to the whole message; a copy may have arrived")
         return None
 
-    def _accept(self, parcel: Parcel, unsaid: bool = False) -> None:
+    def _accept(self, parcel: Parcel) -> None:
         lease = self._leases[-1]
         message_id = str(parcel.message.msgId)
-        self.accepted.append(Copy(message_id, parcel.recipient, lease.order_id, lease.delivery_id, lease.token, unsaid))
+        self.accepted.append(Copy(message_id, parcel.recipient, lease.order_id, lease.delivery_id, lease.token))
 
     def check(self) -> None: ...
 

@@ -33,11 +33,18 @@ PRUNE_PAUSE = 3600.0
 
 
 class Lane:
-    """Threads that try deliveries, and how many more these may be handed."""
+    """Threads that try deliveries, and how many more these may be handed. ``freed`` is called when it is more again."""
 
-    def __init__(self, name: str, threads: int, room: int, attempt: Callable[[list[Lease]], object]) -> None:
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        room: int,
+        attempt: Callable[[list[Lease]], None],
+        freed: Callable[[], None],
+    ) -> None:
         self.name, self.room = name, room
-        self._attempt = attempt
+        self._attempt, self._freed = attempt, freed
         self._work: queue.SimpleQueue[list[Lease] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{n}", daemon=True) for n in range(threads)]
@@ -78,6 +85,7 @@ class Lane:
             finally:
                 with self._lock:
                     self.room += len(batch)
+                self._freed()  # only now: whoever is woken must find the room
 
 
 class Worker:
@@ -205,7 +213,7 @@ class Worker:
         if name not in self._lanes:
             threads = known.concurrency if known and name != SHARED else 1
             room = BATCH if name == SHARED else threads
-            self._lanes[name] = Lane(name, threads, room, self._attempt)
+            self._lanes[name] = Lane(name, threads, room, self._attempt, self.wakeup.wake)
         return self._lanes[name]
 
     def _attempt(self, batch: list[Lease]) -> None:
@@ -215,8 +223,6 @@ class Worker:
             self._database_is_away(error)
         except Exception as error:
             self._report_fault(error)
-        finally:
-            self.wakeup.wake()
 
     def _beat(self) -> None:
         pause = min(self.dispatcher.lease.total_seconds() / 3, 10)

@@ -4,14 +4,15 @@ import atexit
 import sys
 
 import click
+from flask.cli import ScriptInfo
 
 import config
 from app import create_app
 from app.errors import AppError, DatabaseUnavailable
 from app.schema import prepare
 
-_command = click.get_current_context(silent=True)
-_serving = _command is None or _command.info_name == "run"  # not another 'flask ...' command
+_command = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
+_serving = _command is None or _command.find_object(ScriptInfo) is None or _command.info_name == "run"
 
 try:
     app = create_app()

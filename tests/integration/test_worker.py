@@ -165,7 +165,7 @@ def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> N
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
     stopping.start()
-    until(worker._stopping.is_set)
+    until(lambda: not worker.alive)
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import create_engine, text
 
@@ -13,6 +14,10 @@ from app.db import Base, Database
 from config import Settings
 from tests.support import postgres
 from tests.support.shop import Shop
+
+# A busy machine is no fault of the code's, nor of the examples that it takes long to make up.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
     del os.environ[name]  # the developer's own settings are not the tests'

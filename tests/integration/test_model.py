@@ -281,7 +281,10 @@ class Model:
         if answer.outcome == "unknown" and lease.receiver == "careful":
             state = "dead"
         due_at = now + timedelta(seconds=answer.wait) if state == "ready" else None
-        self._end(lease, state, answer.outcome, answer.reason, due_at, now)
+        reason = answer.reason
+        if state == "dead" and lease.receiver == "careful" and type(reason) is str:
+            reason = Starts(f"{reason}; and when_dead failed: TypeError: it returned 'nonsense'")
+        self._end(lease, state, answer.outcome, reason, due_at, now)
         for _ in range(answer.publishes + answer.published_inside * (lease.receiver in INSIDE)):
             self.publish("NotificationSent", "x", "u", now, event.event_id)
         if state == "dead" and lease.receiver == "outside" and not is_damaged(lease):
@@ -379,7 +382,7 @@ class Bench:
         self.reported: list[str] = []
         shop.only(self.inside, name="inside")
         shop.receive(self.outside, name="outside", when_dead=announce)
-        shop.receive(self.careful, name="careful", hold_unknown=True)
+        shop.receive(self.careful, name="careful", hold_unknown=True, when_dead=announce_nonsense)
         for signal in (notification_sent, notification_failed):
             shop.only(self.heard, signal, name="heard")
 
@@ -429,6 +432,11 @@ def refuse(_: Callable[[Transaction], Any]) -> None:
 
 def announce(event: OrderCreated, reason: str) -> NotificationFailed:
     return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
+
+
+def announce_nonsense(event: OrderCreated, reason: str) -> Any:
+    """A fault of ours, which must neither hide the reason nor keep the delivery from its end."""
+    return "nonsense"
 
 
 @dataclass

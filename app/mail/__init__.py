@@ -5,16 +5,16 @@ recipient: ``smtp`` to a server, ``file`` to a Maildir, ``console`` to stdout, `
 """
 
 import collections
-import time
-from typing import TYPE_CHECKING, Self
+import contextlib
+from typing import TYPE_CHECKING
 
 import flask_mail
-from flask import Flask
+from flask import Flask, current_app
 from flask_mail import Message, email_dispatched
 
 from app.mail.local import ConsoleBackend, FileBackend, MemoryBackend
 from app.mail.messages import order_notification
-from app.mail.parcel import Backend, pack
+from app.mail.parcel import Address, Backend, pack
 from app.mail.smtp import SmtpBackend
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ BACKENDS: dict[str, type[Backend]] = {
     "console": ConsoleBackend,
     "memory": MemoryBackend,
 }
+SETTINGS = ("SERVER", "PORT", "USERNAME", "PASSWORD", "USE_TLS", "USE_SSL", "DEFAULT_SENDER")
 
 
 def init_app(app: Flask, settings: "Settings") -> "Mailer":
@@ -36,13 +37,7 @@ def init_app(app: Flask, settings: "Settings") -> "Mailer":
     Opens no connection and no file.
     """
     app.config.update(
-        MAIL_SERVER=settings.mail_server,
-        MAIL_PORT=settings.mail_port,
-        MAIL_USERNAME=settings.mail_username,
-        MAIL_PASSWORD=settings.mail_password,
-        MAIL_USE_TLS=settings.mail_use_tls,
-        MAIL_USE_SSL=settings.mail_use_ssl,
-        MAIL_DEFAULT_SENDER=settings.mail_default_sender,
+        {f"MAIL_{name}": getattr(settings, f"mail_{name.lower()}") for name in SETTINGS},
         MAIL_DEBUG=False,  # true prints the password; Flask-Mail's default is the application's debug mode
         MAIL_SUPPRESS_SEND=False,  # the memory backend is for tests
     )
@@ -61,21 +56,25 @@ class Mailer(flask_mail.Mail):
         self.outbox: collections.deque[Message] = getattr(backend, "outbox", collections.deque())
         """What the memory backend took, newest last; with the others it stays empty."""
 
-    def send(self, message: Message, envelope_from: str | tuple[str, str] | None = None) -> None:
+    def send(self, message: Message, envelope_from: Address | None = None) -> None:
         """Send ``message`` to its one recipient; returns when the backend has accepted it. Needs an app context.
 
         Raises Refused (permanent: a 5xx reply, a bad address, a header with a line break), Deferred (4xx), Throttled
         (421, 452 and replies about rate), Unreachable or TimedOut; the exception's message holds the server's own
         words. Where the reply to the whole message is missing it is InDoubt: a copy may have arrived.
         """
-        if message.date is None:
-            message.date = time.time()
         self.backend.deliver(pack(message, envelope_from))
-        self._tell(message)
+        try:
+            email_dispatched.send(self.app, message=message)
+        except Exception:  # the mail is accepted: an error from here would send it again
+            current_app.logger.exception("A receiver of email_dispatched failed; the mail was sent.")
 
-    def connect(self) -> "Connection":
-        """Flask-Mail's ``with mailer.connect() as connection: connection.send(message)``."""
-        return Connection(self)
+    def connect(self) -> contextlib.nullcontext["Mailer"]:  # type: ignore[override]
+        """Flask-Mail's ``with mailer.connect() as connection: connection.send(message)``.
+
+        The backend keeps its connections itself: nothing opens or closes here.
+        """
+        return contextlib.nullcontext(self)
 
     def check(self) -> None:
         """Try the backend without sending: connect and log in, or write to the folder. Raises what send() raises."""
@@ -84,25 +83,3 @@ class Mailer(flask_mail.Mail):
     def close(self) -> None:
         """Close open connections. Call it when the process stops; sending afterwards opens new ones."""
         self.backend.close()
-
-    def _tell(self, message: Message) -> None:
-        try:
-            email_dispatched.send(self.app, message=message)
-        except Exception:  # the mail is accepted: an error from here would send it again
-            if self.app is not None:
-                self.app.logger.exception("A receiver of email_dispatched failed; the mail was sent.")
-
-
-class Connection(flask_mail.Connection):
-    """What Mailer.connect() gives. The backend keeps its connections itself: nothing opens or closes here."""
-
-    mail: Mailer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def send(self, message: Message, envelope_from: str | tuple[str, str] | None = None) -> None:
-        self.mail.send(message, envelope_from)

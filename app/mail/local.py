@@ -1,19 +1,17 @@
 """The backends that need no server: a Maildir, stdout, a list."""
 
 import collections
-import contextlib
 import errno
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flask_mail import Message
 
-from app.errors import Deferred, Unreachable
+from app.errors import AttemptFailed, Deferred, Unreachable
 from app.mail.parcel import Backend, Parcel
 
 if TYPE_CHECKING:
@@ -34,17 +32,32 @@ class FileBackend(Backend):
 
     def deliver(self, parcel: Parcel) -> None:
         """Raises Deferred when the disk is full, Unreachable when the folder can't be written to."""
-        content = parcel.readable()
-        with self._explaining():
-            self._make()
-            self._keep(_unique_name(), content)
+        self._write(parcel.readable(), keep=True)
 
     def check(self) -> None:
-        with self._explaining():
+        self._write(b"", keep=False)
+
+    def _write(self, content: bytes, *, keep: bool) -> None:
+        name = _unique_name()
+        draft, final = self.folder / "tmp" / name, self.folder / "new" / name
+        try:
             self._make()
-            draft = self.folder / "tmp" / _unique_name()
-            _write(draft, b"")
-            draft.unlink()
+            try:
+                with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                if keep:
+                    draft.rename(final)
+                    _sync(final.parent)
+            finally:
+                draft.unlink(missing_ok=True)
+        except OSError as problem:
+            kind: type[AttemptFailed] = Unreachable
+            cure = "make it a folder that the service's user can write to, or set INSTANCE_PATH"
+            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+                kind, cure = Deferred, "free some space"
+            raise kind(f"{self.folder} doesn't take a mail: {problem.strerror}; {cure}.") from problem
 
     def _make(self) -> None:
         if not (self.folder / "new").is_dir():
@@ -52,30 +65,6 @@ class FileBackend(Backend):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync(self.folder)
             _sync(self.folder.parent)
-
-    def _keep(self, name: str, content: bytes) -> None:
-        draft, final = self.folder / "tmp" / name, self.folder / "new" / name
-        try:
-            _write(draft, content)
-            draft.rename(final)
-            _sync(final.parent)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
-
-    @contextlib.contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as problem:
-            if problem.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Deferred(
-                    f"{self.folder} has no room for a mail: {problem.strerror}; free some space."
-                ) from problem
-            raise Unreachable(
-                f"{self.folder} doesn't take a mail: {problem.strerror}; make it a folder that the service's user can "
-                "write to, or set INSTANCE_PATH to another place."
-            ) from problem
 
 
 class ConsoleBackend(Backend):
@@ -110,13 +99,6 @@ def _unique_name() -> str:
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     host = socket.gethostname().replace("/", "-").replace(":", "-")
     return f"{seconds}.M{microseconds:06}R{os.urandom(8).hex()}.{host}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync(folder: Path) -> None:

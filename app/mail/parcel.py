@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+import time
 from collections.abc import Iterator
 from email.errors import MessageError
 from email.utils import parseaddr
@@ -22,6 +23,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_PLAIN_ADDRESS = re.compile(rf"(?=[^@]{{1,64}}@){_LOCAL_PART.pattern}@{_DOMAIN.pattern}")
 _SUBJECT = re.compile(rb"^Subject:.*(?:\n[ \t].*)*", re.MULTILINE)
 
 
@@ -64,11 +66,15 @@ class Backend:
 
 def pack(message: Message, envelope_from: Address | None = None) -> Parcel:
     """The message with its envelope. Raises Refused unless it goes to one good address and its headers are safe."""
+    if envelope_from is None and (checked := getattr(message, "envelope", None)):
+        return Parcel(message, *checked)  # an OrderNotification that nobody touched
     recipients = message.send_to
     if len(recipients) != 1:
         raise Refused(f"A mail goes to exactly one recipient, and this one has {len(recipients)}; send one for each.")
     for text in _header_texts(message):
         refuse_control_characters("header", text)
+    if message.date is None:
+        message.date = time.time()
     return Parcel(message, ascii_address(envelope_from or message.sender), ascii_address(*recipients))
 
 
@@ -84,6 +90,8 @@ def ascii_address(address: Address) -> str:
     Takes also ``Name <user@domain>`` and ``(name, address)``. Raises Refused for anything else, and for a local part
     that is quoted or not ASCII.
     """
+    if isinstance(address, str) and _PLAIN_ADDRESS.fullmatch(address) and len(address) <= 254:
+        return address
     shown = f"{address!a:.80}"
     found = address[1] if isinstance(address, tuple) else parseaddr(address)[1]
     if isinstance(address, str) and address != found and not address.endswith(f"<{found}>"):

@@ -1,5 +1,7 @@
 """Tell the user by email that the order was taken, and keep on the order's record how that went."""
 
+import functools
+import re
 from typing import Any
 
 from flask import current_app
@@ -15,6 +17,10 @@ NO_ADDRESS = (
     "there is no address for user {user_id}: send one with an order as 'email', or run "
     "'flask users set-email {user_id} ADDRESS' and retry this, or set USER_EMAIL_DOMAIN"
 )
+
+
+PLAIN_LOCAL_PART = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+"""Small letters only: of some names, such as Postmaster, checked_email() changes the capitals (RFC 2142)."""
 
 
 def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> Done | Discard:
@@ -40,7 +46,9 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
     )
     mailer.send(message)
     return Done(
-        NotificationSent(order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.msgId)
+        NotificationSent(
+            order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.message_id
+        )
     )
 
 
@@ -67,11 +75,24 @@ def _address(event: OrderCreated) -> str | None:
         return event.email
     database: Database = current_app.extensions["database"]
     settings: Settings = current_app.extensions["settings"]
-    with database.read() as session:
-        known = known_email(session, event.user_id)
+    known = known_email(database, event.user_id)
     if known is not None or settings.user_email_domain is None:
         return known
     try:
-        return checked_email(f"{event.user_id}@{settings.user_email_domain}")
+        return _made_address(event.user_id, settings.user_email_domain)
     except ValueError:  # not every user_id makes an address: "a:b" doesn't
         return None
+
+
+def _made_address(user_id: str, domain: str) -> str:
+    """What checked_email() says of ``user_id@domain``, but quickly where there is no doubt. Raises ValueError."""
+    domain = _checked_domain(domain)
+    address = f"{user_id}@{domain}"
+    if PLAIN_LOCAL_PART.fullmatch(user_id) and len(user_id) <= 64 and address.isascii() and len(address) <= 254:
+        return address
+    return checked_email(address)
+
+
+@functools.lru_cache(maxsize=16)
+def _checked_domain(domain: str) -> str:
+    return checked_email(f"user@{domain}").partition("@")[2]

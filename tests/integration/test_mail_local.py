@@ -76,7 +76,7 @@ def test_a_mail_program_finds_the_mail_in_the_maildir(maildir: Mailer, folder: P
     assert isinstance(read, EmailMessage)
     assert read["Subject"] == "订单 1001 已创建"
     assert read["To"] == "user@example.com"
-    assert read["Message-ID"] == "<event-1001.order-notification@shop.example>"
+    assert read["Message-ID"] == "<event-1001.order@shop.example>"
     text, html = read.get_body(("plain",)), read.get_body(("html",))
     assert text is not None
     assert "总金额：19.99" in text.get_content()

@@ -18,7 +18,7 @@ from app.errors import AttemptFailed, Deferred, InDoubt, Refused, Throttled, Tim
 from app.mail import Mailer
 from app.mail.smtp import SmtpBackend
 from config import Settings
-from tests.support.smtp import CLOSE, CUT, HANG, SmtpServer
+from tests.support.smtp import CLOSE, CUT, HANG, Pause, SmtpServer
 
 SHORT = 0.2
 """Seconds: the MAIL_TIMEOUT of tests in which the server hangs."""
@@ -58,9 +58,9 @@ class Sender:
         return str(failed.value)
 
 
-@pytest.fixture
-def server() -> Iterator[SmtpServer]:
-    with SmtpServer() as server:
+@pytest.fixture(params=[True, False], ids=["pipelining", "one by one"])
+def server(request: pytest.FixtureRequest) -> Iterator[SmtpServer]:
+    with SmtpServer(pipelining=request.param) as server:
         yield server
 
 
@@ -100,7 +100,7 @@ def test_a_mail_arrives_as_it_was_built(server: SmtpServer, sender: Sender) -> N
     (received,) = server.received
     assert (received.sender, received.recipients) == ("orders@shop.example", ["user@example.com"])
     assert received.email["Subject"] == "订单 1001 已创建"
-    assert received.message_id == "<event-1001.order-notification@shop.example>"
+    assert received.message_id == "<event-1001.order@shop.example>"
     body = received.email.get_body(("plain",))
     assert body is not None
     assert "总金额：19.99" in body.get_content()
@@ -129,7 +129,7 @@ def test_a_sent_mail_is_announced_once_and_a_failed_one_never(server: SmtpServer
         sender.send("1")
         sender.fails(Refused, "2", "bad@example.com")
 
-    assert [message.msgId for message in sent] == ["<event-1.order-notification@shop.example>"]
+    assert [message.msgId for message in sent] == ["<event-1.order@shop.example>"]
 
 
 def test_a_listener_that_fails_does_not_undo_what_was_sent(server: SmtpServer, sender: Sender) -> None:
@@ -239,8 +239,9 @@ def test_a_reply_that_is_not_smtp_is_no_verdict_on_the_mail(server: SmtpServer, 
     for reply in ("250 " + "x" * 10_000, "hello", "999 what", "100 hm"):
         server.on("MAIL", reply, times=1)
         sender.fails(Unreachable)
-    server.on("DATA", "250 no 354", times=1)
+    server.on("DATA", "250 no 354")
     sender.fails(Unreachable)
+    server.heal()
     server.on("ACCEPTED", "hello", times=1)
     assert "copy may have arrived" in sender.fails(InDoubt)
 
@@ -313,6 +314,123 @@ def test_a_mail_accepted_before_the_connection_breaks_is_sent(server: SmtpServer
     sender.send("2")
     sender.mailer.close()
     assert len(server.received) == 2
+
+
+# ---------------------------------------------------------------- all commands in one packet
+
+
+class Script:
+    """A server of one connection, which says its lines whatever it hears. ``heard`` is what came before each."""
+
+    def __init__(self, *answers: str, pipelining: bool = True) -> None:
+        self.answers = ["220 hello", "250-me\r\n250 PIPELINING" if pipelining else "250 me", *answers]
+        self.heard: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.settings = {"mail_server": "127.0.0.1", "mail_port": self._listener.getsockname()[1]}
+        self._thread = threading.Thread(target=self._play, daemon=True)
+        self._thread.start()
+
+    def _play(self) -> None:
+        with self._listener, self._listener.accept()[0] as connection:
+            connection.settimeout(5)
+            for number, answer in enumerate(self.answers):
+                if number:
+                    self.heard.append(connection.recv(1_000_000))
+                connection.sendall(f"{answer}\r\n".encode())
+            self.heard.append(connection.recv(1_000_000))
+
+    def wait(self) -> None:
+        self._thread.join(5)
+        assert not self._thread.is_alive()
+
+
+MAIL_RCPT_DATA = b"MAIL FROM:<orders@shop.example>\r\nRCPT TO:<user@example.com>\r\nDATA\r\n"
+
+
+def test_three_commands_go_in_one_packet_where_the_server_takes_them(sender_to: MakeSender) -> None:
+    server: Any = Script("250 ok\r\n250 ok\r\n354 go", "250 queued")
+    sender = sender_to(server)
+    sender.send()
+    sender.mailer.close()
+    server.wait()
+    assert server.heard[1] == MAIL_RCPT_DATA
+    assert server.heard[2].endswith(b"\r\n.\r\n")
+
+
+def test_three_commands_go_one_by_one_where_the_server_does_not_offer_more(sender_to: MakeSender) -> None:
+    server: Any = Script("250 ok", "250 ok", "354 go", "250 queued", pipelining=False)
+    sender = sender_to(server)
+    sender.send()
+    sender.mailer.close()
+    server.wait()
+    assert [*server.heard[1:4]] == MAIL_RCPT_DATA.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ("250 ok\r\n550 5.1.1 nobody\r\n354 go", "RCPT with 550 5.1.1 nobody"),
+        ("550 5.7.1 not you\r\n503 MAIL first\r\n354 go", "MAIL with 550 5.7.1 not you"),
+    ],
+)
+@pytest.mark.parametrize("end", ["554 no recipients", "250 queued"])
+def test_a_server_that_waits_for_a_message_to_nobody_gets_an_empty_one(
+    sender_to: MakeSender, answers: str, reason: str, end: str
+) -> None:
+    """RFC 2920, section 3.1. The connection is used again."""
+    server: Any = Script(answers, end, "250 reset", "250 ok\r\n250 ok\r\n354 go", "250 queued")
+    sender = sender_to(server)
+    assert reason in sender.fails(Refused)
+    sender.send()
+    sender.mailer.close()
+    server.wait()
+    assert server.heard[1:5] == [MAIL_RCPT_DATA, b".\r\n", b"RSET\r\n", MAIL_RCPT_DATA]
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind"),
+    [
+        ("250 ok\r\n250 ok\r\n354 go\r\n250 what for?", Unreachable),  # it would pass for the message's acceptance
+        ("250 ok\r\n250 ok\r\n250 ok\r\n354 go", Unreachable),
+        ("250 ok\r\n354 go", Unreachable),
+        ("250 ok\r\n250 ok", TimedOut),
+        ("250 ok\r\n550 nobody", Refused),  # the answer that came counts
+        ("250 ok\r\n550 nobody\r\nnonsense", Refused),
+        ("550 not you\r\n250 ok\r\n354 go", Refused),  # an empty message would reach somebody
+        ("421 4.3.2 closing\r\n503 what", Throttled),
+    ],
+)
+def test_a_wrong_number_of_answers_hands_nothing_over(
+    sender_to: MakeSender, answers: str, kind: type[AttemptFailed]
+) -> None:
+    server: Any = Script(answers)
+    sender_to(server, mail_timeout=SHORT).fails(kind)
+    server.wait()
+    assert server.heard == [server.heard[0], MAIL_RCPT_DATA, b""]
+
+
+def test_a_refusal_before_the_connection_ends_is_the_answer(server: SmtpServer, sender: Sender) -> None:
+    server.on("RCPT", "550 5.1.1 no such user", CLOSE)
+    assert "550 5.1.1" in sender.fails(Refused)
+
+
+# ---------------------------------------------------------------- long answers, and late ones
+
+
+@pytest.mark.parametrize("reply", ["250-wait\r\n" * 100_000 + "250 ok", "250 " + "x" * 1_000_000])
+@pytest.mark.parametrize("phase", ["EHLO", "MAIL", "END"])
+def test_an_answer_without_end_is_not_heard_out(server: SmtpServer, sender: Sender, phase: str, reply: str) -> None:
+    server.on(phase, reply)
+    assert "answer doesn't end" in sender.fails(InDoubt if phase == "END" else Unreachable)
+
+
+def test_the_answer_to_the_whole_message_may_take_what_is_left_of_the_conversation(
+    server: SmtpServer, sender_to: MakeSender
+) -> None:
+    """Giving up early would make a copy (RFC 5321, section 4.5.3.2.6)."""
+    server.on("END", Pause(0.6))
+    sender_to(server, mail_timeout=0.4).send()
+    assert len(server.received) == 1
 
 
 # ---------------------------------------------------------------- TLS and login

@@ -128,9 +128,10 @@ class SmtpServer:
         tls: Literal["starttls", "ssl"] | None = None,
         certificate_for: str = "localhost",
         users: dict[str, str] | None = None,
+        pipelining: bool = True,
     ) -> None:
         self.host, self.port = "localhost" if tls else "127.0.0.1", 0
-        self.tls, self.users = tls, users or {}
+        self.tls, self.users, self.pipelining = tls, users or {}, pipelining
         self.received: list[Received] = []
         self.commands: list[tuple[int, str]] = []
         self.connections = 0
@@ -358,6 +359,12 @@ class _Conversation(SMTP):
     def close(self) -> None:
         if self.transport is not None:
             self.transport.close()
+
+    async def handle_EHLO(
+        self, _: SMTP, session: Session, __: Envelope, hostname: str, answers: list[str]
+    ) -> list[str]:
+        session.host_name = hostname
+        return [*answers[:-1], *["250-PIPELINING"] * self.server.pipelining, answers[-1]]
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:
         if not await self.goes_on("END"):

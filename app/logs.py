@@ -4,12 +4,13 @@ What strangers wrote stands in many of them: a mail server's reply, an exception
 address in full, nor lets a character through that ends the line or moves a terminal's cursor. The database keeps all.
 """
 
+import json
 import logging
 import re
 import sys
-from typing import Any
-
-import structlog
+import traceback
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
 from app.bus import signals
 from app.bus.dispatcher import Settled
@@ -19,8 +20,7 @@ from app.bus.store import Lease
 from app.errors import Outcome
 from config import Settings
 
-log = structlog.get_logger()
-
+_UNCLEAR = re.compile(r"""[\s="']""")
 _LOCAL_PART = re.compile(r"""(?<![^\s@<>()\[\]\\,:;"])[^\s@<>()\[\]\\,:;"]++@(?=\w)""")
 
 
@@ -31,54 +31,70 @@ def init(settings: Settings) -> None:
         signals.lifecycle[name].connect(listener)
 
 
+class Log:
+    """Writes a line for each fact. Every order passes here several times, so it is made of little."""
+
+    def __init__(self, stream: TextIO, level: str, *, as_json: bool) -> None:
+        self.stream = stream
+        self.level = logging.getLevelNamesMapping()[level]
+        self.as_json = as_json
+
+    def info(self, message: str, **facts: Any) -> None:
+        if self.level <= logging.INFO:
+            self.write("info", message, facts)
+
+    def warning(self, message: str, **facts: Any) -> None:
+        if self.level <= logging.WARNING:
+            self.write("warning", message, facts)
+
+    def error(self, message: str, error: BaseException | None = None, **facts: Any) -> None:
+        self.write("error", message, facts, error)
+
+    def write(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> None:
+        time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        message = masked(message)
+        facts = {name: masked(value) if isinstance(value, str) else value for name, value in facts.items()}
+        # The lines of a traceback are set in, so that none of them can pass for a line of the log.
+        trace = [f"    {masked(each)}" for each in _lines(error)] if error else []
+        if self.as_json:
+            line = {"message": message, "level": level, "timestamp": time} | facts
+            if trace:
+                line["exception"] = "\n".join(trace)
+            told = json.dumps(line, ensure_ascii=False, default=str)
+        else:
+            told = " ".join([f"{time} [{level:8}] {message:24}", *(f"{name}={_shown(facts[name])}" for name in facts)])
+            told = "\n".join([told.rstrip(), *trace])
+        self.stream.write(f"{told}\n")
+
+
+class Forwarding(logging.Handler):
+    """Takes in what the standard library's loggers of this application say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        log.write(record.levelname.lower(), record.getMessage(), {}, error)
+
+
+log = Log(sys.stderr, "INFO", as_json=False)
+
+
 def configure(settings: Settings) -> None:
     """``text``: a line each for people; ``json``: an object each for machines. Standard library loggers go along."""
-    shared: list[Any] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.EventRenamer("message") if settings.log_format == "json" else _unchanged,
-        structlog.processors.format_exc_info,
-        _harmless,
-    ]
-    renderer: Any = (
-        structlog.processors.JSONRenderer(ensure_ascii=False)
-        if settings.log_format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            sort_keys=False,
-            pad_event_to=24,
-            exception_formatter=structlog.dev.plain_traceback,  # Rich's, where it is installed, shows variables
-        )
-    )
-    structlog.configure(
-        processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-        cache_logger_on_first_use=False,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
+    global log
+    log = Log(sys.stderr, settings.log_level, as_json=settings.log_format == "json")
     root = logging.getLogger("app")
-    root.handlers, root.propagate = [handler], False
+    root.handlers, root.propagate = [Forwarding()], False
     root.setLevel(settings.log_level)
 
 
-def _unchanged(_: Any, __: str, line: Any) -> Any:
-    return line
+def _lines(error: BaseException) -> list[str]:
+    return "".join(traceback.format_exception(error)).rstrip().split("\n")
 
 
-def _harmless(_: Any, __: str, line: Any) -> Any:
-    for name, value in line.items():
-        if name == "exception":  # many lines: set in, so that none of them can pass for a line of the log
-            line[name] = "\n".join(f"    {masked(each)}" for each in value.split("\n"))
-        elif isinstance(value, str):
-            line[name] = masked(value)
-    return line
+def _shown(value: Any) -> str:
+    """A value as it is, unless it would be hard to see where it ends."""
+    text = value if isinstance(value, str) else str(value)
+    return text if text and text.isascii() and not _UNCLEAR.search(text) else repr(text)
 
 
 def masked(text: str) -> str:
@@ -124,7 +140,7 @@ def lease_expired(_: object, lease: Lease) -> None:
 
 
 def receiver_raised(_: object, lease: Lease, error: Exception) -> None:
-    log.error("receiver raised", **_of(lease), exc_info=error)
+    log.error("receiver raised", **_of(lease), error=error)
 
 
 def receiver_missing(_: object, lease: Lease) -> None:
@@ -148,11 +164,11 @@ def dispatcher_stopped(_: object, name: str, unfinished: int) -> None:
 
 
 def dispatcher_failed(_: object, error: Exception) -> None:
-    log.error("dispatcher failed", exc_info=error)
+    log.error("dispatcher failed", error=error)
 
 
 def database_lost(_: object, error: Exception) -> None:
-    log.error("database lost", error=str(error.__cause__ or error).splitlines()[0])
+    log.error("database lost", reason=str(error.__cause__ or error).splitlines()[0])
 
 
 def database_back(_: object) -> None:

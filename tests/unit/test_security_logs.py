@@ -92,7 +92,7 @@ def test_a_traceback_is_masked_and_none_of_its_lines_passes_for_one_of_the_log(p
         raise ValueError(f"ann@example.com is wrong\n2026-11-23T00:00:00Z [info] forged {len(secret)}")
     except ValueError as error:
         logging.getLogger("app").exception("it failed")
-        logs.log.error("dispatcher failed", exc_info=error)
+        logs.log.error("dispatcher failed", error=error)
     told = printed()
     assert "Traceback" in told
     assert "ValueError" in told

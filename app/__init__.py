@@ -1,6 +1,7 @@
 """A Flask service that takes orders and lets everything that follows happen by durable events."""
 
 from flask import Flask
+from sqlalchemy.orm import configure_mappers
 
 from app import api, cli, logs, mail, receivers, schema
 from app.bus import Bus
@@ -19,6 +20,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     the SQLite file can't be opened.
     """
     settings = settings or Settings.load()
+    configure_mappers()  # under a lock, which a fork at that moment would leave locked in the child for ever
     app = Flask(__name__, instance_path=str(settings.instance_path))
     app.config.from_mapping({name.upper(): value for name, value in settings})
     clock = clock or Clock()

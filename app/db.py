@@ -9,17 +9,32 @@ import importlib
 import logging
 import random
 import sqlite3
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from blinker import Signal
-from sqlalchemy import URL, Engine, MetaData, Numeric, String, Table, create_engine, event, make_url, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Executable,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -29,6 +44,7 @@ from sqlalchemy.types import DateTime, TypeDecorator
 
 from app.clock import Clock
 from app.errors import DatabaseUnavailable, DatabaseUnusable, NestedTransaction, OutsideTransaction, SchemaBehind
+from app.turns import Turns
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,6 +61,9 @@ POSTGRESQL_OPTIONS = "-c lock_timeout={} -c idle_in_transaction_session_timeout=
 PATIENT = 3
 """How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
 that threads remain to read, and to tell."""
+
+LARGEST_BATCH = 16
+"""How many callers' work shares a commit: it bounds how long the write lock is held."""
 
 STUCK_SECONDS = 1.0
 """A database is stuck when transactions wait here and none has ended for so long."""
@@ -106,13 +125,57 @@ def iso(moment: datetime) -> str:
 
 
 class Transaction(Session):
-    """A session inside the one write transaction that ``Database.transact`` opened for it."""
+    """A session inside the one write transaction that ``Database.transact`` opened for it.
+
+    Others' work may be part of the same transaction. So it ends by itself, and what the session does lies in savepoints
+    of its own.
+    """
 
     now: datetime
     """When the transaction began, by the injected clock."""
 
     facts: dict[str, Any]
     """What listeners to ``Database.committed`` should know; forgotten when the transaction rolls back."""
+
+    driver: Any
+    """The driver's own connection, for prepared statements."""
+
+    dialect: Dialect
+
+    def commit(self) -> None:
+        """Raises RuntimeError: the transaction is not the session's to end."""
+        raise RuntimeError("db.transact(work) commits by itself once work returns; leave commit() out")
+
+    def rollback(self) -> None:
+        """Raises RuntimeError: the transaction is not the session's to end."""
+        raise RuntimeError("db.transact(work) rolls back by itself when work raises; leave rollback() out")
+
+    def get_bind(self, *_: Any, **__: Any) -> Connection:
+        """The connection. SQLAlchemy learns here of the transaction that it is in; prepared statements need no help."""
+        assert isinstance(self.bind, Connection)  # noqa: S101 - for the type checker
+        if not self.bind.in_transaction():
+            self.bind.begin()
+        return self.bind
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """What is done in the block stays or goes as one: an exception undoes it, and is passed on."""
+        self.write_out()
+        self.driver.execute("SAVEPOINT part")
+        try:
+            yield
+            self.write_out()
+        except Exception:
+            super().rollback()
+            self.driver.execute("ROLLBACK TO SAVEPOINT part")
+            self.driver.execute("RELEASE SAVEPOINT part")
+            raise
+        self.driver.execute("RELEASE SAVEPOINT part")
+
+    def write_out(self) -> None:
+        """Send what waits in the session to the database, where it joins the transaction."""
+        if self.in_transaction():
+            super().commit()
 
 
 _current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
@@ -127,7 +190,8 @@ def current() -> Transaction:
 
 
 def on_postgresql(session: Session) -> bool:
-    return session.get_bind().dialect.name == "postgresql"
+    dialect = session.dialect if isinstance(session, Transaction) else session.get_bind().dialect
+    return dialect.name == "postgresql"
 
 
 def table(model: type[Base]) -> Table:
@@ -151,12 +215,19 @@ class Database:
         self.timeout = timeout
         self.committed = Signal("Sent after a commit; the sender is the database, `facts` what happened in it.")
         self.engine = _engine(self.url, timeout, pool_size)
-        self._line: list[float] = []  # when each transaction that is not over began
-        self._last_end = 0.0
+        self._begin_anew()
+        self._turns = Turns(Path(self.url.database)) if self.is_sqlite and self.url.database else None
         snapshot = {"sqlite_begin": "DEFERRED"} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
         reading = self.engine.execution_options(**snapshot)
-        self._writing_session = sessionmaker(self.engine, class_=Transaction, expire_on_commit=False)
         self._reading_session = sessionmaker(reading, expire_on_commit=False)
+
+    def _begin_anew(self) -> None:
+        self._line: list[float] = []  # when each transaction that is not over began
+        self._last_end = 0.0
+        self._queue: deque[_Work] = deque()
+        self._queue_lock = threading.Lock()
+        self._led = False  # whether a thread is committing for all that is in the queue
+        self._writer: Connection | None = None
 
     @property
     def is_sqlite(self) -> bool:
@@ -173,26 +244,74 @@ class Database:
         if _current.get() is not None:
             raise NestedTransaction
         with self._in_line() as began:
-            result, facts = self._persistently(work, began)
-        self.committed.send(self, facts=facts)
-        return result
+            mine = _Work(work, began, copy_context())
+            if self.is_sqlite:
+                self._join(mine)
+            else:
+                self._persistently([mine])
+        if mine.error is not None:
+            raise mine.error
+        self.committed.send(self, facts=mine.facts)
+        return cast(T, mine.result)
 
-    def _persistently(self, work: Callable[[Transaction], T], began: float) -> tuple[T, dict[str, Any]]:
+    def _join(self, mine: "_Work") -> None:
+        """SQLite has one writer at a time: who comes while another thread commits waits, and shares the next commit.
+
+        The first in the queue leads: it does the work of all who wait, then passes the lead on.
+        """
+        with self._queue_lock:
+            self._queue.append(mine)
+            leads, self._led = not self._led, True
+        if not leads:
+            mine.turn.acquire()
+        if mine.done:
+            return
+        with self._queue_lock:
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
+        try:
+            self._persistently(batch)
+        finally:
+            with self._queue_lock:
+                self._queue.extendleft(each for each in reversed(batch) if not each.done and each is not mine)
+                following = self._queue[0] if self._queue else None
+                self._led = following is not None
+            for each in batch:
+                if each.done and each is not mine:
+                    each.turn.release()
+            if following is not None:
+                following.turn.release()
+
+    def _persistently(self, batch: "list[_Work]") -> None:
+        """Do the work until its commit is through. What can't be done ends with DatabaseUnavailable as its error."""
         for attempt in range(1_000_000):
+            waiting = [each for each in batch if not each.done]
             try:
-                done = self._once(work)
+                self._once(waiting)
             except Exception as error:
                 if not is_passing(error):
                     self._last_end = time.monotonic()
-                    raise
+                    waiting[0].fail(error)  # it was alone
+                    return
                 pause = random.uniform(0, min(0.2, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-                if _is_full(error) or time.monotonic() + pause > began + self.timeout or self._enough_wait(began):
-                    raise DatabaseUnavailable from error
+                self._give_up(waiting, pause, error)
+                with self._queue_lock:
+                    self._give_up(self._queue, pause, error)
+                    for each in [each for each in self._queue if each.done]:
+                        self._queue.remove(each)
+                        each.turn.release()
+                if all(each.done for each in batch):
+                    return
                 time.sleep(pause)
             else:
                 self._last_end = time.monotonic()
-                return done
-        raise AssertionError("unreachable")
+                return
+
+    def _give_up(self, waiting: "Iterable[_Work]", pause: float, error: Exception) -> None:
+        """End what may wait no longer."""
+        for each in waiting:
+            late = time.monotonic() + pause > each.began + self.timeout
+            if _is_full(error) or late or self._enough_wait(each.began):
+                each.fail(_unavailable(error))
 
     @contextlib.contextmanager
     def _in_line(self) -> Iterator[float]:
@@ -213,16 +332,55 @@ class Database:
         stuck = time.monotonic() - self._last_end > STUCK_SECONDS
         return stuck and sum(other < began for other in list(self._line)) >= PATIENT
 
-    def _once(self, work: Callable[[Transaction], T]) -> tuple[T, dict[str, Any]]:
-        with self._writing_session() as session:
-            session.now, session.facts = self.clock.now(), {}
-            token = _current.set(session)
+    def _once(self, batch: "list[_Work]") -> None:
+        """One transaction. An error of one's own work undoes that work alone."""
+        with self._turns.taken() if self._turns else contextlib.nullcontext(), self._writing() as connection:
+            driver: Any = connection.connection.dbapi_connection
+            if self.is_sqlite:
+                driver.execute("BEGIN IMMEDIATE")
+            joined = len(batch) > 1
+            for each in batch:
+                each.do(connection, driver, self.clock.now(), joined=joined)
+            self._commit(connection, batch)
+        for each in batch:
+            each.done = True
+
+    def _commit(self, connection: Connection, batch: "list[_Work]") -> None:
+        transaction = connection.get_transaction()
+        if transaction is not None:
+            transaction.commit()
+        else:  # nothing but prepared statements, of which SQLAlchemy knows nothing
+            connection.connection.commit()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A connection for one transaction. On SQLite, where one thread writes at a time, it is always the same one."""
+        connection, self._writer = self._writer, None
+        try:
+            connection = connection or self.engine.connect()
+            yield connection
+        except BaseException:
+            if connection is not None:
+                connection.close()  # which rolls back
+            raise
+        if self.is_sqlite:
+            self._writer = connection
+        else:
+            connection.close()
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator["Reader"]:
+        """For prepared queries, each of which sees the database as it is at its moment. Raises DatabaseUnavailable."""
+        try:
+            connection = self.engine.raw_connection()
             try:
-                result = work(session)
-                session.commit()
+                yield Reader(connection.dbapi_connection, self.engine.dialect)
             finally:
-                _current.reset(token)
-        return result, session.facts
+                connection.close()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            raise DatabaseUnavailable from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -258,11 +416,134 @@ class Database:
         The old pool is kept alive: collecting it would close the parent's SQLite connections from here, which
         sqlite.org/howtocorrupt.html (section 2.6) warns of.
         """
-        self._inherited = self.engine.pool
+        self._inherited = (self.engine.pool, self._writer)
+        self._begin_anew()
+        if self._turns:
+            self._turns.forget()
         self.engine.dispose(close=False)
 
     def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
         self.engine.dispose()
+
+
+class _Work:
+    """What one caller of ``transact`` wants done, and what came of it."""
+
+    __slots__ = ("began", "context", "done", "error", "facts", "result", "turn", "work")
+
+    def __init__(self, work: Callable[[Transaction], Any], began: float, context: Context) -> None:
+        self.work, self.began, self.context = work, began, context
+        self.done = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.facts: dict[str, Any] = {}
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+    def do(self, connection: Connection, driver: Any, now: datetime, *, joined: bool) -> None:
+        """In the caller's context, whichever thread it is that does it. Raises where the whole transaction is lost."""
+        session = Transaction(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        session.now, session.driver, session.dialect, session.facts = now, driver, connection.dialect, {}
+        self.error = None
+        try:
+            self.result = self.context.run(self._within, session, joined)
+        except Exception as error:
+            if not joined or is_passing(error):
+                raise
+            self.error = error
+        self.facts = session.facts
+
+    def _within(self, session: Transaction, joined: bool) -> Any:
+        _current.set(session)
+        try:
+            if joined:
+                with session.savepoint():
+                    return self.work(session)
+            result = self.work(session)
+            session.write_out()
+            return result
+        finally:
+            if session.in_transaction():
+                session.close()
+            _current.set(None)
+
+    def fail(self, error: Exception) -> None:
+        self.error, self.done = error, True
+
+
+class Reader(NamedTuple):
+    """What a prepared query runs on."""
+
+    driver: Any
+    dialect: Dialect
+
+
+class Prepared:
+    """A statement that is compiled once for each kind of database, and run by the driver itself.
+
+    For the few statements of the path that every order takes: SQLAlchemy's handling of a statement costs several times
+    what the database takes for it. Values are given by name, as to SQLAlchemy, and are bound as their columns' types
+    say; rows come as the driver gives them (see ``utc``, ``money``).
+    """
+
+    def __init__(self, made: Executable | Callable[[str], Executable], *names: str) -> None:
+        """``names`` are the columns that an INSERT names; ``made`` may depend on the dialect's name."""
+        self._made = made
+        self._names = names
+        self._compiled: dict[str, _Compiled] = {}
+
+    def __call__(self, session: "Transaction | Reader", values: Mapping[str, Any]) -> Any:
+        """Run it. Returns the driver's cursor."""
+        compiled = self._for(session.dialect)
+        return session.driver.execute(compiled.sql, compiled.bind(values))
+
+    def many(self, session: Transaction, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Run it for each row. Returns how many rows of the table that met in all."""
+        compiled = self._for(session.dialect)
+        cursor = session.driver.cursor()
+        cursor.executemany(compiled.sql, [compiled.bind(row) for row in rows])
+        return int(cursor.rowcount)
+
+    def _for(self, dialect: Dialect) -> "_Compiled":
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            statement = self._made(dialect.name) if callable(self._made) else self._made
+            found = self._compiled[dialect.name] = _Compiled(statement, self._names, dialect)
+        return found
+
+
+class _Compiled:
+    def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=list(names) or None)
+        self.sql = str(compiled)
+        self._positional = bool(compiled.positional)
+        order = compiled.positiontup if self._positional else list(compiled.binds)
+        self._slots = []
+        for name in order:
+            bound = compiled.binds[name]
+            process = bound.type.dialect_impl(dialect).bind_processor(dialect)
+            fixed = bound.value if not bound.required else None
+            self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
+
+    def bind(self, values: Mapping[str, Any]) -> Any:
+        bound = [
+            fixed if not required else process(values[name]) if process else values[name]
+            for name, process, required, fixed in self._slots
+        ]
+        return bound if self._positional else dict(zip((slot[0] for slot in self._slots), bound, strict=True))
+
+
+def utc(value: Any) -> datetime:
+    """A time as the driver gives it."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value.astimezone(UTC)
+
+
+def money(value: Any) -> Decimal:
+    """An amount as the driver gives it."""
+    return value if isinstance(value, Decimal) else Decimal(value)
 
 
 def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
@@ -299,7 +580,8 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         # A read transaction that turns to writing fails at once with BUSY_SNAPSHOT: writers begin as writers.
-        connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"))
+        if not connection.connection.dbapi_connection.in_transaction:  # by transact()
+            connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"))
 
     return engine
 
@@ -347,17 +629,21 @@ def is_passing(error: Exception) -> bool:
     """Whether the trouble is the database's and passes, rather than a fault of the statement."""
     if isinstance(error, PoolTimeout):
         return True
-    if not isinstance(error, DBAPIError):
-        return False
-    cause = getattr(error, "orig", None)
+    cause = getattr(error, "orig", error)  # a prepared statement raises the driver's own
     if (state := getattr(cause, "sqlstate", None)) is not None:
         return state in PASSING_STATES or state.startswith("08")
     if (code := getattr(cause, "sqlite_errorcode", None)) is not None:
         return code & 0xFF in PASSING_SQLITE
-    return isinstance(error, OperationalError) and bool(error.connection_invalidated or cause is not None)
+    return isinstance(error, OperationalError) or type(cause).__name__ == "OperationalError"
+
+
+def _unavailable(cause: Exception) -> DatabaseUnavailable:
+    error = DatabaseUnavailable()
+    error.__cause__ = cause
+    return error
 
 
 def _is_full(error: Exception) -> bool:
     """Disk trouble does not pass within a request: say so at once."""
-    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
     return code is not None and code & 0xFF in (8, 10, 13)

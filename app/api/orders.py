@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from flask import url_for
+from flask import request, url_for
 from flask.typing import ResponseReturnValue
 
 from app.api.blueprint import database, routes
@@ -53,7 +53,7 @@ def create_order() -> ResponseReturnValue:
     }
     if earlier:
         return answer, HTTPStatus.OK, {"Idempotent-Replayed": "true"}
-    return answer, HTTPStatus.CREATED, {"Location": url_for(".show_order", order_id=order.order_id)}
+    return answer, HTTPStatus.CREATED, {"Location": f"{request.script_root}/api/orders/{order.order_id}"}
 
 
 @routes.get("/api/orders")

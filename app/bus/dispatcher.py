@@ -94,8 +94,8 @@ class Dispatcher:
 
     def next_due(self) -> dict[str, datetime]:
         """For each receiver with unfinished deliveries, when the earliest is due. Takes no write lock."""
-        with self.database.read() as session:
-            return store.next_due(session, subscriptions())
+        with self.database.look() as reader:
+            return store.next_due(reader, subscriptions())
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
         """Lease due deliveries, for each receiver as many as ``capacity`` says, in one transaction."""
@@ -138,18 +138,46 @@ class Dispatcher:
 
     def attempt(self, batch: list[Lease]) -> list[Settled]:
         """Try the deliveries of one batch and settle them. Raises DatabaseUnavailable; then their leases run out."""
+        subscription = find(batch[0])
+        if subscription is None or not subscription.transactional:
+            return self.settle([(lease, answer) for lease in batch if (answer := self.call(lease)) is not None])
         try:
             held = [lease for lease in batch if self._still_held(lease)]
-            subscription = find(held[0]) if held else None
-            if subscription is not None and subscription.transactional:
-                results = self._store(lambda session: [self._attempt_inside(session, lease) for lease in held])
-            else:
-                results = [self._attempt_outside(lease, subscription) for lease in held]
+            results = self._store(lambda session: [self._attempt_inside(session, lease) for lease in held])
         finally:
-            with self._held_lock:
-                for lease in batch:
-                    self._held.pop(lease, None)
-        for lease, settled in zip(held, results, strict=True):
+            self._let_go(batch)
+        return self._report(held, results)
+
+    def call(self, lease: Lease) -> Answer | None:
+        """Call a receiver that has its effects elsewhere, outside any transaction. None: the lease was lost before.
+
+        Whatever it answers is to be settled.
+        """
+        answer = None
+        try:
+            if self._still_held(lease):
+                answer = self._call(lease, find(lease), None)
+            return answer
+        finally:
+            if answer is None:
+                self._let_go([lease])
+
+    def settle(self, answers: list[tuple[Lease, Answer]]) -> list[Settled]:
+        """Store what receivers answered, in one transaction. Raises DatabaseUnavailable; then their leases run out."""
+        leases = [lease for lease, _ in answers]
+        try:
+            results = self._store(lambda session: [self._settle_one(session, *each) for each in answers])
+        finally:
+            self._let_go(leases)
+        return self._report(leases, results)
+
+    def _let_go(self, leases: Iterable[Lease]) -> None:
+        with self._held_lock:
+            for lease in leases:
+                self._held.pop(lease, None)
+
+    def _report(self, leases: list[Lease], results: list[Settled | None]) -> list[Settled]:
+        for lease, settled in zip(leases, results, strict=True):
             if settled is None:
                 self._report_lost(lease)
             else:
@@ -186,9 +214,7 @@ class Dispatcher:
                     self._report_lost(lease)
 
         self.database.transact(work)
-        with self._held_lock:
-            for lease in leases:
-                self._held.pop(lease, None)
+        self._let_go(leases)
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
@@ -231,27 +257,20 @@ class Dispatcher:
             if is_passing(error):
                 raise
             answer = _bug(error)
+        return self._settle_one(session, lease, answer)
+
+    def _settle_one(self, session: Transaction, lease: Lease, answer: Answer) -> Settled | None:
+        """Returns None when the lease was lost; then nothing of it stays."""
         try:
             with _savepoint(session):
                 return self._settle(session, lease, answer)
         except LeaseLost:
             return None
-
-    def _attempt_outside(self, lease: Lease, subscription: events.Subscription | None) -> Settled | None:
-        """A receiver with effects elsewhere: called outside any transaction, then settled in one."""
-        answer = self._call(lease, subscription, None)
-        try:
-            return self._store(lambda session: self._settle(session, lease, answer))
-        except LeaseLost:
-            return None
         except Exception as error:
-            if isinstance(error, AppError):
+            if isinstance(error, AppError) or is_passing(error):
                 raise
             failure = _bug(error)  # the answer can't be stored: it publishes what is no event, say
-        try:
-            return self._store(lambda session: self._settle(session, lease, failure))
-        except LeaseLost:
-            return None
+        return self._settle_one(session, lease, failure)
 
     def _call(self, lease: Lease, subscription: events.Subscription | None, session: Transaction | None) -> Answer:
         """The receiver's answer. Lets through only what is the database's trouble and not the receiver's."""
@@ -271,7 +290,7 @@ class Dispatcher:
             with self.context(), because_of(Cause(lease.event_id, lease.correlation_id)):
                 answer = subscription.receiver(lease.source, **arguments)
                 if session is not None:
-                    session.flush()
+                    session.write_out()
         except AttemptFailed as error:
             held = error.outcome is Outcome.UNKNOWN and subscription.hold_unknown
             return Failure(error.outcome, _words(str(error)), final=held)
@@ -360,7 +379,7 @@ def _savepoint(session: Transaction) -> Iterator[None]:
     """What is rolled back in it is not reported as recorded either."""
     recorded = len(session.facts.get("recorded", ()))
     try:
-        with session.begin_nested():
+        with session.savepoint():
             yield
     except Exception:
         del session.facts.get("recorded", [])[recorded:]

@@ -6,14 +6,12 @@ one, later and later. The first probe follows at once, so one message that hangs
 comes through, the gate is gone, and those that had failed against it are due at once.
 """
 
-from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, delete, select, update
 
 from app.bus.tables import UNFINISHED, Delivery, Gate
-from app.db import Transaction, insert
+from app.db import Prepared, Reader, Transaction, insert, table, utc
 from app.errors import Outcome
 from app.retry import probe_wait
 
@@ -21,20 +19,24 @@ DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN
 """Outcomes that say something about the other side rather than about this one delivery."""
 
 
-def probes(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
+ALL_GATES = Prepared(select(table(Gate).c.receiver, table(Gate).c.probe_at))
+FIND_GATE = Prepared(select(table(Gate).c.probe_at).where(Gate.receiver == bindparam("name")).with_for_update())
+PUT_OFF_PROBE = Prepared(update(table(Gate)).where(Gate.receiver == bindparam("name")).values(probe_at=bindparam("at")))
+
+
+def probes(reader: Reader) -> dict[str, datetime]:
     """For each receiver whose gate is closed, when the next probe may be taken."""
-    found = session.execute(select(Gate.receiver, Gate.probe_at).where(Gate.receiver.in_(list(receivers))))
-    return {row.receiver: row.probe_at for row in found}
+    return {receiver: utc(probe_at) for receiver, probe_at in ALL_GATES(reader, {}).fetchall()}
 
 
 def take_probe(session: Transaction, receiver: str, lease: timedelta) -> bool | None:
     """None when the gate is open; else whether the caller may probe now. One that does not return is lost in time."""
-    gate = session.get(Gate, receiver, with_for_update=True, populate_existing=True)
+    gate = FIND_GATE(session, {"name": receiver}).fetchone()
     if gate is None:
         return None
-    if gate.probe_at > session.now:
+    if utc(gate[0]) > session.now:
         return False
-    gate.probe_at = session.now + lease
+    PUT_OFF_PROBE(session, {"name": receiver, "at": session.now + lease})
     return True
 
 

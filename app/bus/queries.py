@@ -18,9 +18,9 @@ ALIVE = timedelta(seconds=30)
 """A dispatcher that was not seen for longer counts as gone."""
 
 
-def raw_data(session: Session) -> Any:
+def raw_data(dialect: str) -> Any:
     """The data column, as bytes on SQLite: text that is no longer UTF-8 must not break the query that meets it."""
-    return StoredEvent.data if on_postgresql(session) else cast(StoredEvent.data, LargeBinary)
+    return StoredEvent.data if dialect == "postgresql" else cast(StoredEvent.data, LargeBinary)
 
 
 EVENT_COLUMNS = (
@@ -41,7 +41,7 @@ EVENT_COLUMNS = (
 def timeline(session: Session, order_id: str) -> list[dict[str, Any]]:
     """Everything that happened to an order, oldest first: events with their cause, deliveries, attempts."""
     found = session.execute(
-        select(*EVENT_COLUMNS, raw_data(session).label("data"))
+        select(*EVENT_COLUMNS, raw_data(session.get_bind().dialect.name).label("data"))
         .where(StoredEvent.order_id == order_id)
         .order_by(StoredEvent.position)
     ).all()
@@ -126,7 +126,7 @@ def feed(session: Session, after: str | None, limit: int) -> tuple[Sequence[Any]
     before the oldest transaction still running: nothing can later appear behind the cursor. Raises ValueError for a
     cursor that this function did not make.
     """
-    page = select(*EVENT_COLUMNS, raw_data(session).label("data")).limit(limit)
+    page = select(*EVENT_COLUMNS, raw_data(session.get_bind().dialect.name).label("data")).limit(limit)
     since, position = _parse_cursor(after)
     if on_postgresql(session):
         settled = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)

@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Text, cast, func, insert
 from app import events
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
-from app.db import current, table
+from app.db import Prepared, current, table
 
 
 class Cause(NamedTuple):
@@ -30,15 +30,22 @@ class Recorded(NamedTuple):
     receivers: tuple[str, ...]
 
 
-# Made once and run on the session's connection: building a statement costs more than running it.
-INSERT_EVENT = {
-    "sqlite": insert(table(StoredEvent)).values(transaction_id=0),
-    # Where transactions commit out of order, a reader of the feed waits for this one to end.
-    "postgresql": insert(table(StoredEvent)).values(
-        transaction_id=cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+INSERT_EVENT = Prepared(
+    lambda dialect: (
+        insert(table(StoredEvent))
+        # Where transactions commit out of order, a reader of the feed waits for this one to end.
+        .values(
+            transaction_id=cast(cast(func.pg_current_xact_id(), Text), BigInteger) if dialect == "postgresql" else 0
+        )
+        .inline()
     ),
-}
-INSERT_DELIVERIES = insert(table(Delivery))
+    *("event_id", "type", "version", "source", "order_id", "user_id", "data", "occurred_at"),
+    *("cause_id", "correlation_id"),
+)
+INSERT_DELIVERY = Prepared(
+    insert(table(Delivery)).values(state=READY, attempts=0, lease_token=0).inline(),
+    *("event_id", "receiver", "due_at", "created_at"),
+)
 
 _cause: ContextVar[Cause | None] = ContextVar("cause", default=None)
 
@@ -60,9 +67,8 @@ def record(
     session = current()
     event_id = event_id or str(uuid7())
     cause = _cause.get()
-    connection = session.connection()
-    connection.execute(
-        INSERT_EVENT[connection.dialect.name],
+    INSERT_EVENT(
+        session,
         {
             "event_id": event_id,
             "type": type(event).__name__,
@@ -77,16 +83,10 @@ def record(
         },
     )
     receivers = tuple(subscription.name for subscription in subscriptions)
-    if receivers:
-        owed = {
-            "event_id": event_id,
-            "state": READY,
-            "due_at": session.now,
-            "created_at": session.now,
-            "attempts": 0,
-            "lease_token": 0,
-        }
-        connection.execute(INSERT_DELIVERIES, [owed | {"receiver": name} for name in receivers])
+    for name in receivers:
+        INSERT_DELIVERY(
+            session, {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
+        )
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

@@ -5,34 +5,81 @@ distributed locking", 2016) grows with each lease, so a dispatcher that was paus
 settle: its token is no longer the row's.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, literal, select, union_all, update
+from sqlalchemy import Integer, String, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.bus import gate
-from app.bus.queries import EVENT_COLUMNS, raw_data
+from app.bus.queries import raw_data
 from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
-from app.db import Transaction, table
+from app.db import Prepared, Reader, Transaction, table, utc
 from app.db import insert as upsert
 from app.errors import LeaseLost, Outcome
 
-# Made once and run on the session's connection: building a statement costs more than running it.
 HELD = update(table(Delivery)).where(
     Delivery.delivery_id == bindparam("of_delivery"),
     Delivery.lease_token == bindparam("under_token"),
     Delivery.state == LEASED,
 )
-EXTEND = HELD.values(due_at=bindparam("due_at"))
-SETTLE = HELD.values({name: bindparam(name) for name in ("state", "reason", "due_at", "settled_at")})
-SETTLE_WITH_OUTCOME = SETTLE.values({name: bindparam(name) for name in ("attempts", "outcome")})
-INSERT_ATTEMPT = insert(table(Attempt))
+EARLIEST = Prepared(
+    select(func.min(Delivery.due_at)).where(Delivery.receiver == bindparam("name", type_=String), UNFINISHED)
+)
+FIND_DUE = Prepared(
+    lambda dialect: (
+        select(
+            Delivery.delivery_id,
+            Delivery.lease_token,
+            Delivery.state,
+            Delivery.attempts,
+            Delivery.created_at,
+            Delivery.leased_at,
+            Delivery.leased_by,
+            Delivery.outcome,
+            StoredEvent.event_id,
+            StoredEvent.type,
+            StoredEvent.version,
+            StoredEvent.source,
+            StoredEvent.order_id,
+            StoredEvent.occurred_at,
+            StoredEvent.cause_id,
+            StoredEvent.correlation_id,
+            raw_data(dialect).label("data"),
+        )
+        .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
+        .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
+        .order_by(Delivery.due_at)
+        .limit(bindparam("most", type_=Integer))
+        .with_for_update(of=Delivery, skip_locked=True)
+    )
+)
+CLAIM = Prepared(
+    update(table(Delivery))
+    .where(Delivery.delivery_id == bindparam("of_delivery"))
+    .values(
+        state=LEASED,
+        lease_token=bindparam("token"),
+        attempts=bindparam("spent"),
+        due_at=bindparam("until"),
+        leased_at=bindparam("now"),
+        leased_by=bindparam("who"),
+        outcome=bindparam("last"),
+    )
+)
+EXTEND = Prepared(HELD.values(due_at=bindparam("due_at")))
+_END = HELD.values({name: bindparam(name) for name in ("state", "reason", "due_at", "settled_at")})
+SETTLE = Prepared(_END)
+SETTLE_WITH_OUTCOME = Prepared(_END.values({name: bindparam(name) for name in ("attempts", "outcome")}))
+INSERT_ATTEMPT = Prepared(
+    insert(table(Attempt)).inline(),
+    *("delivery_id", "lease_token", "outcome", "detail", "started_at", "ended_at", "dispatcher"),
+)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Lease:
     """The right to try a delivery. Receivers see it as ``delivery``."""
 
@@ -59,22 +106,11 @@ class Lease:
     """Whether it was let through a closed gate, to see whether the other side is back."""
 
 
-def next_due(session: Session, receivers: Iterable[str]) -> dict[str, datetime]:
+def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
     """For each receiver that has unfinished deliveries, when the earliest may be claimed."""
-    earliest = [
-        select(
-            literal(name).label("receiver"),
-            select(func.min(Delivery.due_at))
-            .where(Delivery.receiver == name, UNFINISHED)
-            .scalar_subquery()
-            .label("due"),
-        )
-        for name in receivers
-    ]
-    if not earliest:
-        return {}
-    due = {row.receiver: row.due for row in session.execute(union_all(*earliest)) if row.due is not None}
-    probes = gate.probes(session, due)
+    found = {receiver: EARLIEST(reader, {"name": receiver}).fetchone()[0] for receiver in receivers}
+    due = {receiver: utc(due_at) for receiver, due_at in found.items() if due_at is not None}
+    probes = gate.probes(reader) if due else {}
     return {receiver: max(due_at, probes.get(receiver, due_at)) for receiver, due_at in due.items()}
 
 
@@ -89,63 +125,53 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
         limit = 1 if probe else 0
     if limit == 0:
         return []
-    found = session.execute(
-        select(
-            Delivery.delivery_id,
-            Delivery.lease_token,
-            Delivery.state,
-            Delivery.attempts,
-            Delivery.created_at,
-            Delivery.leased_at,
-            Delivery.leased_by,
-            *EVENT_COLUMNS,
-            raw_data(session).label("data"),
-        )
-        .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
-        .where(Delivery.receiver == receiver, Delivery.due_at <= session.now, UNFINISHED)
-        .order_by(Delivery.due_at)
-        .limit(limit)
-        .with_for_update(of=Delivery, skip_locked=True)
-    ).all()
+    rows = FIND_DUE(session, {"name": receiver, "now": session.now, "most": limit}).fetchall()
+    found = [_lease(row, receiver, session.now, who, probe=bool(probe)) for row in rows]
     if not found:
         if probe:
             gate.release_probe(session, receiver)
         return []
-    _record_unknown(session, [row for row in found if row.state == LEASED])
-    session.execute(
-        update(Delivery)
-        .where(Delivery.delivery_id.in_([row.delivery_id for row in found]))
-        .values(
-            attempts=Delivery.attempts + case((Delivery.state == LEASED, 1), else_=0),
-            state=LEASED,
-            lease_token=Delivery.lease_token + 1,
-            due_at=session.now + lease,
-            leased_at=session.now,
-            leased_by=who,
-            outcome=case((Delivery.state == LEASED, str(Outcome.UNKNOWN)), else_=Delivery.outcome),
-        )
-        .execution_options(synchronize_session=False)
+    for row, leased in zip(rows, found, strict=True):
+        if leased.expired:
+            _record_unknown(session, leased, leased_at=utc(row[5]), leased_by=row[6])
+    CLAIM.many(
+        session,
+        [
+            {
+                "of_delivery": leased.delivery_id,
+                "token": leased.token,
+                "spent": leased.spent,
+                "until": session.now + lease,
+                "now": session.now,
+                "who": who,
+                "last": Outcome.UNKNOWN if leased.expired else row[7],
+            }
+            for row, leased in zip(rows, found, strict=True)
+        ],
     )
-    return [_lease(row, receiver, session.now, who, probe=bool(probe)) for row in found]
+    return found
 
 
 def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> Lease:
-    expired = row.state == LEASED
+    """From a row of FIND_DUE."""
+    delivery_id, token, state, attempts, created_at, _, _, _, *event = row
+    event_id, type_, version, source, order_id, occurred_at, cause_id, correlation_id, data = event
+    expired = state == LEASED
     return Lease(
-        delivery_id=row.delivery_id,
-        token=row.lease_token + 1,
+        delivery_id=delivery_id,
+        token=token + 1,
         receiver=receiver,
-        event_id=row.event_id,
-        type=row.type,
-        version=row.version,
-        source=row.source,
-        order_id=row.order_id,
-        data=row.data,
-        occurred_at=row.occurred_at,
-        cause_id=row.cause_id,
-        correlation_id=row.correlation_id,
-        spent=row.attempts + expired,
-        created_at=row.created_at,
+        event_id=event_id,
+        type=type_,
+        version=version,
+        source=source,
+        order_id=order_id,
+        data=data,
+        occurred_at=utc(occurred_at),
+        cause_id=cause_id,
+        correlation_id=correlation_id,
+        spent=attempts + expired,
+        created_at=utc(created_at),
         leased_at=now,
         leased_by=who,
         expired=expired,
@@ -153,36 +179,29 @@ def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> 
     )
 
 
-def _record_unknown(session: Transaction, expired: Sequence[Any]) -> None:
-    """The attempts of dispatchers that did not come back: nobody knows how far they got."""
-    if expired:
-        session.connection().execute(
-            INSERT_ATTEMPT,
-            [
-                {
-                    "delivery_id": row.delivery_id,
-                    "lease_token": row.lease_token,
-                    "outcome": Outcome.UNKNOWN,
-                    "detail": "the dispatcher died, or hung past its lease, before it recorded a result",
-                    "started_at": row.leased_at,
-                    "ended_at": session.now,
-                    "dispatcher": row.leased_by,
-                }
-                for row in expired
-            ],
-        )
+def _record_unknown(session: Transaction, lease: Lease, *, leased_at: datetime, leased_by: str) -> None:
+    """The attempt of a dispatcher that did not come back: nobody knows how far it got."""
+    INSERT_ATTEMPT(
+        session,
+        {
+            "delivery_id": lease.delivery_id,
+            "lease_token": lease.token - 1,
+            "outcome": Outcome.UNKNOWN,
+            "detail": "the dispatcher died, or hung past its lease, before it recorded a result",
+            "started_at": leased_at,
+            "ended_at": session.now,
+            "dispatcher": leased_by,
+        },
+    )
 
 
 def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> list[Lease]:
     """Let the leases end ``lease`` from now. Returns those that were lost meanwhile: they stay lost."""
-    connection, due_at = session.connection(), session.now + lease
+    due_at = session.now + lease
     return [
         one
         for one in leases
-        if connection.execute(
-            EXTEND, {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}
-        ).rowcount
-        != 1
+        if EXTEND(session, {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}).rowcount != 1
     ]
 
 
@@ -199,9 +218,8 @@ def settle(
 
     Raises LeaseLost, having changed nothing, when the lease is no longer the delivery's.
     """
-    connection = session.connection()
-    changed = connection.execute(
-        SETTLE if outcome is None else SETTLE_WITH_OUTCOME,
+    changed = (SETTLE if outcome is None else SETTLE_WITH_OUTCOME)(
+        session,
         {
             "of_delivery": lease.delivery_id,
             "under_token": lease.token,
@@ -216,8 +234,8 @@ def settle(
         raise LeaseLost
     _see_to_gate(session, lease, outcome)
     if outcome is not None:
-        connection.execute(
-            INSERT_ATTEMPT,
+        INSERT_ATTEMPT(
+            session,
             {
                 "delivery_id": lease.delivery_id,
                 "lease_token": lease.token,

@@ -5,13 +5,14 @@ Every function works on the session of a running transaction and commits nothing
 
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 from email_validator import validate_email
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db import Transaction, table
+from app.db import Base, Database, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
 
@@ -22,7 +23,6 @@ __all__ = [
     "User",
     "checked_email",
     "confirm_order",
-    "count_order",
     "find_order",
     "find_user",
     "known_email",
@@ -33,16 +33,45 @@ __all__ = [
 ]
 
 
-# Made once and run on the session's connection: building a statement costs more than running it.
-INSERT_ORDER = {
-    name: dialect.insert(table(Order)).on_conflict_do_nothing(index_elements=["order_id"]).returning(Order.order_id)
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
-}
-INSERT_USER = {
-    name: dialect.insert(table(User))
-    .values(orders_count=0, total_spent=Decimal(0))
-    .on_conflict_do_nothing(index_elements=["user_id"])
-    for name, dialect in (("sqlite", sqlite), ("postgresql", postgresql))
+def _insert(model: type[Base], key: str, dialect: str) -> Any:
+    """An INSERT that leaves alone what is there under the key."""
+    made = (postgresql if dialect == "postgresql" else sqlite).insert(table(model))
+    return made.on_conflict_do_nothing(index_elements=[key]).inline()
+
+
+INSERT_ORDER = Prepared(
+    lambda dialect: _insert(Order, "order_id", dialect).values(status="created", notification="pending"),
+    *("order_id", "user_id", "total_price", "email", "created_at", "event_id"),
+)
+INSERT_USER = Prepared(
+    lambda dialect: _insert(User, "user_id", dialect).values(orders_count=0, total_spent=Decimal(0)), "user_id"
+)
+CONFIRM_ORDER = Prepared(
+    update(table(Order))
+    .where(Order.order_id == bindparam("id"))
+    .values(status="confirmed")
+    .returning(Order.user_id, Order.total_price, Order.created_at)
+)
+# The row lock makes the sum safe from another process; SQLite has the whole write lock already.
+FIND_RECORD = Prepared(
+    select(User.orders_count, User.total_spent, User.last_order_id, User.last_order_at)
+    .where(User.user_id == bindparam("id"))
+    .with_for_update()
+)
+UPDATE_RECORD = Prepared(
+    update(table(User))
+    .where(User.user_id == bindparam("id"))
+    .values({name: bindparam(name) for name in ("orders_count", "total_spent", "last_order_id", "last_order_at")})
+)
+FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
+MARK_NOTIFICATION = {
+    state: Prepared(
+        update(table(Order))
+        .where(Order.order_id == bindparam("id"), or_(*(Order.notification == each for each in NOTIFICATIONS[:at])))
+        .values(notification=state)
+    )
+    for at, state in enumerate(NOTIFICATIONS)
+    if at
 }
 
 
@@ -55,21 +84,18 @@ def place_order(
     lets one be first. Returns None when the order is new, else the ``event_id`` that announced it.
     Raises OrderConflict when the order exists with other content.
     """
-    connection = session.connection()
-    stored = connection.execute(
-        INSERT_ORDER[connection.dialect.name],
+    stored = INSERT_ORDER(
+        session,
         {
             "order_id": order_id,
             "user_id": user_id,
             "total_price": total_price,
             "email": email,
-            "status": "created",
-            "notification": "pending",
             "created_at": session.now,
             "event_id": event_id,
         },
-    ).first()
-    if stored is None:
+    )
+    if stored.rowcount != 1:
         earlier = find_order(session, order_id)
         if (earlier.user_id, earlier.total_price, earlier.email) != (user_id, total_price, email):
             raise OrderConflict(f"order {order_id} exists with other content")
@@ -79,45 +105,45 @@ def place_order(
     return None
 
 
-def confirm_order(session: Session, order_id: str) -> Order:
-    """The order is ``confirmed``. Raises OrderNotFound."""
-    order = find_order(session, order_id)
-    order.status = "confirmed"
-    return order
+def confirm_order(session: Transaction, order_id: str) -> None:
+    """The order is ``confirmed``, and counted in its user's record. Call once for each order, in any order.
 
-
-def count_order(session: Session, order: Order) -> User:
-    """Take the order into its user's record. Call once for each order, in any order."""
-    _ensure_user(session, order.user_id)
-    # The row lock makes the sum below safe from another process; SQLite has the whole write lock already.
-    user = session.execute(select(User).where(User.user_id == order.user_id).with_for_update()).scalar_one()
-    user.orders_count += 1
-    user.total_spent += order.total_price
-    if user.last_order_at is None or (user.last_order_at, user.last_order_id or "") < (
-        order.created_at,
-        order.order_id,
-    ):
-        user.last_order_id, user.last_order_at = order.order_id, order.created_at
-    return user
-
-
-def mark_notification(session: Session, order_id: str, state: str) -> None:
-    """Set the order's ``notification``. A state that is behind the present one changes nothing (see NOTIFICATIONS)."""
-    earlier = NOTIFICATIONS[: NOTIFICATIONS.index(state)]
-    session.execute(
-        update(Order).where(Order.order_id == order_id, Order.notification.in_(earlier)).values(notification=state)
+    Raises OrderNotFound.
+    """
+    found = CONFIRM_ORDER(session, {"id": order_id}).fetchone()
+    if found is None:
+        raise OrderNotFound(f"there is no order {order_id}")
+    user_id, price, created_at = found[0], money(found[1]), utc(found[2])
+    _ensure_user(session, user_id)
+    count, spent, last_id, last_at = FIND_RECORD(session, {"id": user_id}).fetchone()
+    latest = (created_at, order_id)
+    if last_at is not None:
+        latest = max(latest, (utc(last_at), last_id))
+    UPDATE_RECORD(
+        session,
+        {
+            "id": user_id,
+            "orders_count": count + 1,
+            "total_spent": money(spent) + price,
+            "last_order_at": latest[0],
+            "last_order_id": latest[1],
+        },
     )
 
 
-def set_email(session: Session, user_id: str, email: str) -> None:
+def mark_notification(session: Transaction, order_id: str, state: str) -> None:
+    """Set the order's ``notification``. A state that is behind the present one changes nothing (see NOTIFICATIONS)."""
+    MARK_NOTIFICATION[state](session, {"id": order_id})
+
+
+def set_email(session: Transaction, user_id: str, email: str) -> None:
     """Keep ``email`` as the user's address; the user's record is made when there is none."""
     _ensure_user(session, user_id)
     session.execute(update(User).where(User.user_id == user_id).values(email=email))
 
 
-def _ensure_user(session: Session, user_id: str) -> None:
-    connection = session.connection()
-    connection.execute(INSERT_USER[connection.dialect.name], {"user_id": user_id})
+def _ensure_user(session: Transaction, user_id: str) -> None:
+    INSERT_USER(session, {"user_id": user_id})
 
 
 def find_order(session: Session, order_id: str) -> Order:
@@ -136,9 +162,11 @@ def find_user(session: Session, user_id: str) -> User:
     return user
 
 
-def known_email(session: Session, user_id: str) -> str | None:
+def known_email(database: Database, user_id: str) -> str | None:
     """The user's address, None where there is none."""
-    return session.scalar(select(User.email).where(User.user_id == user_id))
+    with database.look() as reader:
+        found = FIND_EMAIL(reader, {"id": user_id}).fetchone()
+    return found[0] if found else None
 
 
 def list_orders(

@@ -2,10 +2,9 @@
 
 from app.db import Transaction
 from app.events import OrderCreated
-from app.orders import confirm_order, count_order
+from app.orders import confirm_order
 
 
 def update_user_order_record(sender: str, event: OrderCreated, session: Transaction) -> None:
     """The order becomes ``confirmed``, and the user's record takes it in; exactly once."""
-    order = confirm_order(session, event.order_id)
-    count_order(session, order)
+    confirm_order(session, event.order_id)

@@ -15,7 +15,7 @@ from app.bus.store import Lease
 from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
-from app.orders import count_order, find_order, set_email
+from app.orders import confirm_order, set_email
 from tests.support.shop import FixedWait, Shop
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
@@ -483,11 +483,9 @@ def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> 
     counted: list[threading.Thread] = []
 
     def first(session: Transaction) -> None:
-        count_order(session, find_order(session, "1"))
+        confirm_order(session, "1")
         session.flush()
-        second = threading.Thread(
-            target=lambda: shop.database.transact(lambda inner: count_order(inner, find_order(inner, "2")))
-        )
+        second = threading.Thread(target=lambda: shop.database.transact(lambda inner: confirm_order(inner, "2")))
         second.start()
         second.join(1)  # it waits for the row
         counted.append(second)

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app import db
 from app.bus import queries
+from app.bus.record import record
 from app.bus.tables import UNFINISHED
 from app.clock import uuid7
 from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
-from app.orders import count_order, find_order, place_order
+from app.orders import confirm_order, place_order
 from app.orders.models import User
 from tests.support.shop import Shop
 from tests.support.waiting import until
@@ -140,15 +141,14 @@ def test_a_database_busy_for_too_long_is_unavailable_and_nothing_is_stored(sqlit
 def test_a_write_lost_to_a_passing_fault_runs_again_as_a_whole(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     faults = [_passing(), _passing()]
     seen: list[datetime] = []
-    commit = Transaction.commit
+    commit = Database._commit
 
-    def failing(self: Transaction) -> None:
+    def failing(self: Database, connection: Connection, batch: list[Any]) -> None:
         if faults:
-            self.rollback()
             raise faults.pop()
-        commit(self)
+        commit(self, connection, batch)
 
-    monkeypatch.setattr(Transaction, "commit", failing)
+    monkeypatch.setattr(Database, "_commit", failing)
 
     def work(session: Transaction) -> str:
         seen.append(session.now)
@@ -277,7 +277,7 @@ def test_the_latest_order_is_the_users_last_whatever_order_they_are_counted_in(s
         shop.place_order(f"{n}")
         shop.clock.advance(1)
     for order_id in ("1", "2", "0"):
-        shop.database.transact(lambda session, order_id=order_id: count_order(session, find_order(session, order_id)))  # type: ignore[misc]
+        shop.database.transact(lambda session, order_id=order_id: confirm_order(session, order_id))  # type: ignore[misc]
     assert (shop.user().last_order_id, shop.user().orders_count) == ("2", 3)
 
 
@@ -311,7 +311,8 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
 
 
 def _record(session: Transaction, order_id: str) -> None:
-    order_created.send("test", event=OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1)))
+    event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
+    record(event, source="test", subscriptions=[])
 
 
 def test_the_feed_refuses_a_cursor_it_did_not_make(shop: Shop) -> None:

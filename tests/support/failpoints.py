@@ -14,7 +14,7 @@ from alembic import op
 
 from app import mail
 from app.bus import dispatcher, store
-from app.db import Transaction
+from app.db import Database
 
 POINTS = ("before-commit", "after-commit", "after-claim", "after-send", "inside-settle", "during-upgrade")
 
@@ -50,19 +50,19 @@ def _wrap(owner: Any, name: str, before: str | None = None, after: str | None = 
 def _commit_of_a_post(original: Callable[..., Any]) -> Callable[..., Any]:
     """Only commits that store an order count, not those of the dispatcher."""
 
-    def commit(self: Transaction) -> None:
-        places_an_order = any(event.type == "OrderCreated" for event in self.facts.get("recorded", ()))
-        if places_an_order:
+    def commit(self: Database, connection: Any, batch: list[Any]) -> None:
+        recorded = [event.type for work in batch for event in work.facts.get("recorded", ())]
+        if "OrderCreated" in recorded:
             reach("before-commit")
-        original(self)
-        if places_an_order:
+        original(self, connection, batch)
+        if "OrderCreated" in recorded:
             reach("after-commit")
 
     return commit
 
 
 assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
-Transaction.commit = _commit_of_a_post(Transaction.commit)  # type: ignore[method-assign]
+Database._commit = _commit_of_a_post(Database._commit)  # type: ignore[method-assign]
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
 _wrap(store, "settle", after="inside-settle")

@@ -1,0 +1,63 @@
+"""Processes that write to one SQLite file take turns.
+
+SQLite lets a writer that finds the database locked sleep for 1, 2, 5, 10 and more milliseconds between looks; between
+processes that each write for half a millisecond, that is where the time goes. Here they queue at two locks on files
+beside the database: who holds ``next`` is the one that waits for ``turn``, so nobody takes two turns while one waits.
+It is courtesy and no more: SQLite's own lock keeps the data safe, and who has waited for PATIENCE goes on without it,
+so a process that was stopped while it held a lock costs the others little. The kernel frees a dead one's locks.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PATIENCE = 0.05
+"""Seconds."""
+
+PAUSE = 0.0001
+"""Seconds between looks."""
+
+
+class Turns:
+    """One for each process. ``with turns.taken(): write``. For one thread at a time."""
+
+    def __init__(self, file: Path) -> None:
+        self._paths = [file.with_name(f"{file.name}-{name}") for name in ("next", "turn")]
+        self._locks: list[int] = []
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        if not self._locks:
+            self._locks = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for path in self._paths]
+        following, turn = self._locks
+        deadline = time.monotonic() + PATIENCE
+        first = _lock(following, deadline)
+        held = first and _lock(turn, deadline)
+        if first:
+            fcntl.flock(following, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            if held:
+                fcntl.flock(turn, fcntl.LOCK_UN)
+
+    def forget(self) -> None:
+        """After a fork: a lock on the parent's open file would be the parent's."""
+        for lock in self._locks:
+            os.close(lock)
+        self._locks = []
+
+
+def _lock(file: int, deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PAUSE)
+        else:
+            return True

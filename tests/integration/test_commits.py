@@ -1,0 +1,146 @@
+"""Callers share a commit on SQLite; what one of them does wrong is its own affair. Processes take turns."""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import IntegrityError
+
+from app.db import Database, Transaction
+from app.orders import set_email
+from app.orders.models import User
+from app.turns import PATIENCE, Turns
+from tests.support.waiting import until
+
+Work = Callable[[Transaction], Any]
+
+
+class Crowd:
+    """Has works done at once: the first holds the lead until all the others queue behind it."""
+
+    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.database = database
+        self.batches: list[int] = []
+        commit = Database._commit
+
+        def counting(self_: Database, connection: Connection, batch: list[Any]) -> None:
+            self.batches.append(len(batch))
+            commit(self_, connection, batch)
+
+        monkeypatch.setattr(Database, "_commit", counting)
+
+    def do(self, *works: Work) -> list[Any]:
+        """What each returned, or the exception that it ended with."""
+        entered, go_on = threading.Event(), threading.Event()
+        results: list[Any] = [None] * len(works)
+
+        def first(_: Transaction) -> None:
+            entered.set()
+            assert go_on.wait(20)
+
+        def run(n: int, work: Work) -> None:
+            try:
+                results[n] = self.database.transact(work)
+            except Exception as error:
+                results[n] = error
+
+        leader = threading.Thread(target=self.database.transact, args=[first])
+        leader.start()
+        assert entered.wait(20)
+        threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
+        for n, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda n=n: len(self.database._queue) == n)  # type: ignore[misc]
+        go_on.set()
+        for thread in (leader, *threads):
+            thread.join(20)
+        return results
+
+
+@pytest.fixture
+def crowd(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+    database = Database(sqlite_url)
+    yield Crowd(database, monkeypatch)
+    database.close()
+
+
+def adds(user_id: str) -> Work:
+    def work(session: Transaction) -> str:
+        session.add(User(user_id=user_id))
+        return user_id
+
+    return work
+
+
+def users(database: Database) -> list[str]:
+    with database.read() as session:
+        return sorted(session.scalars(select(User.user_id)))
+
+
+def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) -> None:
+    assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
+    assert crowd.batches == [1, 3]
+    assert users(crowd.database) == ["a", "b", "c"]
+
+
+def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
+    def wrong(session: Transaction) -> None:
+        set_email(session, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing
+        session.add(User(user_id="wrong too"))
+        session.flush()
+        raise ValueError("no")
+
+    first, error, last = crowd.do(adds("a"), wrong, adds("b"))
+    assert (first, str(error), last) == ("a", "no", "b")
+    assert crowd.batches == [1, 3]
+    assert users(crowd.database) == ["a", "b"]
+
+
+def test_a_flush_that_fails_undoes_its_own_work_only(crowd: Crowd) -> None:
+    crowd.database.transact(adds("a"))
+    first, error, last = crowd.do(adds("b"), adds("a"), adds("c"))
+    assert (first, last) == ("b", "c")
+    assert isinstance(error, IntegrityError)
+    assert users(crowd.database) == ["a", "b", "c"]
+
+
+def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:
+    results = crowd.do(adds("a"), lambda session: session.rollback(), lambda session: session.commit(), adds("b"))
+    assert [type(result) for result in results] == [str, RuntimeError, RuntimeError, str]
+    assert users(crowd.database) == ["a", "b"]
+
+
+def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
+    """One thread does the work of many; each sees its own caller's request, and the cause of its own events."""
+    caller = ContextVar("caller", default="nobody")
+    transact = crowd.database.transact
+
+    def from_its_own(work: Work) -> Any:
+        caller.set(threading.current_thread().name)
+        return transact(lambda session: (threading.current_thread().name, caller.get(), work(session)))
+
+    crowd.database.transact = from_its_own  # type: ignore[method-assign,assignment]
+    found = crowd.do(adds("a"), adds("b"))
+    assert found[0][0] == found[1][0], "one thread did both"
+    assert found[0][1] != found[1][1], "each for its own caller"
+
+
+def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> None:
+    """Somebody was stopped while he held it."""
+    turns = Turns(tmp_path / "orders.db")
+    with turns.taken():
+        pass
+    with (tmp_path / "orders.db-turn").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        began = time.monotonic()
+        with turns.taken():
+            assert time.monotonic() - began >= PATIENCE
+    with (tmp_path / "orders.db-next").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing is held on to
+    turns.forget()

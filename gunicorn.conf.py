@@ -1,6 +1,10 @@
 """How gunicorn serves the application: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough."""
 
+import fcntl
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import config as service  # gunicorn has a setting of its own named "config"
@@ -14,7 +18,8 @@ except service.ConfigError as error:
 wsgi_app = "wsgi:app"
 bind = f"{settings.web_host}:{settings.port}"
 worker_class = "app.server.PatientWorker"  # gthread, but slow clients hold no thread
-workers = settings.web_concurrency
+# One more dispatches, see post_worker_init; where one process is to serve, it does both.
+workers = settings.web_concurrency + (settings.dispatch_in_web and settings.web_concurrency > 1)
 threads = settings.web_threads
 keepalive = 5
 worker_connections = 500  # a process; files are limited too, often to 1024
@@ -30,6 +35,12 @@ limit_request_fields = 50
 limit_request_field_size = 8190
 
 service.SERVER_STARTS_DISPATCHER = True
+
+VACANT_SECONDS = 5
+"""After so long without a dispatcher a process that serves becomes one too. gunicorn replaces one that died sooner."""
+
+# Whoever holds its lock dispatches; the kernel frees a dead process' lock. It is open for as long as gunicorn runs.
+generation = tempfile.TemporaryFile()  # noqa: SIM115
 
 
 def on_starting(server):
@@ -50,16 +61,47 @@ def on_starting(server):
         sys.exit(f"error: {error}")
 
 
+def on_reload(server):
+    """The new workers choose a dispatcher among themselves, while the old ones end."""
+    global generation
+    generation = tempfile.TemporaryFile()  # noqa: SIM115 - as above
+
+
 def post_worker_init(worker):
-    """The application is loaded and the process forked: dispatch here."""
-    if settings.dispatch_in_web:
+    """The application is loaded and the process forked. The first that comes here dispatches, and serves nobody, so
+    that requests and deliveries don't wait for one interpreter. A lone process does both."""
+    if not settings.dispatch_in_web:
+        return
+    if _take_office():
+        worker.serves = worker.cfg.workers == 1
         _bus(worker).start()
+    else:
+        threading.Thread(target=_stand_by, args=[worker], name="stand-by", daemon=True).start()
 
 
 def worker_exit(server, worker):
     """Requests are answered; let running receivers end, and give back what was not begun."""
     if worker.wsgi is not None:
         _bus(worker).stop()
+
+
+def _take_office():
+    try:
+        fcntl.lockf(generation, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _stand_by(worker):
+    """Dispatch here as well, should there be nobody left who does: say, after SIGTTOU took that process away."""
+    while worker.alive:
+        fcntl.lockf(generation, fcntl.LOCK_EX)
+        fcntl.lockf(generation, fcntl.LOCK_UN)
+        time.sleep(VACANT_SECONDS)
+        if worker.alive and _take_office():
+            _bus(worker).start()
+            return
 
 
 def _bus(worker):

@@ -209,6 +209,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.sending: deque[Connection] = deque()
         self.leaving: deque[Connection] = deque()
         self.crowded = False
+        self.serves = True
+        """Set by gunicorn.conf.py: false in the process that only dispatches."""
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -217,6 +219,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             raise SystemExit("error: this service speaks plain HTTP/1.1; let TLS and the like end in a proxy before it")
 
     # Receiving, in the main loop
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled and self.serves)
 
     def accept(self, listener: Any) -> None:
         try:

@@ -9,11 +9,11 @@ from typing import Any
 from flask import Flask
 
 from app import events
-from app.bus import operate, prune, signals, wakeup
+from app.bus import operate, prune, signals
 from app.bus.dispatcher import Dispatcher, Settled
 from app.bus.operate import Filter
 from app.bus.record import record
-from app.bus.wakeup import Wakeup
+from app.bus.wakeup import Caller, Wakeup
 from app.bus.worker import Worker
 from app.db import Database
 from app.retry import Policy
@@ -31,6 +31,7 @@ class Bus:
         self.settings = settings
         self.worker: Worker | None = None
         self._app_context = app.app_context
+        self._caller = Caller(database)
         self._lock = threading.Lock()
         database.committed.connect(self._on_commit, database)
         events.DurableSignal.recorder = staticmethod(record)
@@ -55,7 +56,7 @@ class Bus:
                     self.dispatcher(),
                     Wakeup(self.database),
                     poll_seconds=self.settings.poll_seconds,
-                    wake_others=lambda: wakeup.wake_others(self.database),
+                    wake_others=self._caller.call,
                     prune=lambda: self.prune(batches=1),
                 )
                 self.worker.start()
@@ -98,7 +99,7 @@ class Bus:
         if worker is not None:
             worker.wakeup.wake()
         else:
-            wakeup.wake_others(self.database)
+            self._caller.call()
 
     def _after_fork(self) -> None:
         """Threads stay behind in the parent, and its connections are its own: begin anew."""

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 LONGEST_SOCKET_FOLDER = 60  # sun_path holds 104 to 108 bytes, and the socket's own name needs its part
 CHANNEL = "deliveries"
+
+SETTLED_NANOSECONDS = 1_000_000_000
+"""A folder that changed within this may change again without its time telling: clocks of file systems are coarse."""
 
 
 class Wakeup:
@@ -101,36 +105,45 @@ class Wakeup:
             self._listener = None
 
 
-def wake_others(database: Database) -> None:
-    """Wake the dispatchers of other processes. Raises nothing: what is announced is stored, and the poll finds it."""
-    try:
-        if database.is_sqlite:
-            _send_datagrams(database)
-        else:
-            _notify(database)
-    except (OSError, SQLAlchemyError) as error:
-        log.debug("can't wake the others: %s", error)
+class Caller:
+    """Wakes the dispatchers of other processes. For any thread."""
 
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._folder = socket_folder(database) if database.is_sqlite else None
+        self._seen = 0
+        self._mailboxes: list[str] = []
 
-def _notify(database: Database) -> None:
-    with database.engine.connect() as connection:
-        connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
-        connection.commit()
+    def call(self) -> None:
+        """Raises nothing: what is announced is stored, and the poll finds it."""
+        try:
+            if self._folder is None:
+                self._notify()
+            else:
+                self._send_datagrams(self._folder)
+        except (OSError, SQLAlchemyError) as error:
+            log.debug("can't wake the others: %s", error)
 
+    def _notify(self) -> None:
+        with self.database.engine.connect() as connection:
+            connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
+            connection.commit()
 
-def _send_datagrams(database: Database) -> None:
-    folder = socket_folder(database)
-    if not folder.is_dir():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        for path in folder.iterdir():
-            try:
-                sender.sendto(b"!", str(path))
-            except ConnectionRefusedError:  # its process was killed
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                log.debug("can't wake %s: %s", path, error)
+    def _send_datagrams(self, folder: Path) -> None:
+        changed = folder.stat().st_mtime_ns
+        if changed != self._seen:
+            self._mailboxes = [str(path) for path in folder.iterdir()]
+            settled = time.time_ns() - changed > SETTLED_NANOSECONDS
+            self._seen = changed if settled else 0
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            for mailbox in self._mailboxes:
+                try:
+                    sender.sendto(b"!", mailbox)
+                except ConnectionRefusedError:  # its process was killed
+                    Path(mailbox).unlink(missing_ok=True)
+                except OSError as error:
+                    log.debug("can't wake %s: %s", mailbox, error)
 
 
 def socket_folder(database: Database) -> Path:

@@ -1,7 +1,8 @@
 """The loop around the dispatcher's step: wait until something is due, claim it, hand it to the threads that try it.
 
 Receivers with a session share one thread, for they share the database's write lock. Every other receiver has threads
-of its own: one that hangs holds up nobody else's deliveries.
+of its own: one that hangs holds up nobody else's deliveries. What these answer is stored by one more thread, as much at
+a time as has gathered while the last of it was being stored.
 """
 
 import contextlib
@@ -9,12 +10,13 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 
 from app import events
-from app.bus import signals
-from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Dispatcher
+from app.bus import gate, signals
+from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure
 from app.bus.store import Lease
 from app.bus.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
@@ -32,6 +34,16 @@ PRUNE_PAUSE = 3600.0
 """Seconds between looks for what is old enough to be forgotten."""
 
 
+AHEAD_SECONDS = 0.1
+"""How much work, by the time that tries have taken lately, may be claimed ahead of the threads that are to do it."""
+
+MOST_AHEAD = 20
+"""Should the process die, each of these reads ``unknown``. A receiver that holds such for a person gets none ahead."""
+
+LATE_SECONDS = 0.25
+"""After so long without one being done, what was claimed ahead is given back, for others to take."""
+
+
 class Lane:
     """Threads that try deliveries, and how many more these may be handed. ``freed`` is called when it is more again."""
 
@@ -42,8 +54,14 @@ class Lane:
         room: int,
         attempt: Callable[[list[Lease]], None],
         freed: Callable[[], None],
+        most_ahead: int = 0,
     ) -> None:
-        self.name, self.room = name, room
+        self.name = name
+        self.most_ahead = most_ahead
+        self._room = room
+        self._ahead = 0
+        self._seconds: float | None = None  # that one try takes
+        self._progress = 0.0
         self._attempt, self._freed = attempt, freed
         self._work: queue.SimpleQueue[list[Lease] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -51,19 +69,42 @@ class Lane:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def room(self) -> int:
+        return self._room + self._ahead
+
+    def learn(self, seconds: float) -> None:
+        """A try took so long: be handed as many ahead as are done in no time. One that takes long ends that at once."""
+        with self._lock:
+            usual = seconds if self._seconds is None else self._seconds
+            self._seconds = max(seconds, usual + (seconds - usual) / 8)
+            self._ahead = min(self.most_ahead, int(AHEAD_SECONDS / max(self._seconds, 0.0001)))
+
     def put(self, batch: list[Lease]) -> None:
         with self._lock:
-            self.room -= len(batch)
+            self._room -= len(batch)
+            self._progress = time.monotonic()
         self._work.put(batch)
+
+    def is_late(self) -> bool:
+        """Whether something waits here, and nothing has been done for long."""
+        return not self._work.empty() and time.monotonic() - self._progress > LATE_SECONDS
+
+    def waits(self) -> bool:
+        return not self._work.empty()
 
     def take_back(self) -> list[Lease]:
         """What no thread has begun."""
-        unbegun: list[Lease] = []
+        taken: list[list[Lease] | None] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                unbegun += self._work.get_nowait() or []
+                taken.append(self._work.get_nowait())
+        for _ in range(taken.count(None)):  # that a thread is to end is not to be taken back
+            self._work.put(None)
+        unbegun = [lease for batch in taken if batch for lease in batch]
         with self._lock:
-            self.room += len(unbegun)
+            self._room += len(unbegun)
+            self._ahead, self._seconds = 0, None
         return unbegun
 
     def end(self) -> None:
@@ -84,8 +125,48 @@ class Lane:
                 self._attempt(batch)
             finally:
                 with self._lock:
-                    self.room += len(batch)
-                self._freed()  # only now: whoever is woken must find the room
+                    self._room += len(batch)
+                    self._progress = time.monotonic()
+                if self._work.empty():
+                    self._freed()  # only now: whoever is woken must find the room
+
+
+class Settler:
+    """A thread that stores what receivers answered: as much in one transaction as there is."""
+
+    def __init__(self, settle: Callable[[list[tuple[Lease, Answer]]], None]) -> None:
+        self._settle = settle
+        self._answers: queue.SimpleQueue[tuple[Lease, Answer] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="settler", daemon=True)
+        self._thread.start()
+
+    def put(self, lease: Lease, answer: Answer) -> None:
+        with self._lock:
+            if not self._ended:
+                self._answers.put((lease, answer))
+                return
+        self._settle([(lease, answer)])  # it took longer than the stop waited, but its lease may hold still
+
+    def end(self, seconds: float) -> bool:
+        """Store what there is, then end. Returns whether it did so in time."""
+        with self._lock:
+            self._ended = True
+            self._answers.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        ends = False
+        while not ends:
+            gathered = [self._answers.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(gathered) < BATCH:
+                    gathered.append(self._answers.get_nowait())
+            ends = None in gathered
+            if answers := [each for each in gathered if each is not None]:
+                self._settle(answers)
 
 
 class Worker:
@@ -108,6 +189,7 @@ class Worker:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._lanes: dict[str, Lane] = {}
+        self._settler = Settler(self._settle)
         self._next_look = 0.0
         self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
         self._away = False
@@ -145,6 +227,7 @@ class Worker:
             unfinished = sum(
                 not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
             )
+            unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
             self.dispatcher.sign_off()
         except DatabaseUnavailable:  # the leases run out by themselves
             unfinished = len(unbegun)
@@ -188,6 +271,7 @@ class Worker:
         due = self.dispatcher.next_due()
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
+        self._give_back([lease for lane in self._lanes.values() if lane.is_late() for lease in lane.take_back()])
         capacity = {receiver: room for receiver in overdue if (room := self._lane(receiver).room) > 0}
         if capacity:
             leases = self.dispatcher.claim(capacity)
@@ -195,7 +279,12 @@ class Worker:
             return 0 if leases else PASSED_OVER
         self._share(bool(overdue))
         later = [due_at - now for due_at in due.values() if due_at > now]
-        return min([timedelta(seconds=self.poll_seconds), *later]).total_seconds()
+        pause = min([timedelta(seconds=self.poll_seconds), *later]).total_seconds()
+        return min(pause, LATE_SECONDS) if any(lane.waits() for lane in self._lanes.values()) else pause
+
+    def _give_back(self, leases: list[Lease]) -> None:
+        if leases:
+            self.dispatcher.release(leases)
 
     def _share(self, saturated: bool) -> None:
         """There is more to do than room for it here: tell the others, once."""
@@ -211,14 +300,44 @@ class Worker:
         known = _subscription(receiver)
         name = SHARED if known and known.transactional else receiver
         if name not in self._lanes:
-            threads = known.concurrency if known and name != SHARED else 1
-            room = BATCH if name == SHARED else threads
-            self._lanes[name] = Lane(name, threads, room, self._attempt, self.wakeup.wake)
+            threads = known.concurrency if known else 1
+            if name == SHARED:
+                self._lanes[name] = Lane(name, 1, BATCH, self._attempt, self.wakeup.wake)
+            else:
+                call = partial(self._call, name)
+                ahead = 0 if known and known.hold_unknown else MOST_AHEAD
+                self._lanes[name] = Lane(name, threads, threads, call, self.wakeup.wake, ahead)
         return self._lanes[name]
 
     def _attempt(self, batch: list[Lease]) -> None:
-        try:
+        with self._reporting():
             self.dispatcher.attempt(batch)
+
+    def _call(self, name: str, batch: list[Lease]) -> None:
+        """In a thread of the lane: call the receiver, and leave its answer to be stored."""
+        lane = self._lanes[name]
+        for lease in batch:
+            with self._reporting():
+                began = self.dispatcher.clock.monotonic()
+                answer = self.dispatcher.call(lease)
+                if answer is None:
+                    continue
+                lane.learn(self.dispatcher.clock.monotonic() - began)
+                if isinstance(answer, Failure):  # it may close the gate: before more is begun
+                    unbegun = lane.take_back() if answer.outcome in gate.DOWN else []
+                    self.dispatcher.settle([(lease, answer)])
+                    self._give_back(unbegun)
+                else:
+                    self._settler.put(lease, answer)
+
+    def _settle(self, answers: list[tuple[Lease, Answer]]) -> None:
+        with self._reporting():
+            self.dispatcher.settle(answers)
+
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
         except DatabaseUnavailable as error:  # we are stopping; the leases run out, and another takes them over
             self._database_is_away(error)
         except Exception as error:

@@ -48,7 +48,7 @@ def service() -> Iterator[Service]:
     with tempfile.TemporaryDirectory(prefix="svc-") as folder:
         made = Service(Path(folder), mail_backend="memory", request_read_seconds=READ_SECONDS, poll_seconds=60)
         made.start()
-        first = made.workers()
+        first = wait_until(lambda: len(found := made.workers()) == 3 and found, "all workers")
         yield made
         pids, log = made.workers(), made.log
         made.stop()

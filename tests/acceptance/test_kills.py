@@ -94,7 +94,7 @@ def test_nothing_is_lost_when_single_processes_are_killed(
             ledger.wait_for(len(ledger.acknowledged) + rng.randint(1, 40))
             a_moment(rng)
             if victim == "worker":
-                service.kill(rng.choice(two_workers(service)))
+                service.kill(rng.choice(all_workers(service)))
             else:
                 service.kill(service.pid)
                 service.wait_for_end()
@@ -332,7 +332,7 @@ def test_workers_paused_under_load_do_no_harm(
     with Load(ledger, service.port):
         for _ in range(ROUNDS):
             ledger.wait_for(len(ledger.acknowledged) + rng.randint(10, 30))
-            worker, before = rng.choice(two_workers(service)), unknown_attempts(service)
+            worker, before = rng.choice(all_workers(service)), unknown_attempts(service)
             service.signal(signal.SIGSTOP, worker)
             past_a_lease += holds(lambda before=before: unknown_attempts(service) > before, limit=3)  # type: ignore[misc]
             service.signal(signal.SIGCONT, worker)
@@ -349,8 +349,9 @@ def a_moment(rng: random.Random) -> None:
     Event().wait(rng.uniform(0, 0.2))
 
 
-def two_workers(service: Service) -> list[int]:
-    return wait_until(lambda: workers if len(workers := service.workers()) == 2 else [], "two workers")
+def all_workers(service: Service) -> list[int]:
+    """Two that serve and one that dispatches."""
+    return wait_until(lambda: workers if len(workers := service.workers()) == 3 else [], "three workers")
 
 
 def holds(condition: Callable[[], object], limit: float = 0) -> bool:

@@ -140,7 +140,7 @@ def test_two_instances_share_one_database(serve: Serve, database: dict[str, str]
     url = services[0].database_url
     ledger.wait_until_settled(url)
     assert ledger.check(url, sink.received, copies=0).unknown == 0
-    assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {4}
+    assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {2}
 
 
 def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(serve: Serve) -> None:
@@ -155,13 +155,31 @@ def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(se
     assert services[0].run("flask", "db", "check").returncode == 0
 
 
-def test_every_worker_dispatches_and_a_preloading_master_holds_no_connection(serve: Serve) -> None:
+def test_one_worker_dispatches_and_a_preloading_master_holds_no_connection(serve: Serve) -> None:
     service = serve(*PRELOADED).start()
-    wait_until(lambda: service.get("/readyz").body["dispatchers"] == 4, "four dispatchers")
+    workers = wait_until(lambda: len(found := service.workers()) == 4 and found, "four workers")
+    wait_until(lambda: any(open_databases(pid) for pid in workers), "a connection")
 
     assert not open_databases(service.pid)
-    assert len(service.workers()) == 4
-    assert all(open_databases(pid) for pid in service.workers())
+    assert service.get("/readyz").body["dispatchers"] == 1
+
+
+def test_another_worker_dispatches_when_that_one_is_killed(serve: Serve, sink: SmtpServer) -> None:
+    service = serve(**sink.settings, user_email_domain="users.example").start()
+    service.post(order_id="1", user_id="42", total_price="19.99")
+    wait_until(lambda: service.get("/api/orders/1").body["notification"] == "sent", "the first mail")
+    service.kill(dispatching_process(service))
+    service.post(order_id="2", user_id="42", total_price="19.99")
+    wait_until(lambda: service.get("/api/orders/2").body["notification"] == "sent", "the second mail")
+
+
+def dispatching_process(service: Service) -> int:
+    """By the dispatcher's name: host, process, something random."""
+    engine = create_engine(service.database_url)
+    with closing(engine.connect()) as connection:
+        (name,) = connection.execute(text("SELECT name FROM dispatchers")).scalars()
+    engine.dispose()
+    return int(name.split(":")[1])
 
 
 # Is it ready?

@@ -278,7 +278,7 @@ def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> No
     left = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     left.bind(str(folder / "1-gone"))
     left.close()
-    wakeup.wake_others(shop.database)
+    wakeup.Caller(shop.database).call()
     assert list(folder.iterdir()) == []
 
 

@@ -1,0 +1,239 @@
+"""Who is compared: what each runs, and what it promises."""
+
+import contextlib
+import http.client
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from processes import (
+    CHECKOUT,
+    HERE,
+    SERVERS,
+    Sink,
+    environment,
+    family,
+    free_port,
+    process,
+    program,
+    run,
+    wait_until,
+)
+
+PEERS = HERE / ".venv" / "bin"
+WEB = ("--workers", "2", "--threads", "4", "--no-control-socket")
+AT_ONCE = "4"  # as in peers/shop.py
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    module: str
+    """The WSGI module among the peers; empty for the service itself."""
+    durability: str
+    worker: tuple[str, ...] = ()
+    server: str = ""
+    """The server that it needs."""
+    database: str = "sqlite"
+    synchronous: str = ""
+    mails: bool = True
+    stores: bool = True
+
+    @property
+    def is_service(self) -> bool:
+        return not self.module
+
+
+CELERY = ("celery", "-A", "peers.celery_tasks:celery", "worker", "--loglevel", "INFO", "--concurrency", AT_ONCE)
+GAP = "an order whose process dies between commit and enqueueing never gets its mail"
+CONTENDERS = (
+    Contender("empty", "peers.empty", "stores nothing", mails=False, stores=False),
+    Contender(
+        "orm insert NORMAL", "peers.insert", "power loss loses answered orders", synchronous="NORMAL", mails=False
+    ),
+    Contender("orm insert FULL", "peers.insert", "orders are safe; nothing follows", synchronous="FULL", mails=False),
+    Contender("blinker, in the request", "peers.blinker_request", "orders are safe; a crash or a failed mail is final"),
+    Contender(
+        "blinker, in a thread", "peers.blinker_thread", "orders are safe; what waits in memory dies with the process"
+    ),
+    Contender(
+        "huey (sqlite)",
+        "peers.huey_sqlite",
+        f"{GAP}; a running task dies with its consumer",
+        ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE),
+    ),
+    Contender(
+        "celery (rabbitmq)",
+        "peers.celery_tasks",
+        f"{GAP}; so for publishes unconfirmed when the broker dies; a running task dies with its worker",
+        CELERY,
+        "rabbitmq",
+    ),
+    Contender(
+        "celery (redis)",
+        "peers.celery_tasks",
+        f"{GAP}; Redis' death loses what came since its last snapshot; a running task dies with its worker",
+        CELERY,
+        "redis",
+    ),
+    Contender(
+        "procrastinate (postgresql)",
+        "peers.procrastinate_jobs",
+        "jobs are stored with the order; a running job stalls with its worker until a task of one's own retries it",
+        ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
+        "postgresql",
+        "postgresql",
+    ),
+    Contender("this service", "", "orders and all that follows are safe, also from power loss; mails at least once"),
+    Contender("this service (postgresql)", "", "the same", server="postgresql", database="postgresql"),
+)
+
+
+class Running:
+    """A contender at work. ``pids`` are its own processes, ``server_pids`` those of the server that it needs."""
+
+    def __init__(self, contender: Contender, folder: Path, sink: Sink, python: str) -> None:
+        self.contender, self.folder, self.sink, self.python = contender, folder, sink, python
+        self.port = free_port()
+        self.database = str(folder / "orders.db")
+        self.roots: list[int] = []
+        self.server_root: int | None = None
+        self.start_seconds = 0.0
+
+    @property
+    def pids(self) -> list[int]:
+        return family(*self.roots)
+
+    @property
+    def server_pids(self) -> list[int]:
+        return family(self.server_root) if self.server_root else []
+
+    def prepare(self, address: str) -> None:
+        """Make the tables, and say in the environment where everything is."""
+        on_postgresql = self.contender.database == "postgresql"
+        if on_postgresql:
+            self.database = f"postgresql://{address}"
+        url = f"postgresql+psycopg://{address}" if on_postgresql else f"sqlite:///{self.database}"
+        if self.contender.is_service:
+            self.env = environment(
+                PORT=self.port,
+                INSTANCE_PATH=self.folder,
+                MAIL_SERVER="127.0.0.1",
+                MAIL_PORT=self.sink.port,
+                USER_EMAIL_DOMAIN="users.example",
+                **({"DATABASE_URL": url} if on_postgresql else {}),
+            )
+            run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=CHECKOUT)
+            return
+        broker = address if not on_postgresql else f"postgresql://{address}"
+        self.env = environment(
+            DATABASE_URL=url,
+            SYNCHRONOUS=self.contender.synchronous,
+            MAIL_PORT=self.sink.port,
+            BROKER_URL=broker or self.folder / "queue.db",
+            PYTHONPATH=HERE,
+        )
+        if self.contender.stores:
+            run(str(PEERS / "python"), "-m", "peers.shop", env=self.env)
+        if "procrastinate" in self.contender.worker:
+            app = self.contender.worker[2]
+            run(str(PEERS / "procrastinate"), "--app", app, "schema", "--apply", env=self.env)
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        """The web server, and the worker where there is one. The block begins with the answer to a first order."""
+        contender = self.contender
+        with contextlib.ExitStack() as stack:
+            began = time.monotonic()
+            if contender.is_service:
+                web = (self.python, "-m", "gunicorn", "wsgi:app")
+            else:
+                web = (str(PEERS / "gunicorn"), *WEB, "--bind", f"127.0.0.1:{self.port}", f"{contender.module}:app")
+            cwd = CHECKOUT if contender.is_service else HERE
+            serving = stack.enter_context(process(*web, log=self.folder / "web.log", env=self.env, cwd=cwd))
+            self.roots = [serving.pid]
+            wait_until(lambda: self.place("first") or serving.poll() is not None, "a first answer", pause=0.005)
+            if serving.poll() is not None:
+                raise RuntimeError(f"{contender.name} ended:\n{self.last_words()}")
+            self.start_seconds = time.monotonic() - began
+            if contender.worker:
+                name, *arguments = contender.worker
+                log = self.folder / "worker.log"
+                worker = process(str(PEERS / name), *arguments, log=log, env=self.env, cwd=self.folder)
+                self.roots.append(stack.enter_context(worker).pid)
+            if contender.mails and len(set(self.drain(10).values())) > 1:
+                raise RuntimeError(
+                    f"{contender.name}: what follows from an order does not happen:\n{self.last_words()}"
+                )
+            yield
+
+    def last_words(self) -> str:
+        """The ends of all its logs."""
+        logs = sorted(self.folder.glob("**/*.log"))
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs)
+
+    def place(self, order_id: str) -> bool:
+        """Place one order; whether it was taken."""
+        body = json.dumps({"order_id": order_id, "user_id": order_id, "total_price": 19.99})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request("POST", "/api/create_order", body, {"Content-Type": "application/json"})
+            return connection.getresponse().status in (200, 201)
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    def counts(self) -> dict[str, int]:
+        """What the database says has been done."""
+        query = (
+            "SELECT count(*), sum(CASE status WHEN 'confirmed' THEN 1 ELSE 0 END), "
+            "sum(CASE notification WHEN 'sent' THEN 1 ELSE 0 END), (SELECT sum(orders_count) FROM users) FROM orders"
+        )
+        if self.contender.database == "postgresql":
+            row = run(program("psql"), "-X", "-A", "-t", "-c", query, self.database).strip().split("|")
+        else:
+            with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
+                row = connection.execute(query).fetchone()
+        return dict(zip(("stored", "confirmed", "sent", "counted"), (int(each or 0) for each in row), strict=True))
+
+    def drain(self, patience: float = 20.0) -> dict[str, int]:
+        """Wait until every stored order has its mail and all of its records, or nothing has moved for a while."""
+        if not self.contender.stores:
+            return {}
+        time.sleep(0.2)  # requests that were under way when the load ended
+        found = self.counts()
+        before, since = None, time.monotonic()
+        while self.contender.mails and time.monotonic() - since < patience:
+            mails = self.sink.ask("count")["mails"]
+            if mails >= found["stored"]:
+                found = self.counts()
+                if len(set(found.values())) == 1:
+                    break
+            if (mails, found) != before:
+                before, since = (mails, found), time.monotonic()
+            time.sleep(0.05)
+        return found
+
+
+@contextlib.contextmanager
+def prepared(contender: Contender, sink: Sink, python: str) -> Iterator[Running]:
+    """A contender with fresh files, and a fresh server, that is ready to start."""
+    folder = Path(mkdtemp(prefix="bench-"))
+    folder.chmod(0o755)  # the servers run as users of their own
+    running = Running(contender, folder, sink, python)
+    try:
+        with contextlib.ExitStack() as stack:
+            address = ""
+            if contender.server:
+                address, running.server_root = stack.enter_context(SERVERS[contender.server](folder))
+            sink.ask("reset")
+            running.prepare(address)
+            yield running
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

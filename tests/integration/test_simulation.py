@@ -21,7 +21,7 @@ from app.receivers import notification
 from tests.support import simulation
 from tests.support.simulation import TABLES, Violation, World
 
-DEFAULT = "400"
+DEFAULT = "1000"
 
 
 def seeds() -> range:
@@ -55,6 +55,7 @@ def test_every_promise_holds_in_every_script(world: World) -> None:
 
 def test_a_seed_plays_the_same_script_each_time(world: World) -> None:
     """Down to every id and every time in the tables."""
+    world.play(11)  # what is made once in a process, the mail's frame, takes from the same source of chance
     played = []
     for seed in (11, 12, 11):
         script = world.play(seed)

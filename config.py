@@ -4,7 +4,9 @@ Every setting is checked when the service starts; a wrong one stops it with one 
 cure. All of them have defaults with which a fresh checkout works and nothing else need be installed.
 """
 
+import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from email.utils import parseaddr
 from pathlib import Path
@@ -19,6 +21,9 @@ SERVER_STARTS_DISPATCHER = False
 """Set by gunicorn.conf.py, whose hooks start a dispatcher in each process that serves."""
 
 CHECKOUT = Path(__file__).resolve().parent
+
+HOST = re.compile(r"[^\s/:@]+|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]?")
+"""A name or an IP address; no URL, and no port behind it."""
 
 
 class ConfigError(ValueError):
@@ -39,7 +44,7 @@ class Settings(BaseModel):
     mail_backend: Literal["smtp", "file", "console", "memory"] = Field(
         "file", description="one of smtp, file, console, memory"
     )
-    mail_server: str | None = Field(None, description="the host name of an SMTP server")
+    mail_server: str | None = Field(None, description="the host name of an SMTP server; its port is MAIL_PORT")
     mail_port: int = Field(25, ge=1, le=65535, description="a port number, 1 to 65535")
     mail_username: str | None = None
     mail_password: str | None = Field(None, repr=False)
@@ -110,6 +115,25 @@ class Settings(BaseModel):
             raise ValueError(f"{problem}".rstrip(".")) from None
         return address
 
+    @field_validator("mail_server", "web_host")
+    @classmethod
+    def _host(cls, host: str | None) -> str | None:
+        if host is not None and not HOST.fullmatch(host):
+            raise ValueError("it is neither a host's name nor an IP address")
+        return host
+
+    @field_validator("user_email_domain")
+    @classmethod
+    def _domain(cls, domain: str | None) -> str | None:
+        if domain is not None:
+            try:
+                validate_email(
+                    f"user@{domain}", check_deliverability=False, allow_smtputf8=False, test_environment=True
+                )
+            except EmailNotValidError as problem:
+                raise ValueError(f"{problem}".rstrip(".")) from None
+        return domain
+
     @field_validator("mail_ca_file")
     @classmethod
     def _readable(cls, file: Path | None) -> Path | None:
@@ -141,7 +165,8 @@ class Settings(BaseModel):
         if bool(self.mail_username) != bool(self.mail_password):
             raise ValueError("MAIL_USERNAME and MAIL_PASSWORD belong together; set both or neither")
         try:
-            scheme = make_url(self.database_url).drivername
+            url = make_url(self.database_url)
+            scheme = url.drivername
         except (ArgumentError, ValueError):  # whose words may hold the password
             scheme = ""
         if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
@@ -149,8 +174,10 @@ class Settings(BaseModel):
                 f"DATABASE_URL begins with {scheme!r}; set it to "
                 + str(type(self).model_fields["database_url"].description)
             )
-        if self.database_url in ("sqlite://", "sqlite:///:memory:"):
+        if scheme == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError("DATABASE_URL names a database in memory, which loses orders; name a file")
+        if scheme != "sqlite" and importlib.util.find_spec("psycopg") is None:
+            raise ValueError("DATABASE_URL needs PostgreSQL's driver; run 'pip install -r requirements-scale.txt'")
         return self
 
     @property

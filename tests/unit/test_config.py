@@ -1,5 +1,6 @@
 """Settings: defaults that work, and one line for each wrong value that names it and the cure."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,12 +53,18 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"MAIL_DEFAULT_SENDER": "no address"}, ["MAIL_DEFAULT_SENDER", "an e-mail address"]),
         ({"MAIL_DEFAULT_SENDER": "a@b.example\nBcc: x@y.example"}, ["MAIL_DEFAULT_SENDER"]),
         ({"MAIL_DEFAULT_SENDER": "x\r\nBcc: a@localhost"}, ["MAIL_DEFAULT_SENDER"]),
+        ({"MAIL_SERVER": "mail.example:587"}, ["MAIL_SERVER is 'mail.example:587'", "its port is MAIL_PORT"]),
+        ({"MAIL_SERVER": "smtp://mail.example"}, ["MAIL_SERVER", "neither a host's name nor an IP address"]),
+        ({"WEB_HOST": "0.0.0.0:80"}, ["WEB_HOST is '0.0.0.0:80'", "0.0.0.0 for all"]),
+        ({"USER_EMAIL_DOMAIN": "not a domain"}, ["USER_EMAIL_DOMAIN is 'not a domain'", "users.example"]),
+        ({"USER_EMAIL_DOMAIN": "@users.example"}, ["USER_EMAIL_DOMAIN"]),
         ({"MAIL_CA_FILE": "/nowhere.pem"}, ["MAIL_CA_FILE", "no such file"]),
         ({"MAIL_LOCALE": "fr"}, ["MAIL_LOCALE", "zh or en"]),
         ({"MAIL_TIMEOUT": "0"}, ["MAIL_TIMEOUT", "0.1 to 300"]),
         ({"DATABASE_URL": "mysql://x/y"}, ["DATABASE_URL", "postgresql+psycopg://"]),
         ({"DATABASE_URL": "nonsense"}, ["DATABASE_URL", "sqlite:////absolute/path.db"]),
         ({"DATABASE_URL": "sqlite://"}, ["DATABASE_URL", "in memory"]),
+        ({"DATABASE_URL": "sqlite:///:memory:?timeout=1"}, ["DATABASE_URL", "in memory"]),
         ({"RETRY_BASE_SECONDS": "9", "RETRY_MAX_SECONDS": "8"}, ["RETRY_BASE_SECONDS is more than"]),
         ({"RETRY_MAX_ATTEMPTS": "0"}, ["RETRY_MAX_ATTEMPTS", "1 to 1000"]),
         ({"LEASE_SECONDS": "nan"}, ["LEASE_SECONDS", "0.5 to 3600"]),
@@ -72,6 +79,24 @@ def test_a_wrong_setting_is_one_line_with_its_name_and_the_cure(environ: dict[st
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("host", ["mail.example", "localhost", "10.0.0.1", "::1", "fe80::1:2", "邮件.example"])
+def test_a_mail_server_may_be_a_name_or_an_address(host: str) -> None:
+    assert Settings.load({"MAIL_SERVER": host}).mail_server == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "[::]", "[::1]"])  # noqa: S104 - nothing is bound
+def test_gunicorn_may_listen_at_a_name_or_an_address(host: str) -> None:
+    assert Settings.load({"WEB_HOST": host}).web_host == host
+
+
+def test_postgresql_without_its_driver_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not among the packages that a start on SQLite needs."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"DATABASE_URL .* 'pip install -r requirements-scale.txt'"):
+        Settings.load({"DATABASE_URL": "postgresql+psycopg://somebody@db.example/orders"})
+    assert Settings.load({}).is_sqlite
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:

@@ -13,7 +13,7 @@ from flask.cli import AppGroup, with_appcontext
 from app import doctor, orders, schema
 from app.bus import Bus, Filter, operate, queries
 from app.db import Database, iso
-from app.errors import AppError, Outcome
+from app.errors import AppError, DatabaseUnavailable, Outcome
 
 bus_group = AppGroup("bus", help="Run a dispatcher, and see to deliveries.")
 orders_group = AppGroup("orders", help="Look at orders.")
@@ -27,12 +27,20 @@ def init_app(app: Flask) -> None:
     app.cli.add_command(doctor_command)
 
 
-def _database() -> Database:
+def _any_database() -> Database:
     database: Database = current_app.extensions["database"]
     return database
 
 
+def _database() -> Database:
+    """Raises SchemaBehind, which says what to run, before a table turns out to be missing."""
+    database = _any_database()
+    database.check_schema()
+    return database
+
+
 def _bus() -> Bus:
+    _database()
     bus: Bus = current_app.extensions["bus"]
     return bus
 
@@ -43,6 +51,8 @@ class _Clean(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except DatabaseUnavailable as error:
+            raise click.ClickException(f"{error} ({error.reason})") from error
         except AppError as error:
             raise click.ClickException(str(error)) from error
 
@@ -50,22 +60,23 @@ class _Clean(click.Command):
 @bus_group.command("run", cls=_Clean)
 def run_bus() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
-    _database().check_schema()
+    bus = _bus()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker = _bus().start()
+    worker = bus.start()
     while worker.alive and not stop.wait(1):
         pass
-    if not _bus().stop():
+    if not bus.stop():
         raise click.ClickException("some receivers were still running; their deliveries will be tried again")
 
 
 @bus_group.command("status", cls=_Clean)
 def bus_status() -> None:
     """Which dispatchers are alive, and what is waiting or dead."""
-    now = _database().clock.now()
-    with _database().read() as session:
+    database = _database()
+    now = database.clock.now()
+    with database.read() as session:
         alive, waiting = queries.dispatchers(session, now), queries.backlog(session)
     for dispatcher in alive:
         click.echo(f"dispatcher {dispatcher.name}, since {iso(dispatcher.started_at)}")
@@ -192,9 +203,10 @@ def set_email(user_id: str, address: str) -> None:
         address = orders.checked_email(address)
     except ValueError as problem:
         raise click.ClickException(f"ADDRESS: {problem}") from problem
-    _database().transact(lambda session: orders.set_email(session, user_id, address))
+    database = _database()
+    database.transact(lambda session: orders.set_email(session, user_id, address))
     click.echo(f"user {user_id}: {address}")
-    with _database().read() as session:
+    with database.read() as session:
         skipped, _ = orders.list_orders(session, user_id=user_id, notification="skipped", limit=200)
     for order in skipped:
         click.echo(f"to send what was skipped: flask bus retry --order {order.order_id} --state discarded")
@@ -203,20 +215,20 @@ def set_email(user_id: str, address: str) -> None:
 @db_group.command("upgrade", cls=_Clean)
 def upgrade() -> None:
     """Bring the schema up to date."""
-    schema.upgrade(_database())
-    click.echo(f"the schema is at {_database().schema_revision()}")
+    schema.upgrade(_any_database())
+    click.echo(f"the schema is at {_any_database().schema_revision()}")
 
 
 @db_group.command("current", cls=_Clean)
 def current() -> None:
     """The revision that the database is at."""
-    click.echo(_database().schema_revision() or "empty; run 'flask db upgrade'")
+    click.echo(_any_database().schema_revision() or "empty; run 'flask db upgrade'")
 
 
 @db_group.command("check", cls=_Clean)
 def check() -> None:
     """Fail when models and migrations differ."""
-    schema.check(_database())
+    schema.check(_any_database())
     click.echo("models and migrations agree")
 
 

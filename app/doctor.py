@@ -3,12 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from flask import Flask
 
 from app.bus import queries
 from app.db import Database, sqlite_is_safe, sqlite_module
-from app.errors import AppError
+from app.errors import AppError, DatabaseUnavailable
 from app.events import SIGNALS
 from config import Settings
 
@@ -32,8 +33,7 @@ def examine(app: Flask) -> list[Finding]:
         _check_database,
         _check_disk,
         _check_mail,
-        _check_dispatchers,
-        _check_deliveries,
+        _check_bus,
         _check_exposure,
     )
     return [finding for check in checks for finding in check(app)]
@@ -43,6 +43,9 @@ def _check_database(app: Flask) -> Iterator[Finding]:
     database: Database = app.extensions["database"]
     try:
         database.check_schema()
+    except DatabaseUnavailable as error:
+        yield Finding("wrong", f"database: {error.reason}; see that it runs, and that DATABASE_URL names it")
+        return
     except AppError as error:
         yield Finding("wrong", f"database: {error}")
         return
@@ -62,10 +65,14 @@ def _check_database(app: Flask) -> Iterator[Finding]:
 
 def _check_disk(app: Flask) -> Iterator[Finding]:
     settings: Settings = app.extensions["settings"]
-    folder = settings.instance_path if settings.instance_path.exists() else settings.instance_path.parent
-    free = shutil.disk_usage(folder).free
-    level, cure = ("note", "; make room before orders are refused") if free < SCARCE_BYTES else ("fine", "")
-    yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {folder}{cure}")
+    database: Database = app.extensions["database"]
+    written = [Path(database.url.database or "").absolute().parent] if database.is_sqlite else []
+    written += [settings.instance_path] if settings.mail_backend == "file" else []
+    for folder in dict.fromkeys(written):
+        there = next(each for each in (folder, *folder.parents) if each.exists())  # it is made when it is needed
+        free = shutil.disk_usage(there).free
+        level, cure = ("note", "; make room before orders are refused") if free < SCARCE_BYTES else ("fine", "")
+        yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {there}{cure}")
 
 
 def _check_mail(app: Flask) -> Iterator[Finding]:
@@ -83,31 +90,27 @@ def _check_mail(app: Flask) -> Iterator[Finding]:
             yield Finding("note", "mail: the sender is at localhost, which others refuse; set MAIL_DEFAULT_SENDER")
         if not (settings.mail_use_tls or settings.mail_use_ssl):
             yield Finding("note", "mail: goes in plain text; set MAIL_USE_TLS (587) or MAIL_USE_SSL (465)")
+        if settings.user_email_domain is None:
+            yield Finding(
+                "note", "mail: none for users whose address nobody gave; set USER_EMAIL_DOMAIN to make addresses"
+            )
     else:
         yield Finding("note", f"mail: kept by the {settings.mail_backend} backend; set MAIL_SERVER to send it")
 
 
-def _check_dispatchers(app: Flask) -> Iterator[Finding]:
+def _check_bus(app: Flask) -> Iterator[Finding]:
     database: Database = app.extensions["database"]
+    known = {name for signal in SIGNALS.values() for name in signal.subscriptions}
     try:
+        database.check_schema()
         with database.read() as session:
-            alive = queries.dispatchers(session, database.clock.now())
+            alive, backlog = queries.dispatchers(session, database.clock.now()), queries.backlog(session)
     except AppError:  # said above
         return
     if alive:
         yield Finding("fine", f"dispatchers alive: {len(alive)}")
     else:
         yield Finding("note", "no dispatcher is alive: deliveries wait; start the service, or 'flask bus run'")
-
-
-def _check_deliveries(app: Flask) -> Iterator[Finding]:
-    database: Database = app.extensions["database"]
-    known = {name for signal in SIGNALS.values() for name in signal.subscriptions}
-    try:
-        with database.read() as session:
-            backlog = queries.backlog(session)
-    except AppError:  # said above
-        return
     for row in backlog:
         if row.receiver not in known:
             yield Finding(
@@ -127,3 +130,5 @@ def _check_exposure(app: Flask) -> Iterator[Finding]:
         yield Finding("note", "the API is open to whoever reaches it; set API_TOKEN to demand a bearer token")
     else:
         yield Finding("fine", "the API demands a bearer token")
+    if settings.console_password is None:
+        yield Finding("note", "operator routes answer this machine only; behind a proxy set CONSOLE_PASSWORD")

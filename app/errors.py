@@ -39,6 +39,12 @@ class NestedTransaction(AppError):
 class DatabaseUnavailable(AppError):
     """The database can't take it now; nothing was stored. Try again in a moment."""
 
+    @property
+    def reason(self) -> str:
+        """The database's own words, on one line, without the statement and its values."""
+        cause = self.__cause__ or self
+        return str(getattr(cause, "orig", cause)).partition("\n")[0]
+
 
 class DatabaseUnusable(AppError):
     """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""

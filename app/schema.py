@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.db import Database, sqlite_module
+from app.db import Database, is_passing, sqlite_module
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -43,32 +43,39 @@ def prepare(database: Database) -> None:
 
 
 def upgrade(database: Database) -> None:
-    """Run the revisions that are missing, each at most once however many processes do this at the same time."""
+    """Run the revisions that are missing, each at most once however many processes do this at the same time.
+
+    Raises SchemaBehind when that can't be, DatabaseUnavailable when there is no database.
+    """
     from alembic import command
 
-    with _alone(database) as connection, _plainly():
+    with _plainly(), _alone(database) as connection:
         command.upgrade(_config(connection), "head")
         if database.is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall()):
             raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
 
 
 def check(database: Database) -> None:
-    """Raises SchemaBehind when models and migrations differ."""
+    """Raises SchemaBehind when models and migrations differ, DatabaseUnavailable when there is no database."""
     from alembic import command
 
-    with _alone(database) as connection, _plainly():
+    with _plainly(), _alone(database) as connection:
         command.check(_config(connection))
 
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Alembic's complaint as one of ours."""
+    """Alembic's complaint, or that of a database that isn't there, as one of ours."""
     from alembic.util import CommandError
 
     try:
         yield
     except CommandError as error:
         raise SchemaBehind(str(error)) from error
+    except DBAPIError as error:
+        if not is_passing(error):
+            raise
+        raise DatabaseUnavailable from error
 
 
 @contextmanager

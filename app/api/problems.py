@@ -67,8 +67,6 @@ def answer_conflict(error: OrderConflict) -> ResponseReturnValue:
 
 @routes.errorhandler(DatabaseUnavailable)
 def answer_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
-    cause = error.__cause__ or error
-    reason = str(getattr(cause, "orig", cause)).partition("\n")[0]  # without the statement and its values
-    log.warning("answering 503: %s", reason)
+    log.warning("answering 503: %s", error.reason)
     retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return answer_problem(Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers=retry))

@@ -5,10 +5,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
 
 from tests.support.service import Service
 from tests.support.smtp import SmtpServer
@@ -56,18 +54,6 @@ def serve(folder: Path) -> Iterator[Serve]:
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings of a service: a SQLite file that isn't there yet, or an empty PostgreSQL schema that is up to date."""
     return {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgres_url")}
-
-
-@pytest.fixture
-def bare_postgres_url(postgres_server: str) -> Iterator[str]:
-    """A PostgreSQL database without a schema."""
-    name = f"bare_{uuid4().hex}"
-    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
 
 
 @pytest.fixture

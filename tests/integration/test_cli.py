@@ -1,5 +1,6 @@
 """Commands for people."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,50 @@ def test_the_schema_is_upgraded_and_checked(run: Any) -> None:
     assert "agree" in run("db", "check")
 
 
+# A database that can't serve
+
+LOOKS = [["orders", "list"], ["users", "show", "42"], ["bus", "status"], ["bus", "prune"], ["bus", "run"]]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Any]:
+    """Run 'flask ...' on another database and return its exit code with what it prints."""
+    shops = []
+
+    def command(url: str, *words: str) -> tuple[int, str]:
+        settings = Settings.of(
+            instance_path=tmp_path / "instance",
+            database_url=url,
+            database_timeout=0.2,
+            mail_backend="memory",
+            log_level="ERROR",
+        )
+        shops.append(Shop(settings))
+        result = shops[-1].app.test_cli_runner().invoke(args=list(words))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, str(result.output)
+
+    yield command
+    for shop in shops:
+        shop.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("words", [*LOOKS, ["doctor"]], ids=" ".join)
+def test_a_database_without_its_schema_says_what_to_run(elsewhere: Any, bare_postgres_url: str, words: Any) -> None:
+    code, told = elsewhere(bare_postgres_url, *words)
+    assert code == 1
+    assert "flask db upgrade" in told
+
+
+@pytest.mark.parametrize("words", [*LOOKS, ["db", "upgrade"], ["db", "check"], ["doctor"]], ids=" ".join)
+def test_a_database_that_is_away_is_told_in_its_own_words(elsewhere: Any, words: Any) -> None:
+    code, told = elsewhere("postgresql+psycopg://me:s3cret@127.0.0.1:1/orders", *words)
+    assert code == 1
+    assert "port 1 failed" in told
+    assert "s3cret" not in told
+
+
 # The doctor
 
 
@@ -157,6 +202,15 @@ def test_the_doctor_sees_a_mail_server_that_does_not_answer(tmp_path: Path, sqli
     assert result.exit_code == 1
     assert "wrong  mail:" in result.output
     assert "MAIL_DEFAULT_SENDER" in result.output
+
+
+def test_the_doctor_sees_the_disks_of_folders_that_are_not_made_yet(tmp_path: Path, sqlite_url: str) -> None:
+    settings = Settings.of(instance_path=tmp_path / "not" / "yet" / "made", database_url=sqlite_url, log_level="ERROR")
+    shop = Shop(settings)
+    shown = shop.app.test_cli_runner().invoke(args=["doctor"]).output
+    shop.close()
+    assert f"free at {tmp_path}\n" in shown
+    assert f"free at {tmp_path}/instance\n" in shown
 
 
 def test_the_doctor_shows_no_password(tmp_path: Path) -> None:

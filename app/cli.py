@@ -1,6 +1,7 @@
 """Commands for people: flask bus, flask orders, flask users, flask db, flask doctor."""
 
 import getpass
+import os
 import signal
 import threading
 from datetime import UTC
@@ -91,7 +92,7 @@ def bus_status() -> None:
 
 def _filter_options(command: Any) -> Any:
     for option in (
-        click.option("--delivery", "delivery_id", type=int, help="This delivery only."),
+        click.option("--delivery", "delivery_id", type=click.IntRange(0, 2**63 - 1), help="This delivery only."),
         click.option("--state", type=click.Choice(["ready", "dead", "discarded"])),
         click.option("--receiver"),
         click.option("--type", "event_type", help="Of event, such as OrderCreated."),
@@ -122,6 +123,8 @@ def retry(yes: bool, **which: Any) -> None:
 @click.option("--because", required=True, help="Why: kept with each delivery.")
 def discard(yes: bool, because: str, **which: Any) -> None:
     """Give waiting and dead deliveries up for good. Says first how many."""
+    if not because.strip():
+        raise click.BadParameter("say why", param_hint="--because")
     chosen = _chosen(which)
     if _confirmed("discard", chosen, yes):
         click.echo(f"discarded {_bus().discard(chosen, because, by=_who())}")
@@ -149,7 +152,10 @@ def _confirmed(action: str, chosen: Filter, yes: bool) -> bool:
 
 
 def _who() -> str:
-    return f"cli:{getpass.getuser()}"
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a container may run as a user without a name
+        return f"cli:{os.getuid()}"
 
 
 @orders_group.command("list", cls=_Clean)
@@ -199,6 +205,8 @@ def show_user(user_id: str) -> None:
 @click.argument("address")
 def set_email(user_id: str, address: str) -> None:
     """Keep ADDRESS as the user's. Says how to retry what was skipped for want of one."""
+    if not orders.is_identifier(user_id):
+        raise click.ClickException(f"USER_ID: {user_id!r} is no id; it matches {orders.ID_PATTERN}")
     try:
         address = orders.checked_email(address)
     except ValueError as problem:

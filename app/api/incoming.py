@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import Outcome
-from app.orders import checked_email
+from app.orders import ID_PATTERN, checked_email
+from app.orders import is_identifier as is_identifier
 
 HIGHEST_PRICE = Decimal("9999999999.99")
 LONGEST_EMAIL = 254
@@ -20,15 +21,10 @@ LARGEST_PAGE = 200
 LARGEST_NUMBER = 2**63 - 1
 """What a column of numbers holds."""
 
-ID_PATTERN = "[A-Za-z0-9._:-]{1,64}"
 ID_RULE = "a string of 1 to 64 letters, digits, '.', '_', ':' or '-', or a non-negative integer"
 PRICE_PATTERN = r"0*[0-9]{1,10}(\.[0-9]{1,2})?"
 PRICE_RULE = f'a number, or a decimal string as "19.99", from 0 to {HIGHEST_PRICE} with at most two decimals'
 UUID_PATTERN = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-
-
-def is_identifier(value: str) -> bool:
-    return re.fullmatch(ID_PATTERN, value) is not None
 
 
 def _identifier(value: Any) -> str:

@@ -12,9 +12,10 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json
 from werkzeug.routing import Map, Rule
 
 from app.api.blueprint import routes, settings
-from app.api.incoming import ID_PATTERN, Asked
+from app.api.incoming import Asked
 from app.api.outgoing import Document, ProblemDetails
 from app.api.problems import LARGEST_BODY
+from app.orders import ID_PATTERN
 
 View = TypeVar("View", bound=Callable[..., ResponseReturnValue])
 Json = dict[str, Any]

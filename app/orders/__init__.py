@@ -3,6 +3,7 @@
 Every function works on the session of a running transaction and commits nothing itself.
 """
 
+import re
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
 
 __all__ = [
+    "ID_PATTERN",
     "NOTIFICATIONS",
     "STATUSES",
     "Order",
@@ -25,12 +27,16 @@ __all__ = [
     "confirm_order",
     "find_order",
     "find_user",
+    "is_identifier",
     "known_email",
     "list_orders",
     "mark_notification",
     "place_order",
     "set_email",
 ]
+
+ID_PATTERN = "[A-Za-z0-9._:-]{1,64}"
+"""What an order_id and a user_id look like."""
 
 
 def _insert(model: type[Base], key: str, dialect: str) -> Any:
@@ -190,6 +196,10 @@ def list_orders(
         page = page.where(Order.event_id < before)
     found = session.scalars(page).all()
     return found[:limit], found[limit - 1].event_id if len(found) > limit else None
+
+
+def is_identifier(value: str) -> bool:
+    return re.fullmatch(ID_PATTERN, value) is not None
 
 
 def checked_email(address: str) -> str:

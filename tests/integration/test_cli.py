@@ -1,5 +1,6 @@
 """Commands for people."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,12 @@ def test_a_wrong_address_is_refused(run: Any) -> None:
     assert "there is no user 42" in run("users", "show", "42", code=1)
 
 
+@pytest.mark.parametrize("user_id", ["", "a b", "a\nb", "x" * 65])
+def test_a_user_whom_no_order_can_name_gets_no_record(shop: Shop, run: Any, user_id: str) -> None:
+    assert "is no id" in run("users", "set-email", user_id, "ann@example.com", code=1)
+    assert shop.execute_scalar("SELECT count(*) FROM users") == 0
+
+
 def test_the_status_tells_who_is_alive_and_what_is_dead(dead: Shop, run: Any) -> None:
     shown = run("bus", "status")
     assert "no dispatcher is alive" in shown
@@ -117,6 +124,18 @@ def test_a_discard_keeps_its_reason(dead: Shop, run: Any) -> None:
     assert "discarded 1" in run("bus", "discard", "--user", "7", "--because", "closed", "--yes")
     assert [(d.state, d.reason) for d in dead.deliveries()] == [("discarded", "closed"), ("dead", "550 no such user")]
     assert "Missing option '--because'" in run("bus", "discard", "--user", "8", code=2)
+    assert "say why" in run("bus", "discard", "--user", "8", "--because", " ", code=2)
+
+
+def test_who_has_no_name_is_known_by_a_number(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as a user that no passwd file knows."""
+    monkeypatch.setattr("getpass.getuser", lambda: {}["getpwuid(): uid not found"])
+    run("bus", "discard", "--because", "closed", "--yes")
+    assert dead.execute_scalar("SELECT acted_by FROM operator_acts") == f"cli:{os.getuid()}"
+
+
+def test_a_number_that_no_delivery_can_have_is_refused(run: Any) -> None:
+    assert "is not in the range" in run("bus", "retry", "--delivery", "9" * 20, code=2)
 
 
 def test_old_events_are_forgotten_on_demand(shop: Shop, run: Any) -> None:

@@ -1,10 +1,13 @@
 """The WSGI application. Importing this module in the process that serves is enough to run everything."""
 
 import atexit
+import signal
 import sys
 
 import click
 from flask.cli import ScriptInfo
+from flask.helpers import get_debug_flag
+from werkzeug.serving import is_running_from_reloader
 
 import config
 from app import create_app
@@ -12,7 +15,9 @@ from app.errors import AppError, DatabaseUnavailable
 from app.schema import prepare
 
 _command = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
-_serving = _command is None or _command.find_object(ScriptInfo) is None or _command.info_name == "run"
+_is_flask = _command is not None and _command.find_object(ScriptInfo) is not None
+_flask_run = _command.params if _command is not None and _is_flask and _command.info_name == "run" else None
+_serving = not _is_flask or _flask_run is not None
 
 try:
     app = create_app()
@@ -26,6 +31,12 @@ except (config.ConfigError, AppError) as error:
     sys.exit(f"error: {error}")
 
 # gunicorn.conf.py starts the dispatcher after the fork instead, in each process that serves.
-if _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER:
+_dispatching = _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER
+if _flask_run is not None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # with all that atexit holds, as Ctrl-C does
+    _reloads = get_debug_flag() if _flask_run["reload"] is None else _flask_run["reload"]
+    if _reloads and not is_running_from_reloader():
+        _dispatching = False  # this process only watches the files, and would go on with the code of its start
+if _dispatching:
     app.extensions["bus"].start()
     atexit.register(app.extensions["bus"].stop)

@@ -344,6 +344,13 @@ def test_it_stops_when_asked(serve: Serve, command: tuple[str, ...]) -> None:
     assert "dispatcher stopped" in service.log
 
 
+def test_what_only_watches_the_files_for_a_reload_does_not_dispatch(serve: Serve) -> None:
+    """It would go on with the code of its start."""
+    service = serve(*FLASK, "--debug").start()
+    assert service.get("/readyz").body["dispatchers"] == 1
+    assert service.log.count("dispatcher started") == 1
+
+
 # Words used above
 
 

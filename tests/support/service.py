@@ -114,11 +114,6 @@ class Service:
     def database_url(self) -> str:
         return str(self.settings.get("database_url") or f"sqlite:///{self.settings['instance_path']}/orders.db")
 
-    @property
-    def is_flask_run(self) -> bool:
-        """Flask's own server, which is stopped by Ctrl-C; other commands by SIGTERM."""
-        return self.command[0] == "flask" and "bus" not in self.command
-
     # Starting
 
     def start(self, ready: str | None = None) -> Self:
@@ -237,9 +232,9 @@ class Service:
             os.kill(pid, number)
 
     def stop(self, limit: float = LIMIT) -> float:
-        """Ask it to end, and wait until it has. Returns the seconds that took."""
+        """Ask it by SIGTERM to end, and wait until it has. Returns the seconds that took."""
         began = time.monotonic()
-        self.signal(signal.SIGINT if self.is_flask_run else signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         code = self.wait_for_end(limit)
         assert code == 0, f"it ended with {code}:\n{self.log}"
         return time.monotonic() - began

@@ -14,8 +14,8 @@ from app.orders import checked_email, known_email, mark_notification
 from config import Settings
 
 NO_ADDRESS = (
-    "there is no address for user {user_id}: send one with an order as 'email', or run "
-    "'flask users set-email {user_id} ADDRESS' and retry this, or set USER_EMAIL_DOMAIN"
+    "there is no address for user {user_id}{why}: send one with an order as 'email', or run "
+    "'flask users set-email {user_id} ADDRESS'{or_else}; then retry this"
 )
 
 
@@ -29,10 +29,10 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
     Answers Discard where there is no address. Raises one of the kinds of AttemptFailed as the mail server says.
     """
     recipient = _address(event)
-    if recipient is None:
-        reason = NO_ADDRESS.format(user_id=event.user_id)
-        return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
     settings: Settings = current_app.extensions["settings"]
+    if recipient is None:
+        reason = _no_address(event.user_id, settings.user_email_domain)
+        return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
     mailer: Mailer = current_app.extensions["mailer"]
     message = order_notification(
         order_id=event.order_id,
@@ -82,6 +82,12 @@ def _address(event: OrderCreated) -> str | None:
         return _made_address(event.user_id, settings.user_email_domain)
     except ValueError:  # not every user_id makes an address: "a:b" doesn't
         return None
+
+
+def _no_address(user_id: str, domain: str | None) -> str:
+    if domain is None:
+        return NO_ADDRESS.format(user_id=user_id, why="", or_else=", or set USER_EMAIL_DOMAIN")
+    return NO_ADDRESS.format(user_id=user_id, why=f", and {user_id}@{domain} can't be one", or_else="")
 
 
 def _made_address(user_id: str, domain: str) -> str:

@@ -83,7 +83,9 @@ def test_what_was_skipped_for_want_of_an_address_is_sent_once_there_is_one(
     shop.place_order()
     shop.dispatch_all()
     assert (shop.order().notification, shop.states()["send_email_notification"]) == ("skipped", "discarded")
-    assert "flask users set-email 42 ADDRESS" in (shop.delivery("send_email_notification").reason or "")
+    assert "flask users set-email 42 ADDRESS', or set USER_EMAIL_DOMAIN; then retry this" in (
+        shop.delivery("send_email_notification").reason or ""
+    )
 
     told = run("users", "set-email", "42", "ann@Example.COM")
     assert "ann@example.com" in run("users", "show", "42")
@@ -92,6 +94,17 @@ def test_what_was_skipped_for_want_of_an_address_is_sent_once_there_is_one(
     shop.dispatch_all()
     assert shop.order().notification == "sent"
     assert [message.recipients for message in shop.mailer.outbox] == [["ann@example.com"]]
+
+
+def test_an_id_that_makes_no_address_is_skipped_with_a_reason_that_helps(shop: Shop) -> None:
+    """USER_EMAIL_DOMAIN is set already: to set it is no cure."""
+    shop.place_order(user_id="a:b")
+    shop.dispatch_all()
+    assert shop.order().notification == "skipped"
+    reason = shop.delivery("send_email_notification").reason or ""
+    assert "a:b@users.example can't be one" in reason
+    assert "flask users set-email a:b ADDRESS" in reason
+    assert "or set USER_EMAIL_DOMAIN" not in reason
 
 
 def test_a_wrong_address_is_refused(run: Any) -> None:

@@ -1,5 +1,6 @@
 """Settings: defaults that work, and one line for each wrong value that names it and the cure."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -114,3 +115,28 @@ def test_every_setting_stands_in_the_readme_in_both_languages() -> None:
     for readme in ("README.md", "README.zh.md"):
         text = (CHECKOUT / readme).read_text()
         assert [name for name in Settings.model_fields if f"`{name.upper()}`" not in text] == [], readme
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
+def test_the_defaults_in_the_readme_are_those_of_the_code(readme: str) -> None:
+    rows = re.findall(r"^\| (`[A-Z_`,、 ]+`) \| ([^|]+) \|", (CHECKOUT / readme).read_text(), re.MULTILINE)
+    shown = {}
+    for names, defaults in rows:
+        values = re.split(", |、", defaults.replace("`", ""))
+        shown |= dict(zip(re.findall("[A-Z_]+", names), values, strict=False))
+    code = Settings.load({})
+    simple = {name: value for name, value in code if isinstance(value, int | float) and not name.startswith("mail_use")}
+    assert {name: shown.get(name.upper()) for name in simple if name != "mail_port"} == {
+        name: str(value).lower() if isinstance(value, bool) else f"{value:g}"
+        for name, value in simple.items()
+        if name != "mail_port"
+    }
+    assert {
+        name: shown[name] for name in ("MAIL_LOCALE", "MAIL_ON_UNKNOWN", "WEB_HOST", "LOG_FORMAT", "LOG_LEVEL")
+    } == {
+        "MAIL_LOCALE": code.mail_locale,
+        "MAIL_ON_UNKNOWN": code.mail_on_unknown,
+        "WEB_HOST": code.web_host,
+        "LOG_FORMAT": code.log_format,
+        "LOG_LEVEL": code.log_level,
+    }

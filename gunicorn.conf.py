@@ -1,6 +1,7 @@
 """How gunicorn serves the application: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough."""
 
 import fcntl
+import os
 import sys
 import tempfile
 import threading
@@ -27,7 +28,7 @@ forwarded_allow_ips = ""  # nothing that a client says of itself is believed
 forwarder_headers = ""
 sendfile = False  # the worker sends
 timeout = 30
-graceful_timeout = 30
+graceful_timeout = 20 + settings.shutdown_seconds  # what is under way, then running receivers
 control_socket_disable = True  # all instances of a user would share one socket
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a heartbeat file, no data
 limit_request_line = 4094
@@ -35,6 +36,9 @@ limit_request_fields = 50
 limit_request_field_size = 8190
 
 service.SERVER_STARTS_DISPATCHER = True
+
+DELIVERING_NICENESS = 10
+"""Where there is more to do than the processor can, requests come first and deliveries catch up."""
 
 VACANT_SECONDS = 5
 """After so long without a dispatcher a process that serves becomes one too. gunicorn replaces one that died sooner."""
@@ -74,6 +78,8 @@ def post_worker_init(worker):
         return
     if _take_office():
         worker.serves = worker.cfg.workers == 1
+        if not worker.serves:
+            os.nice(DELIVERING_NICENESS)
         _bus(worker).start()
     else:
         threading.Thread(target=_stand_by, args=[worker], name="stand-by", daemon=True).start()
@@ -83,6 +89,10 @@ def worker_exit(server, worker):
     """Requests are answered; let running receivers end, and give back what was not begun."""
     if worker.wsgi is not None:
         _bus(worker).stop()
+
+
+def child_exit(server, worker):
+    worker.is_gone()
 
 
 def _take_office():

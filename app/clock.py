@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from datetime import UTC, datetime
-from uuid import UUID
 
 
 class Clock:
@@ -23,8 +22,8 @@ _lock = threading.Lock()
 _last = 0
 
 
-def uuid7() -> UUID:
-    """A version 7 UUID (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
+def uuid7() -> str:
+    """The text of a version 7 UUID (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
 
     The twelve bits after the version count fractions of the millisecond (method 3 of section 6.2), and never
     repeat or fall back within one process: ids made here sort in the order they were made.
@@ -34,5 +33,6 @@ def uuid7() -> UUID:
         ticks = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         _last = ticks
     milliseconds, fraction = divmod(ticks, 4096)
-    tail = int.from_bytes(os.urandom(8)) & (2**62 - 1)
-    return UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | tail)
+    tail = int.from_bytes(os.urandom(8)) & (2**62 - 1) | 0b10 << 62
+    text = f"{milliseconds:012x}7{fraction:03x}{tail:016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

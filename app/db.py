@@ -5,6 +5,7 @@ is set up. Nothing else in the application knows which of the two it talks to, b
 """
 
 import contextlib
+import functools
 import importlib
 import logging
 import random
@@ -12,20 +13,19 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from blinker import Signal
 from sqlalchemy import (
     URL,
     Connection,
     Engine,
-    Executable,
     MetaData,
     Numeric,
     String,
@@ -44,6 +44,7 @@ from sqlalchemy.types import DateTime, TypeDecorator
 
 from app.clock import Clock
 from app.errors import DatabaseUnavailable, DatabaseUnusable, NestedTransaction, OutsideTransaction, SchemaBehind
+from app.prepared import Reader
 from app.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,9 @@ that threads remain to read, and to tell."""
 
 LARGEST_BATCH = 16
 """How many callers' work shares a commit: it bounds how long the write lock is held."""
+
+COMPANY_SECONDS = 0.002
+"""How long a commit is put off for those who are on their way to it."""
 
 STUCK_SECONDS = 1.0
 """A database is stuck when transactions wait here and none has ended for so long."""
@@ -119,6 +123,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value if value is None else value.astimezone(UTC)
 
 
+@functools.lru_cache(maxsize=64)  # a transaction stores its own time several times
 def iso(moment: datetime) -> str:
     """ISO 8601 in UTC, always with microseconds, so that text order is time order."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -131,16 +136,30 @@ class Transaction(Session):
     of its own.
     """
 
-    now: datetime
-    """When the transaction began, by the injected clock."""
+    def __init__(self, connection: Connection, now: datetime) -> None:
+        """Most work needs prepared statements alone, so what a Session consists of is made when it is first used."""
+        self.now = now
+        """When the transaction began, by the injected clock."""
+        self.facts: dict[str, Any] = {}
+        """What listeners to ``Database.committed`` should know; forgotten when the transaction rolls back."""
+        self.driver: Any = connection.connection.dbapi_connection
+        """The driver's own connection, for prepared statements."""
+        self.dialect = connection.dialect
+        self._made_on: Connection | None = connection
 
-    facts: dict[str, Any]
-    """What listeners to ``Database.committed`` should know; forgotten when the transaction rolls back."""
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not there: the first time, all that a Session consists of."""
+        connection = vars(self).get("_made_on")
+        if connection is None:
+            raise AttributeError(f"a transaction has no {name!r}")
+        self._made_on = None
+        super().__init__(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
+        return getattr(self, name)
 
-    driver: Any
-    """The driver's own connection, for prepared statements."""
-
-    dialect: Dialect
+    @property
+    def is_used(self) -> bool:
+        """Whether something was done through the session, and lies in a savepoint of its own."""
+        return self._made_on is None and self.in_transaction()
 
     def commit(self) -> None:
         """Raises RuntimeError: the transaction is not the session's to end."""
@@ -166,7 +185,8 @@ class Transaction(Session):
             yield
             self.write_out()
         except Exception:
-            super().rollback()
+            if self.is_used:
+                super().rollback()
             self.driver.execute("ROLLBACK TO SAVEPOINT part")
             self.driver.execute("RELEASE SAVEPOINT part")
             raise
@@ -174,11 +194,12 @@ class Transaction(Session):
 
     def write_out(self) -> None:
         """Send what waits in the session to the database, where it joins the transaction."""
-        if self.in_transaction():
+        if self.is_used:
             super().commit()
 
 
 _current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
+_expected: ContextVar[bool] = ContextVar("expected", default=False)
 
 
 def current() -> Transaction:
@@ -213,7 +234,9 @@ class Database:
         self.url = make_url(url)
         self.clock = clock or Clock()
         self.timeout = timeout
-        self.committed = Signal("Sent after a commit; the sender is the database, `facts` what happened in it.")
+        self.committed = Signal(
+            "Sent after a commit; the sender is the database, `facts` what each caller's work told."
+        )
         self.engine = _engine(self.url, timeout, pool_size)
         self._begin_anew()
         self._turns = Turns(Path(self.url.database)) if self.is_sqlite and self.url.database else None
@@ -227,6 +250,8 @@ class Database:
         self._queue: deque[_Work] = deque()
         self._queue_lock = threading.Lock()
         self._led = False  # whether a thread is committing for all that is in the queue
+        self._coming = 0  # how many threads are expected in the queue
+        self._all_here = threading.Condition(self._queue_lock)
         self._writer: Connection | None = None
 
     @property
@@ -237,9 +262,9 @@ class Database:
         """Run ``work(session)`` in one write transaction, and return what it returns once that is durable.
 
         An exception rolls everything back. When the database is busy, gone or has chosen this transaction as the
-        victim of a deadlock, the whole ``work`` runs again, until ``timeout``; so it must have no effects but on the
-        session. Raises DatabaseUnavailable then, and sooner where the database is stuck and others here wait already;
-        NestedTransaction inside another transaction.
+        victim of a deadlock, or when another's work that shares it fails, the whole ``work`` runs again; so it must
+        have no effects but on the session. Raises DatabaseUnavailable after ``timeout``, and sooner where the database
+        is stuck and others here wait already; NestedTransaction inside another transaction.
         """
         if _current.get() is not None:
             raise NestedTransaction
@@ -248,11 +273,15 @@ class Database:
             if self.is_sqlite:
                 self._join(mine)
             else:
-                self._persistently([mine])
+                self._persistently(mine, [mine])
+                self._tell([mine])
         if mine.error is not None:
             raise mine.error
-        self.committed.send(self, facts=mine.facts)
         return cast(T, mine.result)
+
+    def expected(self) -> "_Expected":
+        """In the block, who commits waits a moment for this thread's transaction to share the commit."""
+        return _Expected(self)
 
     def _join(self, mine: "_Work") -> None:
         """SQLite has one writer at a time: who comes while another thread commits waits, and shares the next commit.
@@ -260,46 +289,66 @@ class Database:
         The first in the queue leads: it does the work of all who wait, then passes the lead on.
         """
         with self._queue_lock:
+            self._arrived()
             self._queue.append(mine)
             leads, self._led = not self._led, True
         if not leads:
-            mine.turn.acquire()
-        if mine.done:
-            return
-        with self._queue_lock:
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
+            mine.turn.acquire()  # until it is done, or has the lead
+        if not mine.done:
+            self._lead(mine)
+
+    def _lead(self, mine: "_Work") -> None:
+        batch: list[_Work] = []
         try:
-            self._persistently(batch)
+            self._await_company()
+            self._persistently(mine, batch)
         finally:
             with self._queue_lock:
                 self._queue.extendleft(each for each in reversed(batch) if not each.done and each is not mine)
-                following = self._queue[0] if self._queue else None
-                self._led = following is not None
-            for each in batch:
-                if each.done and each is not mine:
-                    each.turn.release()
-            if following is not None:
-                following.turn.release()
+                self._led = bool(self._queue)
+                if self._led:
+                    self._queue[0].turn.release()
+        self._tell(batch)
 
-    def _persistently(self, batch: "list[_Work]") -> None:
-        """Do the work until its commit is through. What can't be done ends with DatabaseUnavailable as its error."""
+    def _arrived(self) -> None:
+        """Who was expected is here. Called under the queue's lock."""
+        if _expected.get():
+            _expected.set(False)
+            self._coming -= 1
+            if not self._coming:
+                self._all_here.notify()
+
+    def _await_company(self) -> None:
+        with self._queue_lock:
+            if self._coming:
+                self._all_here.wait_for(lambda: not self._coming or len(self._queue) >= LARGEST_BATCH, COMPANY_SECONDS)
+
+    def _tell(self, batch: "list[_Work]") -> None:
+        facts = [each.facts for each in batch if each.facts and each.error is None]
+        if facts:
+            self.committed.send(self, facts=facts)
+
+    def _persistently(self, mine: "_Work", batch: "list[_Work]") -> None:
+        """Do my work and the batch's until the commit is through. What can't be done ends with DatabaseUnavailable."""
+        apart = False
         for attempt in range(1_000_000):
-            waiting = [each for each in batch if not each.done]
             try:
-                self._once(waiting)
+                self._once(batch, apart=apart)
             except Exception as error:
                 if not is_passing(error):
                     self._last_end = time.monotonic()
-                    waiting[0].fail(error)  # it was alone
-                    return
+                    waiting = [each for each in batch if not each.done]
+                    if len(waiting) == 1:
+                        waiting[0].end(error)
+                        return
+                    apart = True  # one of them is wrong: again, so that it harms none of the others
+                    continue
                 pause = random.uniform(0, min(0.2, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-                self._give_up(waiting, pause, error)
+                self._give_up(batch, pause, error)
                 with self._queue_lock:
                     self._give_up(self._queue, pause, error)
-                    for each in [each for each in self._queue if each.done]:
-                        self._queue.remove(each)
-                        each.turn.release()
-                if all(each.done for each in batch):
+                    self._queue = deque(each for each in self._queue if not each.done)
+                if all(each.done for each in (mine, *batch)):
                     return
                 time.sleep(pause)
             else:
@@ -310,8 +359,8 @@ class Database:
         """End what may wait no longer."""
         for each in waiting:
             late = time.monotonic() + pause > each.began + self.timeout
-            if _is_full(error) or late or self._enough_wait(each.began):
-                each.fail(_unavailable(error))
+            if not each.done and (_is_full(error) or late or self._enough_wait(each.began)):
+                each.end(_unavailable(error))
 
     @contextlib.contextmanager
     def _in_line(self) -> Iterator[float]:
@@ -332,18 +381,25 @@ class Database:
         stuck = time.monotonic() - self._last_end > STUCK_SECONDS
         return stuck and sum(other < began for other in list(self._line)) >= PATIENT
 
-    def _once(self, batch: "list[_Work]") -> None:
-        """One transaction. An error of one's own work undoes that work alone."""
+    def _once(self, batch: "list[_Work]", *, apart: bool) -> None:
+        """One transaction. Where the works are kept ``apart``, an error of one undoes that one alone."""
         with self._turns.taken() if self._turns else contextlib.nullcontext(), self._writing() as connection:
-            driver: Any = connection.connection.dbapi_connection
             if self.is_sqlite:
-                driver.execute("BEGIN IMMEDIATE")
-            joined = len(batch) > 1
-            for each in batch:
-                each.do(connection, driver, self.clock.now(), joined=joined)
-            self._commit(connection, batch)
-        for each in batch:
-            each.done = True
+                connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE")  # type: ignore[union-attr]
+                self._fill(batch)
+            now = self.clock.now()
+            waiting = [each for each in batch if not each.done]
+            for each in waiting:
+                each.do(Transaction(connection, now), apart=apart and len(waiting) > 1)
+            self._commit(connection, waiting)
+        for each in waiting:
+            each.end(each.error)
+
+    def _fill(self, batch: "list[_Work]") -> None:
+        """Whoever waits when the write lock is ours comes along."""
+        with self._queue_lock:
+            while self._queue and len(batch) < LARGEST_BATCH:
+                batch.append(self._queue.popleft())
 
     def _commit(self, connection: Connection, batch: "list[_Work]") -> None:
         transaction = connection.get_transaction()
@@ -369,7 +425,7 @@ class Database:
             connection.close()
 
     @contextlib.contextmanager
-    def look(self) -> Iterator["Reader"]:
+    def look(self) -> Iterator[Reader]:
         """For prepared queries, each of which sees the database as it is at its moment. Raises DatabaseUnavailable."""
         try:
             connection = self.engine.raw_connection()
@@ -429,6 +485,22 @@ class Database:
         self.engine.dispose()
 
 
+class _Expected:
+    """See Database.expected()."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def __enter__(self) -> None:
+        with self.database._queue_lock:
+            self.database._coming += 1
+        _expected.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        with self.database._queue_lock:
+            self.database._arrived()
+
+
 class _Work:
     """What one caller of ``transact`` wants done, and what came of it."""
 
@@ -443,107 +515,34 @@ class _Work:
         self.turn = threading.Lock()
         self.turn.acquire()
 
-    def do(self, connection: Connection, driver: Any, now: datetime, *, joined: bool) -> None:
+    def do(self, session: Transaction, *, apart: bool) -> None:
         """In the caller's context, whichever thread it is that does it. Raises where the whole transaction is lost."""
-        session = Transaction(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
-        session.now, session.driver, session.dialect, session.facts = now, driver, connection.dialect, {}
-        self.error = None
+        self.error, self.facts = None, session.facts
         try:
-            self.result = self.context.run(self._within, session, joined)
+            self.result = self.context.run(self._within, session, apart)
         except Exception as error:
-            if not joined or is_passing(error):
+            if not apart or is_passing(error):
                 raise
-            self.error = error
-        self.facts = session.facts
+            self.error, self.facts = error, {}
 
-    def _within(self, session: Transaction, joined: bool) -> Any:
+    def _within(self, session: Transaction, apart: bool) -> Any:
         _current.set(session)
         try:
-            if joined:
+            if apart:
                 with session.savepoint():
                     return self.work(session)
             result = self.work(session)
             session.write_out()
             return result
         finally:
-            if session.in_transaction():
+            if session.is_used:
                 session.close()
             _current.set(None)
 
-    def fail(self, error: Exception) -> None:
+    def end(self, error: Exception | None) -> None:
+        """It is over; who waits for it goes on."""
         self.error, self.done = error, True
-
-
-class Reader(NamedTuple):
-    """What a prepared query runs on."""
-
-    driver: Any
-    dialect: Dialect
-
-
-class Prepared:
-    """A statement that is compiled once for each kind of database, and run by the driver itself.
-
-    For the few statements of the path that every order takes: SQLAlchemy's handling of a statement costs several times
-    what the database takes for it. Values are given by name, as to SQLAlchemy, and are bound as their columns' types
-    say; rows come as the driver gives them (see ``utc``, ``money``).
-    """
-
-    def __init__(self, made: Executable | Callable[[str], Executable], *names: str) -> None:
-        """``names`` are the columns that an INSERT names; ``made`` may depend on the dialect's name."""
-        self._made = made
-        self._names = names
-        self._compiled: dict[str, _Compiled] = {}
-
-    def __call__(self, session: "Transaction | Reader", values: Mapping[str, Any]) -> Any:
-        """Run it. Returns the driver's cursor."""
-        compiled = self._for(session.dialect)
-        return session.driver.execute(compiled.sql, compiled.bind(values))
-
-    def many(self, session: Transaction, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Run it for each row. Returns how many rows of the table that met in all."""
-        compiled = self._for(session.dialect)
-        cursor = session.driver.cursor()
-        cursor.executemany(compiled.sql, [compiled.bind(row) for row in rows])
-        return int(cursor.rowcount)
-
-    def _for(self, dialect: Dialect) -> "_Compiled":
-        found = self._compiled.get(dialect.name)
-        if found is None:
-            statement = self._made(dialect.name) if callable(self._made) else self._made
-            found = self._compiled[dialect.name] = _Compiled(statement, self._names, dialect)
-        return found
-
-
-class _Compiled:
-    def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(names) or None)
-        self.sql = str(compiled)
-        self._positional = bool(compiled.positional)
-        order = compiled.positiontup if self._positional else list(compiled.binds)
-        self._slots = []
-        for name in order:
-            bound = compiled.binds[name]
-            process = bound.type.dialect_impl(dialect).bind_processor(dialect)
-            fixed = bound.value if not bound.required else None
-            self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
-
-    def bind(self, values: Mapping[str, Any]) -> Any:
-        bound = [
-            fixed if not required else process(values[name]) if process else values[name]
-            for name, process, required, fixed in self._slots
-        ]
-        return bound if self._positional else dict(zip((slot[0] for slot in self._slots), bound, strict=True))
-
-
-def utc(value: Any) -> datetime:
-    """A time as the driver gives it."""
-    return datetime.fromisoformat(value) if isinstance(value, str) else value.astimezone(UTC)
-
-
-def money(value: Any) -> Decimal:
-    """An amount as the driver gives it."""
-    return value if isinstance(value, Decimal) else Decimal(value)
+        self.turn.release()
 
 
 def _engine(url: URL, timeout: float, pool_size: int) -> Engine:

@@ -7,11 +7,12 @@ the bus calls the receivers later. All else that blinker users know keeps workin
 """
 
 import dataclasses
+import functools
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from blinker import ANY, NamedSignal, Namespace
 
@@ -211,10 +212,18 @@ notification_failed = signal("notification_failed", NotificationFailed)
 notification_skipped = signal("notification_skipped", NotificationSkipped)
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+@functools.cache
+def _fields(event_type: Hashable) -> dict[str, Any]:
+    """The declared types, by name."""
+    return {field.name: field.type for field in dataclasses.fields(cast(type[Event], event_type))}
+
+
 def encode(event: Event) -> str:
     """The event's data as a JSON object; a Decimal as its exact text."""
-    data = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=str)
+    return _encoder.encode({name: getattr(event, name) for name in _fields(cast(Hashable, type(event)))})
 
 
 def decode(type_name: str, version: int, data: bytes | str) -> Event:
@@ -230,12 +239,12 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
         raise ValueError("the data is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("the data is not a JSON object")
-    fields = {field.name: field for field in dataclasses.fields(event_type)}
+    fields = _fields(cast(Hashable, event_type))
     if unknown := values.keys() - fields.keys():
         raise ValueError(f"the data has unknown fields: {', '.join(sorted(unknown))}")
     if missing := fields.keys() - values.keys():
         raise ValueError(f"the data lacks: {', '.join(sorted(missing))}")
-    return event_type(**{name: _decode_field(name, fields[name].type, value) for name, value in values.items()})
+    return event_type(**{name: _decode_field(name, fields[name], value) for name, value in values.items()})
 
 
 def _decode_field(name: str, declared: Any, value: Any) -> Any:

@@ -12,6 +12,7 @@ pinned, and tests/acceptance/test_hostile_clients.py notices when another one di
 import contextlib
 import errno
 import json
+import mmap
 import re
 import select
 import socket
@@ -48,6 +49,9 @@ QUEUE_SECONDS = 5
 """How long a request may wait for a thread. What comes later is answered 503: by then its client has other worries."""
 
 RETRY_AFTER_SECONDS = 2
+
+YIELD_SECONDS = 0.0005
+"""How long a process that has more connections than another leaves the next one to that."""
 
 DETAILS = {
     HTTPStatus.BAD_REQUEST: "This is no HTTP/1.1 request, or it broke off.",
@@ -194,6 +198,10 @@ class Connection(TConn):  # type: ignore[misc]
         self.parser.unreader.unread(bytes(self.incoming.content))
 
 
+crowds = memoryview(mmap.mmap(-1, 4 * 256)).cast("i")
+"""How many connections each process has, and one more; 0 where none accepts any. All that are forked share it."""
+
+
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
     """gthread, but for when a request goes to a thread, and for who waits for a client.
 
@@ -201,6 +209,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     answered it, ``sending`` until the client has read that, ``keepalived_conns`` until the next request begins, or
     ``leaving`` when it is done with.
     """
+
+    _nr_conns = 0
+    _accepting = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -212,6 +223,22 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.serves = True
         """Set by gunicorn.conf.py: false in the process that only dispatches."""
 
+    @property
+    def nr_conns(self) -> int:
+        return self._nr_conns
+
+    @nr_conns.setter
+    def nr_conns(self, number: int) -> None:
+        self._nr_conns = number
+        self._tell_others()
+
+    def _tell_others(self) -> None:
+        crowds[self.age % len(crowds)] = self._nr_conns + 1 if self._accepting else 0
+
+    def is_gone(self) -> None:
+        """Called by gunicorn.conf.py in the master, when the process has ended."""
+        crowds[self.age % len(crowds)] = 0
+
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         super().check_config(cfg, log)
@@ -222,8 +249,11 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and self.serves)
+        self._tell_others()
 
     def accept(self, listener: Any) -> None:
+        if self._nr_conns + 1 > min(filter(None, crowds)):
+            time.sleep(YIELD_SECONDS)
         try:
             client, address = listener.accept()
         except OSError as error:

@@ -4,6 +4,7 @@ from flask import Flask
 
 from app.api import auth, feed, health, openapi, operator, orders, problems
 from app.api.blueprint import routes
+from app.api.edge import Edge, PlainResponse
 from app.api.exactjson import ExactJSON
 
 __all__ = ["auth", "feed", "health", "init_app", "openapi", "operator", "orders", "problems"]
@@ -14,3 +15,5 @@ def init_app(app: Flask) -> None:
     app.json = ExactJSON(app)
     app.url_map.merge_slashes = False  # Flask would answer //api//orders with a redirect that is an HTML page
     app.register_blueprint(routes)
+    app.response_class = PlainResponse
+    app.wsgi_app = Edge(app)  # type: ignore[method-assign]  # as Flask's documentation has it

@@ -2,7 +2,7 @@
 
 from typing import cast
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, current_app
 
 from app.db import Database
 from config import Settings
@@ -21,17 +21,3 @@ def database() -> Database:
 
 def settings() -> Settings:
     return cast(Settings, current_app.extensions["settings"])
-
-
-@routes.after_app_request
-def protect(response: Response) -> Response:
-    """The headers that keep a browser from making anything but data of an answer, or from keeping it. Pages for people
-    set their own before."""
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-    response.headers.setdefault("Referrer-Policy", "no-referrer")
-    if is_api(request.path):
-        response.headers["Cache-Control"] = "no-store"
-        if request.method == "OPTIONS" and not response.data:
-            del response.headers["Content-Type"]  # Flask says HTML of its empty answer
-    return response

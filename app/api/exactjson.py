@@ -18,8 +18,6 @@ class ExactJSON(DefaultJSONProvider):
     """Reads every number with a point or an exponent as a Decimal, and NaN, Infinity and what is beyond a Decimal
     as a Decimal that is not finite: whether a number fits is the field's to say. Writes UTF-8 as it is."""
 
-    ensure_ascii = False
-    sort_keys = False
     compact = True
 
     def loads(self, s: str | bytes, **_: Any) -> Any:
@@ -31,13 +29,15 @@ class ExactJSON(DefaultJSONProvider):
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
 
-    def dumps(self, obj: Any, **kwargs: Any) -> str:
+    def dumps(self, obj: Any, **_: Any) -> str:
         """A lone surrogate, which UTF-8 can't carry, leaves as the escape that it came as."""
-        return super().dumps(obj, **kwargs).encode("utf-8", "backslashreplace").decode()
+        return _encoder.encode(obj).encode("utf-8", "backslashreplace").decode()
 
 
 def printable(name: str) -> str:
     """A name from outside, fit to be shown: short, and without characters that do something."""
+    if len(name) <= LONGEST_NAME and name.isprintable():
+        return name
     short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in short)
 
@@ -62,4 +62,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=DefaultJSONProvider.default)
 _decoder = json.JSONDecoder(parse_float=_number, parse_int=_integer, parse_constant=Decimal, object_pairs_hook=_object)

@@ -36,12 +36,13 @@ SOURCE = "/api/create_order"
 def create_order() -> ResponseReturnValue:
     """Stores the order and the event that announces it in one transaction, or nothing."""
     order = read_body(NewOrder)
-    event_id = str(uuid7())
+    event = OrderCreated(**vars(order))
+    event_id = uuid7()
 
     def place(session: Transaction) -> str | None:
-        earlier = place_order(session, **dict(order), event_id=event_id)
+        earlier = place_order(session, **vars(order), event_id=event_id)
         if earlier is None:
-            order_created.send(SOURCE, event=OrderCreated(**dict(order)), event_id=event_id)
+            order_created.send(SOURCE, event=event, event_id=event_id)
         return earlier
 
     earlier = database().transact(place)

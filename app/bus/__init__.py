@@ -86,8 +86,8 @@ class Bus:
         self._wake()
         return count
 
-    def _on_commit(self, _: Database, facts: dict[str, Any]) -> None:
-        recorded = facts.get("recorded", ())
+    def _on_commit(self, _: Database, facts: list[dict[str, Any]]) -> None:
+        recorded = [event for each in facts for event in each.get("recorded", ())]
         for event in recorded:
             signals.report(signals.event_recorded, self, event=event)
         if any(event.receivers for event in recorded):

@@ -83,7 +83,7 @@ class Dispatcher:
         self.lease = timedelta(seconds=lease_seconds)
         self.missing_after = timedelta(seconds=missing_receiver_seconds)
         self.outlast = outlast
-        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{str(uuid7())[-6:]}"
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
         self._held: dict[Lease, float] = {}
         self._held_lock = threading.Lock()
 

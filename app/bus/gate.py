@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import bindparam, delete, select, update
 
 from app.bus.tables import UNFINISHED, Delivery, Gate
-from app.db import Prepared, Reader, Transaction, insert, table, utc
+from app.db import Transaction, insert, table
 from app.errors import Outcome
+from app.prepared import Prepared, Reader, utc
 from app.retry import probe_wait
 
 DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)

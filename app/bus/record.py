@@ -1,16 +1,18 @@
 """Remember: store an event and its deliveries in the transaction that made it a fact."""
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Text, cast, func, insert
+from sqlalchemy import BigInteger, Text, bindparam, cast, func, insert
 
 from app import events
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
-from app.db import Prepared, current, table
+from app.db import current, table
+from app.prepared import Prepared
 
 
 class Cause(NamedTuple):
@@ -42,10 +44,18 @@ INSERT_EVENT = Prepared(
     *("event_id", "type", "version", "source", "order_id", "user_id", "data", "occurred_at"),
     *("cause_id", "correlation_id"),
 )
-INSERT_DELIVERY = Prepared(
-    insert(table(Delivery)).values(state=READY, attempts=0, lease_token=0).inline(),
-    *("event_id", "receiver", "due_at", "created_at"),
-)
+
+
+@functools.cache
+def insert_deliveries(count: int) -> Prepared:
+    """One statement for all the deliveries of an event."""
+    common = {"state": READY, "attempts": 0, "lease_token": 0} | {
+        name: bindparam(f"the_{name}", type_=table(Delivery).c[name].type)
+        for name in ("event_id", "due_at", "created_at")
+    }
+    rows = [common | {"receiver": bindparam(f"receiver_{n}")} for n in range(count)]
+    return Prepared(insert(table(Delivery)).values(rows))
+
 
 _cause: ContextVar[Cause | None] = ContextVar("cause", default=None)
 
@@ -65,7 +75,7 @@ def record(
 ) -> None:
     """Insert the event, and a delivery due at once for each subscription. Raises OutsideTransaction."""
     session = current()
-    event_id = event_id or str(uuid7())
+    event_id = event_id or uuid7()
     cause = _cause.get()
     INSERT_EVENT(
         session,
@@ -83,10 +93,10 @@ def record(
         },
     )
     receivers = tuple(subscription.name for subscription in subscriptions)
-    for name in receivers:
-        INSERT_DELIVERY(
-            session, {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
-        )
+    if receivers:
+        owed = {"the_event_id": event_id, "the_due_at": session.now, "the_created_at": session.now}
+        owed |= {f"receiver_{n}": name for n, name in enumerate(receivers)}
+        insert_deliveries(len(receivers))(session, owed)
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

@@ -16,9 +16,10 @@ from sqlalchemy.orm import Session
 from app.bus import gate
 from app.bus.queries import raw_data
 from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
-from app.db import Prepared, Reader, Transaction, table, utc
+from app.db import Transaction, table
 from app.db import insert as upsert
 from app.errors import LeaseLost, Outcome
+from app.prepared import Prepared, Reader, utc
 
 HELD = update(table(Delivery)).where(
     Delivery.delivery_id == bindparam("of_delivery"),

@@ -162,6 +162,6 @@ def _bind(folder: Path) -> socket.socket:
     if folder.parent == Path(tempfile.gettempdir()) and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{folder} is somebody else's")
     mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    mailbox.bind(str(folder / f"{os.getpid()}-{str(uuid7())[-8:]}"))
+    mailbox.bind(str(folder / f"{os.getpid()}-{uuid7()[-8:]}"))
     mailbox.setblocking(False)
     return mailbox

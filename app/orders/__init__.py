@@ -13,9 +13,10 @@ from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db import Base, Database, Prepared, Transaction, money, table, utc
+from app.db import Base, Database, Transaction, table
 from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
+from app.prepared import Prepared, money, utc
 
 __all__ = [
     "ID_PATTERN",

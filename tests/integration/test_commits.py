@@ -89,6 +89,37 @@ def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) ->
     assert users(crowd.database) == ["a", "b", "c"]
 
 
+def test_a_lock_that_others_hold_for_long_is_waited_for(crowd: Crowd, sqlite_url: str) -> None:
+    """SQLite gives up before us: then it is asked again."""
+    other = Database(sqlite_url)
+    with crowd.database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")  # the pool hands it out again
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(_: Transaction) -> None:
+        held.set()
+        assert let_go.wait(20)
+
+    holder = threading.Thread(target=other.transact, args=[hold])
+    holder.start()
+    assert held.wait(20)
+    refused: list[BaseException] = []
+
+    give_up = crowd.database._give_up
+
+    def counting(waiting: Any, pause: float, error: Exception) -> None:
+        refused.append(error)
+        let_go.set()
+        give_up(waiting, pause, error)
+
+    crowd.database._give_up = counting  # type: ignore[method-assign]
+    assert crowd.database.transact(adds("a")) == "a"
+    holder.join(20)
+    assert refused
+    assert users(crowd.database) == ["a"]
+    other.close()
+
+
 def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
     def wrong(session: Transaction) -> None:
         set_email(session, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing

@@ -249,7 +249,7 @@ def test_fifty_identical_orders_at_once_are_one(shop: Shop) -> None:
     start = threading.Barrier(50)
 
     def place() -> None:
-        event_id = str(uuid7())
+        event_id = uuid7()
 
         def work(session: Transaction) -> str | None:
             facts: dict[str, Any] = {"order_id": "1", "user_id": "2", "total_price": Decimal(3), "email": "a@b.example"}

@@ -90,7 +90,7 @@ def place_orders(shop: Shop, count: int, first: int = 0) -> None:
 
     def work(session: Transaction) -> None:
         for number in range(first, first + count):
-            event_id = str(uuid7())
+            event_id = uuid7()
             facts: Any = {
                 "order_id": f"{number}",
                 "user_id": f"{number % 10}",
@@ -108,7 +108,7 @@ def multiply_orders(shop: Shop, order_id: str, count: int) -> None:
     order, (delivery,) = shop.order(order_id), shop.deliveries(MAIL)
     with shop.database.read() as session:
         event = session.scalars(select(StoredEvent).where(StoredEvent.event_id == order.event_id)).one()
-    ids = [{"order_id": f"{order_id}-{number}", "event_id": str(uuid7())} for number in range(count)]
+    ids = [{"order_id": f"{order_id}-{number}", "event_id": uuid7()} for number in range(count)]
 
     def work(session: Transaction) -> None:
         for original, key in ((order, None), (event, "position"), (delivery, "delivery_id")):

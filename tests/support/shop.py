@@ -81,7 +81,7 @@ class Shop:
 
     def place_order(self, order_id: str = "1001", user_id: str = "42", price: str = "19.99", **more: Any) -> str:
         """An order as the route places it, without HTTP. Returns the event's id."""
-        event_id = str(uuid7())
+        event_id = uuid7()
 
         def work(session: Transaction) -> None:
             facts = {"order_id": order_id, "user_id": user_id, "total_price": Decimal(price), "email": None} | more

@@ -282,7 +282,7 @@ class World:
 
     def post(self, order_id: str, order: Placed) -> None:
         """As the route does it; and the answer must be true."""
-        order = replace(order, event_id=str(uuid7()))
+        order = replace(order, event_id=uuid7())
         client = Actor("a client")
         shown = f"{order_id}: {order.user_id} {order.price} {order.email or ''}".rstrip()
         answer = self.run(client, f"places {shown}", lambda: self._request(order_id, order))

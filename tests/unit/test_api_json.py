@@ -68,7 +68,7 @@ def test_chinese_is_written_as_it_is() -> None:
 
 
 def test_a_lone_surrogate_is_written_as_an_escape() -> None:
-    assert provider.dumps({"a": "\ud800订"}) == '{"a": "\\ud800订"}'
+    assert provider.dumps({"a": "\ud800订"}) == '{"a":"\\ud800订"}'
 
 
 def test_a_decimal_is_written_as_a_string() -> None:

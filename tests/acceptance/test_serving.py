@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from contextlib import ExitStack, closing, suppress
 from email import message_from_bytes
@@ -16,6 +17,7 @@ from typing import Any, Self
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
+from config import CHECKOUT
 from tests.acceptance.conftest import Serve
 from tests.support.ledger import Ledger, Load, read
 from tests.support.service import DISPATCHER, FLASK, GUNICORN, PRELOADED, Client, Service, wait_until
@@ -210,6 +212,21 @@ def test_ready_means_that_nothing_waits_for_long(serve: Serve) -> None:
 
     serve(*DISPATCHER).start()
     web.wait_for_answer("/readyz")
+
+
+def test_a_container_that_takes_orders_is_healthy_though_it_is_not_ready(serve: Serve) -> None:
+    """A mail server that is away must not get the service replaced."""
+    service = serve(dispatch_in_web=False).start(ready="/healthz")
+    assert service.get("/readyz").status == 503
+
+    dockerfile = (CHECKOUT / "Dockerfile").read_text().replace("\\\n", "")
+    (check,) = re.findall(r"^HEALTHCHECK .* CMD (python .*)$", dockerfile, re.MULTILINE)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    command = ["/bin/sh", "-c", check]
+
+    assert subprocess.run(command, env={"PORT": str(service.port), "PATH": path}, check=False).returncode == 0
+    service.stop()
+    assert subprocess.run(command, env={"PORT": str(service.port), "PATH": path}, check=False).returncode == 1
 
 
 # The log

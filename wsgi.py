@@ -3,6 +3,7 @@
 import atexit
 import signal
 import sys
+from traceback import walk_stack
 
 import click
 from flask.cli import ScriptInfo
@@ -13,6 +14,16 @@ import config
 from app import create_app
 from app.errors import AppError, DatabaseUnavailable
 from app.schema import prepare
+
+# Whatever imports this in between: if it is gunicorn that loads the application, it stands in the stack.
+_callers = {str(frame.f_globals.get("__name__")) for frame, _ in walk_stack(sys._getframe())}
+_by_gunicorn = any(name.startswith("gunicorn.") for name in _callers)
+if _by_gunicorn and not config.SERVER_STARTS_DISPATCHER:
+    sys.stderr.write(
+        "error: gunicorn runs without this service's gunicorn.conf.py, which it reads from the folder where it is "
+        f"started; start it in {config.CHECKOUT}, by 'cd' rather than --chdir\n"
+    )
+    sys.exit(4)  # tells gunicorn that it is no use to start another worker
 
 _command = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
 _is_flask = _command is not None and _command.find_object(ScriptInfo) is not None

@@ -20,7 +20,18 @@ from sqlalchemy import create_engine, make_url, text
 from config import CHECKOUT
 from tests.acceptance.conftest import Serve
 from tests.support.ledger import Ledger, Load, read
-from tests.support.service import DISPATCHER, FLASK, GUNICORN, PRELOADED, Client, Service, wait_until
+from tests.support.service import (
+    DISPATCHER,
+    FLASK,
+    GUNICORN,
+    LIMIT,
+    PRELOADED,
+    Client,
+    Service,
+    environment,
+    free_port,
+    wait_until,
+)
 from tests.support.smtp import SmtpServer
 
 pytestmark = pytest.mark.timeout(180)
@@ -313,6 +324,28 @@ def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(
 
     assert service.wait_for_end() > 0
     assert str(folder) in sentence(service)
+
+
+@pytest.mark.parametrize("options", [["--preload", "-w", "2"], []], ids=["preload", ""])
+def test_gunicorn_that_has_not_read_its_configuration_says_where_to_start_it(folder: Path, options: list[str]) -> None:
+    """It looks for the file where it is started. A preloading master would dispatch, and then fork."""
+    port = free_port()
+    bind = ["--bind", f"127.0.0.1:{port}", "--no-control-socket"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", *bind, "--chdir", str(CHECKOUT), *options, "wsgi:app"],
+        cwd=folder,
+        env=environment(instance_path=folder / "instance", port=port),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+    (told,) = [line for line in ended.stderr.splitlines() if not line.startswith("[")]
+
+    assert ended.returncode > 0
+    assert told.startswith("error: gunicorn runs without this service's gunicorn.conf.py")
+    assert f"start it in {CHECKOUT}," in told
+    assert not (folder / "instance").exists(), "it did something first"
 
 
 @pytest.mark.postgres

@@ -25,29 +25,26 @@ if _by_gunicorn and not config.SERVER_STARTS_DISPATCHER:
     )
     sys.exit(4)  # tells gunicorn that it is no use to start another worker
 
-_command = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
-_is_flask = _command is not None and _command.find_object(ScriptInfo) is not None
-_flask_run = _command.params if _command is not None and _is_flask and _command.info_name == "run" else None
-_serving = not _is_flask or _flask_run is not None
+_context = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
+_flask = _context if _context and _context.find_object(ScriptInfo) else None
+_serving = _flask is None or _flask.info_name == "run"
+if _flask and _serving:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # with all that atexit holds, as Ctrl-C does
+    _reloads = _flask.params["reload"]
+    if get_debug_flag() if _reloads is None else _reloads:
+        _serving = is_running_from_reloader()  # or else it only watches the files, with the code of its start
 
 try:
     app = create_app()
     if _serving:
         prepare(app.extensions["database"])
         app.extensions["database"].close()  # gunicorn --preload forks after this: see create_app
-except DatabaseUnavailable as error:
-    if config.Settings.load().is_sqlite:
-        sys.exit(f"error: {error}")
+except DatabaseUnavailable:
+    pass  # PostgreSQL: requests are answered 503 until it can be reached
 except (config.ConfigError, AppError) as error:
     sys.exit(f"error: {error}")
 
 # gunicorn.conf.py starts the dispatcher after the fork instead, in each process that serves.
-_dispatching = _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER
-if _flask_run is not None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # with all that atexit holds, as Ctrl-C does
-    _reloads = get_debug_flag() if _flask_run["reload"] is None else _flask_run["reload"]
-    if _reloads and not is_running_from_reloader():
-        _dispatching = False  # this process only watches the files, and would go on with the code of its start
-if _dispatching:
+if _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER:
     app.extensions["bus"].start()
     atexit.register(app.extensions["bus"].stop)

@@ -16,7 +16,7 @@ __all__ = ["create_app"]
 def create_app(settings: Settings | None = None, *, clock: Clock | None = None, policy: Policy | None = None) -> Flask:
     """The application: the only place that knows every part. Starts no thread: ``wsgi.py`` does.
 
-    On SQLite the schema is brought up to date. Raises ConfigError when a setting is wrong, DatabaseUnavailable when
+    On SQLite the schema is brought up to date. Raises ConfigError when a setting is wrong, DatabaseUnusable when
     the SQLite file can't be opened.
     """
     settings = settings or Settings.load()

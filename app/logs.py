@@ -51,6 +51,9 @@ class Log:
         self.write("error", message, facts, error)
 
     def write(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> None:
+        self.stream.write(f"{self.line(level, message, facts, error)}\n")
+
+    def line(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None) -> str:
         time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         message = masked(message)
         facts = {name: masked(value) if isinstance(value, str) else value for name, value in facts.items()}
@@ -60,31 +63,36 @@ class Log:
             line = {"message": message, "level": level, "timestamp": time} | facts
             if trace:
                 line["exception"] = "\n".join(trace)
-            told = json.dumps(line, ensure_ascii=False, default=str)
-        else:
-            told = " ".join([f"{time} [{level:8}] {message:24}", *(f"{name}={_shown(facts[name])}" for name in facts)])
-            told = "\n".join([told.rstrip(), *trace])
-        self.stream.write(f"{told}\n")
+            return json.dumps(line, ensure_ascii=False, default=str)
+        told = " ".join([f"{time} [{level:8}] {message:24}", *(f"{name}={_shown(facts[name])}" for name in facts)])
+        return "\n".join([told.rstrip(), *trace])
 
 
-class Forwarding(logging.Handler):
-    """Takes in what the standard library's loggers of this application say."""
+class Alike(logging.Formatter):
+    """What the standard library's loggers say looks like everything else."""
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def format(self, record: logging.LogRecord) -> str:
         error = record.exc_info[1] if record.exc_info else None
-        log.write(record.levelname.lower(), record.getMessage(), {}, error)
+        return log.line(record.levelname.lower(), record.getMessage(), {}, error)
 
 
 log = Log(sys.stderr, "INFO", as_json=False)
 
 
 def configure(settings: Settings) -> None:
-    """``text``: a line each for people; ``json``: an object each for machines. Standard library loggers go along."""
+    """``text``: a line each for people; ``json``: an object each for machines. Standard library loggers go along.
+
+    So do gunicorn's, where it runs this: wherever it writes to, and from whatever level on, as it is told by its own
+    options.
+    """
     global log
     log = Log(sys.stderr, settings.log_level, as_json=settings.log_format == "json")
     root = logging.getLogger("app")
-    root.handlers, root.propagate = [Forwarding()], False
+    root.handlers, root.propagate = [logging.StreamHandler(sys.stderr)], False
     root.setLevel(settings.log_level)
+    for handler in (*root.handlers, *logging.getLogger("gunicorn.error").handlers):
+        if isinstance(handler, logging.StreamHandler):  # a file is one too; syslog has a form of its own
+            handler.setFormatter(Alike())
 
 
 def _lines(error: BaseException) -> list[str]:

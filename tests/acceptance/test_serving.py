@@ -279,6 +279,7 @@ def test_the_log_can_be_json(serve: Serve) -> None:
         "delivery done",
         "delivery done",
     ]
+    assert any(line["message"].startswith("Worker exiting") for line in lines), "what gunicorn says in a worker"
 
 
 # What stops the start

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,20 @@ def test_other_loggers_lines_are_masked_too(printed: Printed) -> None:
     logging.getLogger("app").warning("Exception on %s", "/api/orders/\nforged for ann@example.com")
     (line,) = printed().splitlines()
     assert "ann@" not in line
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_gunicorn_says_looks_the_same(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    gunicorn = logging.getLogger("gunicorn.error")
+    monkeypatch.setattr(gunicorn, "handlers", [logging.StreamHandler(stream)])
+    logs.configure(Settings.of(log_format=log_format, log_level="ERROR"))
+
+    gunicorn.error("Error handling request %s", "/api/orders/ann@example.com\nforged")
+
+    (line,) = stream.getvalue().splitlines()
+    assert "ann@" not in line
+    assert re.search('"level": "error"' if log_format == "json" else r"^[0-9-]{10}T[0-9:.]+Z \[error   \] Error", line)
 
 
 def test_a_traceback_is_masked_and_none_of_its_lines_passes_for_one_of_the_log(printed: Printed) -> None:

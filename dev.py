@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What one does in a checkout; nothing but Python 3.11 or newer needs to be there.
 
-    make run       start the service on http://127.0.0.1:8000; make run PORT=8001 takes another port
+    make run       start the service on http://127.0.0.1:8000; make run PORT=8001 takes another port, and
+                   whatever else the README lists as a setting can be given the same way, or by the environment
     make test      run the tests; make test ARGS="-k mail" hands further words to pytest
     make lint      check style and types
     make format    put the code into the agreed style
@@ -11,6 +12,7 @@
 Without make: python3 dev.py run, python3 dev.py test -k mail, and so on.
 """
 
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -55,14 +57,12 @@ STEPS = {
 WELCOME = """
 The service is ready at {url} (Ctrl-C stops it). Place an order:
 
-  curl -i {url}/api/create_order -H 'Content-Type: application/json' -d '{{"order_id": "1001", "user_id": "42", "total_price": 19.99}}'
+  curl -i {url}/api/create_order{token} -H 'Content-Type: application/json' -d '{{"order_id": "1001", "user_id": "42", "total_price": 19.99}}'
 
 and look at what followed from it:
 
-  curl {url}/api/orders/1001
-  sqlite3 instance/orders.db 'select * from orders'
-  cat instance/mail/new/*
-"""  # noqa: E501 - the curl is pasted as one line
+  curl {url}/api/orders/1001{token}
+{looks}"""  # noqa: E501 - the curl is pasted as one line
 
 
 def main(command: str = "help", *arguments: str) -> int | None:
@@ -80,8 +80,8 @@ def main(command: str = "help", *arguments: str) -> int | None:
 
 
 def run() -> int:
-    port = os.environ.get("PORT") or "8000"
-    listen(port).close()  # A port that is taken is said before a slow installation, not after it.
+    host, port = setting("WEB_HOST", "127.0.0.1").strip("[]"), setting("PORT", "8000")
+    listen(host, port).close()  # A port that is taken is said before a slow installation, not after it.
     prepare("requirements.txt")
     service, stopping = None, False
 
@@ -93,12 +93,12 @@ def run() -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    with listen(port) as listener:
+    with listen(host, port) as listener:
         service = start_service(listener.fileno())
     if stopping:  # A signal came while the service was being started.
         stop()
     try:
-        welcome(service, f"http://127.0.0.1:{port}")
+        welcome(service, url_of(host, port))
     except OSError:  # Nobody reads this terminal any more.
         stop()
     code = service.wait()
@@ -120,7 +120,37 @@ def welcome(service: subprocess.Popen, url: str) -> None:
             return
         time.sleep(0.2)
     if service.poll() is None:
-        print(WELCOME.format(url=url))
+        print(greeting(url))
+
+
+def greeting(url: str) -> str:
+    """What to try next. All of it works when it is pasted, whatever is set."""
+    token = ' -H "Authorization: Bearer $API_TOKEN"' if setting("API_TOKEN") else ""
+    return WELCOME.format(url=url, token=token, looks="".join(f"  {look}\n" for look in looks()))
+
+
+def looks() -> list:
+    folder = str(Path(setting("INSTANCE_PATH", "instance")).expanduser())
+    database = setting("DATABASE_URL", f"sqlite:///{folder}/orders.db")
+    backend = setting("MAIL_BACKEND", "smtp" if setting("MAIL_SERVER") else "file")
+    found = []
+    if database.startswith("sqlite:"):
+        file = database.partition("///")[2].partition("?")[0]
+        found.append(f"sqlite3 {shlex.quote(file)} 'select * from orders'")  # noqa: S608 - for a person to paste
+    if backend == "file":
+        found.append(f"cat {shlex.quote(folder)}/mail/new/*")
+    return found
+
+
+def setting(name: str, default: str = "") -> str:
+    """As config.py takes it: an empty one is none."""
+    return os.environ.get(name, "").strip() or default
+
+
+def url_of(host: str, port: str) -> str:
+    """Where this machine reaches what listens there."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
+    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
 
 
 def is_ready(url: str) -> bool:
@@ -131,14 +161,17 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def listen(port: str) -> socket.socket:
-    try:
-        return socket.create_server(("127.0.0.1", int(port) or -1))  # 0 would be any port: of no use here.
-    except (ValueError, OverflowError):
+def listen(host: str, port: str) -> socket.socket:
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:  # 0 would be any port: of no use here.
         fail(f"PORT={port} is not a port; give a number, as in: make run PORT=8001")
+    try:
+        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        another = 8002 if port == "8001" else 8001
-        fail(f"cannot listen on port {port} ({os.strerror(error.errno)}); take another one: make run PORT={another}")
+        reason = error.strerror.partition(" (while")[0]
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            another = 8002 if port == "8001" else 8001
+            fail(f"cannot listen on port {port} ({reason}); take another one: make run PORT={another}")
+        fail(f"cannot listen at WEB_HOST={host} ({reason}); give an address of this machine's, or leave it out")
 
 
 def test(*arguments: str) -> None:

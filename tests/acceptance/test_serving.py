@@ -109,6 +109,28 @@ def test_a_person_at_a_terminal_sees_what_the_readme_shows(serve: Serve) -> None
     assert re.fullmatch(r"1001\|42\|19\.99\|\|confirmed\|sent\|\d{4}-\d\d-\d\dT[0-9:.]+Z\|[0-9a-f-]{36}\n", row)
 
 
+def test_make_run_serves_where_it_is_told_to_and_stops_when_asked(folder: Path) -> None:
+    """With the packages that are there already: to install them is not what is tried here."""
+    script = "import dev, sys; dev.prepare = lambda *_: None; dev.PYTHON = sys.executable; sys.exit(dev.main('run'))"
+    port = free_port()
+    settings = {"instance_path": folder / "here", "web_host": "127.0.0.2", "port": port, "web_concurrency": 1}
+    printed = folder / "printed"
+    with (
+        printed.open("w") as out,
+        subprocess.Popen([sys.executable, "-c", script], cwd=CHECKOUT, env=environment(**settings), stdout=out) as run,
+    ):
+        try:
+            wait_until(lambda: "mail/new" in printed.read_text(), "the hints")
+        finally:
+            run.terminate()
+    told = printed.read_text().strip().splitlines()
+
+    assert run.returncode == 0
+    assert told[0] == f"The service is ready at http://127.0.0.2:{port} (Ctrl-C stops it). Place an order:"
+    assert told[-2:] == [f"  sqlite3 {folder}/here/orders.db 'select * from orders'", f"  cat {folder}/here/mail/new/*"]
+    assert (folder / "here" / "orders.db").exists()
+
+
 # Waking up
 
 

@@ -1,5 +1,6 @@
 """Commands for people: flask bus, flask orders, flask users, flask db, flask doctor."""
 
+import contextlib
 import getpass
 import os
 import signal
@@ -61,7 +62,9 @@ class _Clean(click.Command):
 @bus_group.command("run", cls=_Clean)
 def run_bus() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
-    bus = _bus()
+    with contextlib.suppress(DatabaseUnavailable):  # at the start as later, the worker waits until it is back
+        _database()
+    bus: Bus = current_app.extensions["bus"]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

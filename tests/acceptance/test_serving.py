@@ -409,6 +409,29 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(serve: Serve, postgr
         assert service.log.count("database lost") <= len(service.workers()), "once for each process, not each try"
 
 
+@pytest.mark.postgres
+def test_a_dispatcher_alone_waits_for_a_database_that_is_away_at_the_start(serve: Serve, postgres_url: str) -> None:
+    with Door(postgres_url) as door:
+        dispatcher = serve(*DISPATCHER, database_url=door.url, database_timeout=0.5).launch()
+        dispatcher.wait_for_log("database lost")
+
+        door.open()
+
+        dispatcher.wait_for_log("database back")
+        web = serve(dispatch_in_web=False, database_url=postgres_url).start()
+        web.post(**ORDER)
+        wait_until_finished(web, "1001")
+        dispatcher.stop()
+
+
+@pytest.mark.postgres
+def test_a_dispatcher_that_waits_for_its_database_stops_when_asked(serve: Serve, postgres_url: str) -> None:
+    with Door(postgres_url) as door:
+        dispatcher = serve(*DISPATCHER, database_url=door.url, database_timeout=0.5).launch()
+        dispatcher.wait_for_log("database lost")
+        assert dispatcher.stop() < 10
+
+
 # Stopping
 
 

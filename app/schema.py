@@ -87,7 +87,9 @@ def _alone(database: Database) -> Iterator[Connection]:
             yield connection
         return
     # A new file switches to WAL without regard to busy_timeout: the first to open it must be alone.
-    with Path(f"{database.url.database}.lock").open("w") as lock:
+    file = Path(f"{database.url.database}.lock")
+    file.touch(mode=0o600)  # nobody else is to hold it
+    with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         engine = create_engine(database.url, module=sqlite_module())
 

@@ -178,6 +178,13 @@ class Settings(BaseModel):
             raise ValueError("DATABASE_URL names a database in memory, which loses orders; name a file")
         if scheme != "sqlite" and importlib.util.find_spec("psycopg") is None:
             raise ValueError("DATABASE_URL needs PostgreSQL's driver; run 'pip install -r requirements-scale.txt'")
+        try:
+            url.get_dialect()().create_connect_args(url)
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "DATABASE_URL has a wrong host or port, or a wrong value after its '?'; set it to "
+                + str(type(self).model_fields["database_url"].description)
+            ) from None
         return self
 
     @property

@@ -66,6 +66,12 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"DATABASE_URL": "nonsense"}, ["DATABASE_URL", "sqlite:////absolute/path.db"]),
         ({"DATABASE_URL": "sqlite://"}, ["DATABASE_URL", "in memory"]),
         ({"DATABASE_URL": "sqlite:///:memory:?timeout=1"}, ["DATABASE_URL", "in memory"]),
+        (
+            {"DATABASE_URL": "sqlite:///x.db?timeout=abc"},
+            ["DATABASE_URL", "after its '?'", "sqlite:////absolute/path.db"],
+        ),
+        ({"DATABASE_URL": "sqlite://host/x.db"}, ["DATABASE_URL has a wrong host"]),
+        ({"DATABASE_URL": "postgresql://db/orders?port=http"}, ["DATABASE_URL has a wrong host or port"]),
         ({"RETRY_BASE_SECONDS": "9", "RETRY_MAX_SECONDS": "8"}, ["RETRY_BASE_SECONDS is more than"]),
         ({"RETRY_MAX_ATTEMPTS": "0"}, ["RETRY_MAX_ATTEMPTS", "1 to 1000"]),
         ({"LEASE_SECONDS": "nan"}, ["LEASE_SECONDS", "0.5 to 3600"]),

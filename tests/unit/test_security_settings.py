@@ -36,6 +36,7 @@ def test_settings_are_shown_without_their_secrets() -> None:
         {"database_url": f"postgresql+psycopg:shop:{SECRET}@db.example"},
         {"database_url": f"postgresql+psycopg://shop:{SECRET}@db.example:port/orders"},
         {"database_url": f"postgresql+psycopg://shop@db.example:{SECRET}/orders"},
+        {"database_url": f"sqlite:////srv/orders.db?timeout={SECRET}"},
         {"mail_port": 0},
         {"web_threads": "many"},
     ],

@@ -31,6 +31,13 @@ ALLOWED = {
 """What each part may import of the application. Nothing imports api, cli or receivers but create_app."""
 
 
+TRANSACTIONS_OF_THEIR_OWN = {
+    "app.db": "transact() is there",
+    "app.schema": "a revision changes tables, and must be alone",
+    "app.bus.wakeup": "NOTIFY is heard once it is committed; it writes nothing",
+}
+
+
 def modules() -> dict[str, Path]:
     return {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -67,6 +74,19 @@ def test_no_import_goes_in_a_circle() -> None:
 
 def test_every_part_has_its_line() -> None:
     assert {part(name) for name in modules() if name != "app"} == set(ALLOWED)
+
+
+def test_all_writes_go_through_transact() -> None:
+    """Which retries them, bounds how long they wait, and tells what was committed. Mail, which has no database, says
+    begin() to a server."""
+    opens = {
+        name
+        for name, file in modules().items()
+        if name == "app" or "db" in {part(name)} | ALLOWED[part(name)]
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("engine", "begin", "commit")
+    }
+    assert opens == set(TRANSACTIONS_OF_THEIR_OWN)
 
 
 def test_only_config_reads_the_environment() -> None:

@@ -217,10 +217,14 @@ def set_email(user_id: str, address: str) -> None:
     database = _database()
     database.transact(lambda session: orders.set_email(session, user_id, address))
     click.echo(f"user {user_id}: {address}")
+    mails = Filter(user_id=user_id, receiver="send_email_notification", state="discarded", reason="no address")
     with database.read() as session:
-        skipped, _ = orders.list_orders(session, user_id=user_id, notification="skipped", limit=200)
-    for order in skipped:
-        click.echo(f"to send what was skipped: flask bus retry --order {order.order_id} --state discarded")
+        skipped = operate.count(session, "retry", mails)
+    if skipped:
+        click.echo(
+            f"to send what was skipped ({skipped}): flask bus retry --user {user_id} --receiver {mails.receiver} "
+            f"--state {mails.state} --reason '{mails.reason}'"
+        )
 
 
 @db_group.command("upgrade", cls=_Clean)

@@ -1,6 +1,7 @@
 """Commands for people."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,28 @@ def test_what_was_skipped_for_want_of_an_address_is_sent_once_there_is_one(
 
     told = run("users", "set-email", "42", "ann@Example.COM")
     assert "ann@example.com" in run("users", "show", "42")
-    cure = told.splitlines()[-1].partition("flask ")[2].split()
+    cure = shlex.split(told.splitlines()[-1].partition("flask ")[2])
     assert "retried 1" in run(*cure, "--yes")
     shop.dispatch_all()
     assert shop.order().notification == "sent"
     assert [message.recipients for message in shop.mailer.outbox] == [["ann@example.com"]]
+
+
+def test_all_that_was_skipped_is_sent_by_one_command_and_nothing_that_a_person_discarded(shop: Shop, run: Any) -> None:
+    object.__setattr__(shop.settings, "user_email_domain", None)
+    for order_id in ("1", "2", "3"):
+        shop.place_order(order_id)
+    run("bus", "discard", "--order", "3", "--receiver", "send_email_notification", "--because", "a test", "--yes")
+    shop.place_order("4", user_id="43")
+    shop.dispatch_all()
+
+    (_, told) = run("users", "set-email", "42", "ann@example.com").splitlines()
+    run(*shlex.split(told.partition("flask ")[2]), "--yes")
+    shop.dispatch_all()
+
+    states = [shop.order(order_id).notification for order_id in ("1", "2", "3", "4")]
+    assert states == ["sent", "sent", "pending", "skipped"]
+    assert run("users", "set-email", "42", "bob@example.com") == "user 42: bob@example.com\n"
 
 
 def test_an_id_that_makes_no_address_is_skipped_with_a_reason_that_helps(shop: Shop) -> None:

@@ -62,7 +62,7 @@ class AttemptView(Given):
     dispatcher: str | None
 
 
-class DeliveryView(Given):
+class Delivery(Given):
     """One event owed to one receiver."""
 
     delivery_id: int
@@ -72,6 +72,11 @@ class DeliveryView(Given):
     settled_at: Moment | None
     attempts_spent: int
     reason: str | None
+
+
+class DeliveryView(Delivery):
+    """One event owed to one receiver, with each try at it."""
+
     attempts: list[AttemptView]
 
 
@@ -129,17 +134,10 @@ class EventPage(Given):
     next: str = Field(description="as 'after' it goes on from here, now or later")
 
 
-class OwedDelivery(Given):
+class OwedDelivery(Delivery):
     """A delivery with what it is about."""
 
-    delivery_id: int
-    receiver: str
-    state: Literal["ready", "leased", "done", "dead", "discarded"]
-    due_at: Moment | None
-    settled_at: Moment | None
-    attempts_spent: int
     outcome: Outcome | None = Field(description="of the latest attempt")
-    reason: str | None
     event_id: str
     event_type: str
     order_id: str

@@ -17,7 +17,7 @@ from app.bus.dispatcher import Settled
 from app.bus.operate import Filter
 from app.bus.record import Recorded
 from app.bus.store import Lease
-from app.errors import Outcome
+from app.errors import DatabaseUnavailable, Outcome
 from config import Settings
 
 _UNCLEAR = re.compile(r"""[\s="']""")
@@ -175,8 +175,8 @@ def dispatcher_failed(_: object, error: Exception) -> None:
     log.error("dispatcher failed", error=error)
 
 
-def database_lost(_: object, error: Exception) -> None:
-    log.error("database lost", reason=str(error.__cause__ or error).splitlines()[0])
+def database_lost(_: object, error: DatabaseUnavailable) -> None:
+    log.error("database lost", reason=error.reason)
 
 
 def database_back(_: object) -> None:

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app import logs
 from app.db import Database
+from app.errors import DatabaseUnavailable
 from config import Settings
 
 Printed = Callable[[], str]
@@ -116,6 +117,14 @@ def test_a_traceback_is_masked_and_none_of_its_lines_passes_for_one_of_the_log(p
     assert not [line for line in told.splitlines() if line.startswith("2026-11-23T00:00:00Z")]
     if told.startswith("{"):
         assert [json.loads(line)["level"] for line in told.splitlines()] == ["error", "error"]
+
+
+def test_a_database_that_is_lost_is_told_of_in_its_own_words(printed: Printed) -> None:
+    error = DatabaseUnavailable()
+    error.__cause__ = OperationalError("SELECT 1", {}, Exception("connection refused\nIs the server running?"))
+    logs.database_lost(None, error=error)
+    (line,) = printed().splitlines()
+    assert re.search("""reason(=|": )['"]connection refused['"]""", line)
 
 
 def test_an_error_of_the_database_tells_no_values(tmp_path: Any) -> None:

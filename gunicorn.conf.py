@@ -1,14 +1,19 @@
 """How gunicorn serves the application: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough."""
 
 import fcntl
-import os
+import gc
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for -c from another folder
+
+import gunicorn.glogging
+
 import config as service  # gunicorn has a setting of its own named "config"
+from app import logs
 
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
@@ -16,6 +21,7 @@ try:
 except service.ConfigError as error:
     sys.exit(f"error: {error}")
 
+chdir = str(service.CHECKOUT)
 wsgi_app = "wsgi:app"
 bind = f"{settings.web_host}:{settings.port}"
 worker_class = "app.server.PatientWorker"  # gthread, but slow clients hold no thread
@@ -37,8 +43,16 @@ limit_request_field_size = 8190
 
 service.SERVER_STARTS_DISPATCHER = True
 
-DELIVERING_NICENESS = 10
-"""Where there is more to do than the processor can, requests come first and deliveries catch up."""
+
+class Log(gunicorn.glogging.Logger):
+    """The master's lines look like all others, too."""
+
+    def setup(self, cfg):
+        super().setup(cfg)
+        logs.configure(settings)
+
+
+logger_class = Log
 
 VACANT_SECONDS = 5
 """After so long without a dispatcher a process that serves becomes one too. gunicorn replaces one that died sooner."""
@@ -74,12 +88,12 @@ def on_reload(server):
 def post_worker_init(worker):
     """The application is loaded and the process forked. The first that comes here dispatches, and serves nobody, so
     that requests and deliveries don't wait for one interpreter. A lone process does both."""
+    gc.collect()
+    gc.freeze()  # the collector need not go through all that was loaded, each time again
     if not settings.dispatch_in_web:
         return
     if _take_office():
         worker.serves = worker.cfg.workers == 1
-        if not worker.serves:
-            os.nice(DELIVERING_NICENESS)
         _bus(worker).start()
     else:
         threading.Thread(target=_stand_by, args=[worker], name="stand-by", daemon=True).start()

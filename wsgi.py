@@ -21,7 +21,7 @@ _by_gunicorn = any(name.startswith("gunicorn.") for name in _callers)
 if _by_gunicorn and not config.SERVER_STARTS_DISPATCHER:
     sys.stderr.write(
         "error: gunicorn runs without this service's gunicorn.conf.py, which it reads from the folder where it is "
-        f"started; start it in {config.CHECKOUT}, by 'cd' rather than --chdir\n"
+        f"started; start it in {config.CHECKOUT}, or with '-c {config.CHECKOUT}/gunicorn.conf.py'\n"
     )
     sys.exit(4)  # tells gunicorn that it is no use to start another worker
 

@@ -258,6 +258,11 @@ class Database:
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
 
+    @property
+    def crowding(self) -> float:
+        """How often of late this process found another one writing, from 0 to 1. On PostgreSQL nobody is in the way."""
+        return self._turns.crowding if self._turns else 0.0
+
     def transact(self, work: Callable[[Transaction], T]) -> T:
         """Run ``work(session)`` in one write transaction, and return what it returns once that is durable.
 

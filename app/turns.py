@@ -24,6 +24,9 @@ PAUSE = 0.0001
 class Turns:
     """One for each process. ``with turns.taken(): write``. For one thread at a time."""
 
+    crowding = 0.0
+    """How often of late another process had the turn, from 0 to 1."""
+
     def __init__(self, file: Path) -> None:
         self._paths = [file.with_name(f"{file.name}-{name}") for name in ("next", "turn")]
         self._locks: list[int] = []
@@ -33,11 +36,13 @@ class Turns:
         if not self._locks:
             self._locks = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for path in self._paths]
         following, turn = self._locks
-        deadline = time.monotonic() + PATIENCE
+        began = time.monotonic()
+        deadline = began + PATIENCE
         first = _lock(following, deadline)
         held = first and _lock(turn, deadline)
         if first:
             fcntl.flock(following, fcntl.LOCK_UN)
+        self.crowding += ((time.monotonic() - began > PAUSE) - self.crowding) / 8
         try:
             yield
         finally:

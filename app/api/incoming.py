@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from app.errors import Outcome
-from app.orders import ID_PATTERN, checked_email
-from app.orders import is_identifier as is_identifier
+from app.orders import ID_PATTERN, checked_email, is_identifier
 
 HIGHEST_PRICE = Decimal("9999999999.99")
 LONGEST_EMAIL = 254

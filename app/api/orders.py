@@ -6,7 +6,7 @@ from flask import request, url_for
 from flask.typing import ResponseReturnValue
 
 from app.api.blueprint import database, routes
-from app.api.incoming import NewOrder, OrderQuery, is_identifier
+from app.api.incoming import NewOrder, OrderQuery
 from app.api.openapi import Answer, describe
 from app.api.outgoing import OrderPage, OrderView, OrderWithTimeline, PlacedOrder, UserView, view
 from app.api.reading import read_body, read_query
@@ -15,7 +15,7 @@ from app.clock import uuid7
 from app.db import Transaction
 from app.errors import OrderNotFound, UserNotFound
 from app.events import OrderCreated, order_created
-from app.orders import find_order, find_user, list_orders, place_order
+from app.orders import find_order, find_user, is_identifier, list_orders, place_order
 
 SOURCE = "/api/create_order"
 """What the events of this route name as their source."""

@@ -143,7 +143,7 @@ class Dispatcher:
             return self.settle([(lease, answer) for lease in batch if (answer := self.call(lease)) is not None])
         try:
             held = [lease for lease in batch if self._still_held(lease)]
-            results = self._store(lambda session: [self._attempt_inside(session, lease) for lease in held])
+            results = self._store(lambda session: self._attempt_all(session, held))
         finally:
             self._let_go(batch)
         return self._report(held, results)
@@ -166,7 +166,7 @@ class Dispatcher:
         """Store what receivers answered, in one transaction. Raises DatabaseUnavailable; then their leases run out."""
         leases = [lease for lease, _ in answers]
         try:
-            results = self._store(lambda session: [self._settle_one(session, *each) for each in answers])
+            results = self._store(lambda session: self._settle_all(session, answers))
         finally:
             self._let_go(leases)
         return self._report(leases, results)
@@ -238,26 +238,55 @@ class Dispatcher:
                 if not self.outlast(error):
                     raise
 
-    def _attempt_inside(self, session: Transaction, lease: Lease) -> Settled | None:
-        """A receiver with a session: its writes and its delivery's end stand or fall together, in a savepoint.
+    def _attempt_all(self, session: Transaction, leases: list[Lease]) -> list[Settled | None]:
+        """Receivers with a session: their writes and their deliveries' ends stand or fall together.
 
-        Returns None when the lease was lost; then nothing of it stays.
+        Whose lease holds is looked up first; until the transaction ends, nobody else can take it.
         """
+        held = store.held(session, leases)
+        answers = [(lease, self._call_inside(session, lease)) for lease in leases if lease in held]
+        done = [lease for lease, answer in answers if isinstance(answer, Done)]
+        store.settle_done(session, done)
+        settled: dict[Lease, Settled] = {lease: Settled(lease, DONE, Outcome.OK) for lease in done}
+        for lease, answer in answers:
+            if lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
+                settled[lease] = result
+        return [settled.get(lease) for lease in leases]
+
+    def _call_inside(self, session: Transaction, lease: Lease) -> Answer:
+        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing."""
         try:
             with _savepoint(session):
                 answer = self._call(lease, find(lease), session)
                 if isinstance(answer, Failure | RetryAfter):
                     raise _RolledBack(answer)
-                return self._settle(session, lease, answer)
-        except LeaseLost:
-            return None
+                if isinstance(answer, Done):
+                    self._publish(lease, answer.publish)
+                return answer
         except _RolledBack as undone:
-            answer = undone.answer
+            return undone.answer
         except Exception as error:
             if is_passing(error):
                 raise
-            answer = _bug(error)
-        return self._settle_one(session, lease, answer)
+            return _bug(error)
+
+    def _settle_all(self, session: Transaction, answers: list[tuple[Lease, Answer]]) -> list[Settled | None]:
+        """What is done is ended in one go; where that can't be, one by one."""
+        done = [(lease, answer.publish) for lease, answer in answers if isinstance(answer, Done)]
+        settled: dict[Lease, Settled | None] = {}
+        try:
+            with _savepoint(session):
+                store.settle_done(session, [lease for lease, _ in done])
+                for lease, published in done:
+                    self._publish(lease, published)
+                settled = {lease: Settled(lease, DONE, Outcome.OK) for lease, _ in done}
+        except Exception as error:
+            if is_passing(error):
+                raise
+        return [
+            settled[lease] if lease in settled else self._settle_one(session, lease, answer)
+            for lease, answer in answers
+        ]
 
     def _settle_one(self, session: Transaction, lease: Lease, answer: Answer) -> Settled | None:
         """Returns None when the lease was lost; then nothing of it stays."""

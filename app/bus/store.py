@@ -5,6 +5,7 @@ distributed locking", 2016) grows with each lease, so a dispatcher that was paus
 settle: its token is no longer the row's.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.bus import gate
 from app.bus.queries import raw_data
-from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
+from app.bus.tables import DONE, LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
 from app.db import Transaction, table
 from app.db import insert as upsert
 from app.errors import LeaseLost, Outcome
@@ -235,18 +236,55 @@ def settle(
         raise LeaseLost
     _see_to_gate(session, lease, outcome)
     if outcome is not None:
-        INSERT_ATTEMPT(
-            session,
-            {
-                "delivery_id": lease.delivery_id,
-                "lease_token": lease.token,
-                "outcome": outcome,
-                "detail": detail,
-                "started_at": lease.leased_at,
-                "ended_at": session.now,
-                "dispatcher": lease.leased_by,
-            },
-        )
+        INSERT_ATTEMPT(session, _attempt(lease, outcome, detail, session.now))
+
+
+@functools.cache
+def _select_held(count: int) -> Prepared:
+    ids: list[Any] = [bindparam(f"id_{n}") for n in range(count)]
+    leased = select(Delivery.delivery_id, Delivery.lease_token).where(Delivery.state == LEASED)
+    return Prepared(leased.where(Delivery.delivery_id.in_(ids)).with_for_update())
+
+
+def held(session: Transaction, leases: list[Lease]) -> set[Lease]:
+    """Those that are still their deliveries', and stay so until the transaction ends."""
+    if not leases:
+        return set()
+    ids = {f"id_{n}": lease.delivery_id for n, lease in enumerate(leases)}
+    tokens = dict(_select_held(len(leases))(session, ids).fetchall())
+    return {lease for lease in leases if tokens.get(lease.delivery_id) == lease.token}
+
+
+def settle_done(session: Transaction, leases: list[Lease]) -> None:
+    """End all these leases, each with an attempt that was ``ok``.
+
+    Raises LeaseLost when any is no longer its delivery's; the caller has to undo what this did to the others.
+    """
+    done = {"state": DONE, "reason": None, "due_at": session.now, "settled_at": session.now, "outcome": Outcome.OK}
+    if not leases:
+        return
+    rows = [
+        done | {"of_delivery": lease.delivery_id, "under_token": lease.token, "attempts": lease.spent + 1}
+        for lease in leases
+    ]
+    if SETTLE_WITH_OUTCOME.many(session, rows) != len(rows):
+        raise LeaseLost
+    for lease in leases:
+        if lease.probe:
+            gate.open_(session, lease.receiver)
+    INSERT_ATTEMPT.many(session, [_attempt(lease, Outcome.OK, None, session.now) for lease in leases])
+
+
+def _attempt(lease: Lease, outcome: Outcome, detail: str | None, ended_at: datetime) -> dict[str, Any]:
+    return {
+        "delivery_id": lease.delivery_id,
+        "lease_token": lease.token,
+        "outcome": outcome,
+        "detail": detail,
+        "started_at": lease.leased_at,
+        "ended_at": ended_at,
+        "dispatcher": lease.leased_by,
+    }
 
 
 def _see_to_gate(session: Transaction, lease: Lease, outcome: Outcome | None) -> None:

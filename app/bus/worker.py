@@ -40,6 +40,9 @@ AHEAD_SECONDS = 0.1
 MOST_AHEAD = 20
 """Should the process die, each of these reads ``unknown``. A receiver that holds such for a person gets none ahead."""
 
+COURTESY_SECONDS = 0.05
+"""How long a claim is put off while others queue for the write lock: orders come first, and deliveries catch up."""
+
 LATE_SECONDS = 0.25
 """After so long without one being done, what was claimed ahead is given back, for others to take."""
 
@@ -274,6 +277,7 @@ class Worker:
         self._give_back([lease for lane in self._lanes.values() if lane.is_late() for lease in lane.take_back()])
         capacity = {receiver: room for receiver in overdue if (room := self._lane(receiver).room) > 0}
         if capacity:
+            self._stopping.wait(COURTESY_SECONDS * self.dispatcher.database.crowding)
             leases = self.dispatcher.claim(capacity)
             self._hand_out(leases)
             return 0 if leases else PASSED_OVER

@@ -121,8 +121,11 @@ def confirm_order(session: Transaction, order_id: str) -> None:
     if found is None:
         raise OrderNotFound(f"there is no order {order_id}")
     user_id, price, created_at = found[0], money(found[1]), utc(found[2])
-    _ensure_user(session, user_id)
-    count, spent, last_id, last_at = FIND_RECORD(session, {"id": user_id}).fetchone()
+    record = FIND_RECORD(session, {"id": user_id}).fetchone()
+    if record is None:
+        _ensure_user(session, user_id)
+        record = FIND_RECORD(session, {"id": user_id}).fetchone()
+    count, spent, last_id, last_at = record
     latest = (created_at, order_id)
     if last_at is not None:
         latest = max(latest, (utc(last_at), last_id))

@@ -565,6 +565,8 @@ class BusMachine(RuleBasedStateMachine):
         held = [lease for lease in batch if self.clock.monotonic() < worker.held[lease]]
         inside = bool(held) and held[0].receiver in INSIDE
         called = [lease for lease in held if self.model.verdict(lease) is None]
+        if inside:  # in the transaction it is seen at once that another has taken over
+            called = [lease for lease in called if self.model.holds(lease)]
         killers = [lease for lease in called if plan[lease] is KILLED]
         if killers:
             called = called[: called.index(killers[0]) + 1]

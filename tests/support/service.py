@@ -106,6 +106,7 @@ class Service:
         self.command = command or GUNICORN
         self.port = port or free_port()
         self.settings = {"instance_path": folder / "instance", "port": self.port} | settings
+        self.cwd = CHECKOUT
         self.log_file = folder / f"log-of-{self.port}.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -132,7 +133,7 @@ class Service:
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [*_WITH_US, sys.executable, "-m", *self.command],
-                cwd=CHECKOUT,
+                cwd=self.cwd,
                 env=environment(**(self.settings | settings)),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

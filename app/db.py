@@ -250,6 +250,7 @@ class Database:
         self._queue: deque[_Work] = deque()
         self._queue_lock = threading.Lock()
         self._led = False  # whether a thread is committing for all that is in the queue
+        self._working = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._coming = 0  # how many threads are expected in the queue
         self._all_here = threading.Condition(self._queue_lock)
         self._writer: Connection | None = None
@@ -287,6 +288,12 @@ class Database:
     def expected(self) -> "_Expected":
         """In the block, who commits waits a moment for this thread's transaction to share the commit."""
         return _Expected(self)
+
+    def let_work(self) -> None:
+        """Wait while a transaction of this process is at its statements: it holds the write lock, and each statement
+        would give the interpreter away to a thread that has other things to do."""
+        with self._working:
+            pass
 
     def _join(self, mine: "_Work") -> None:
         """SQLite has one writer at a time: who comes while another thread commits waits, and shares the next commit.
@@ -394,8 +401,9 @@ class Database:
                 self._fill(batch)
             now = self.clock.now()
             waiting = [each for each in batch if not each.done]
-            for each in waiting:
-                each.do(Transaction(connection, now), apart=apart and len(waiting) > 1)
+            with self._working:
+                for each in waiting:
+                    each.do(Transaction(connection, now), apart=apart and len(waiting) > 1)
             self._commit(connection, waiting)
         for each in waiting:
             each.end(each.error)

@@ -50,7 +50,7 @@ QUEUE_SECONDS = 5
 
 RETRY_AFTER_SECONDS = 2
 
-YIELD_SECONDS = 0.0005
+YIELD_SECONDS = 0.002
 """How long a process that has more connections than another leaves the next one to that."""
 
 DETAILS = {
@@ -252,7 +252,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._tell_others()
 
     def accept(self, listener: Any) -> None:
-        if self._nr_conns + 1 > min(filter(None, crowds)):
+        if self._nr_conns > min(filter(None, crowds)):  # by two: each place holds one more than there are
             time.sleep(YIELD_SECONDS)
         try:
             client, address = listener.accept()

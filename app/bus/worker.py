@@ -41,7 +41,10 @@ MOST_AHEAD = 20
 """Should the process die, each of these reads ``unknown``. A receiver that holds such for a person gets none ahead."""
 
 COURTESY_SECONDS = 0.05
-"""How long a claim is put off while others queue for the write lock: orders come first, and deliveries catch up."""
+"""How long a claim is put off while others queue for the write lock."""
+
+GATHER_SECONDS = 0.02
+"""How long what is done may wait for more to be stored with it, while others queue for the write lock."""
 
 LATE_SECONDS = 0.25
 """After so long without one being done, what was claimed ahead is given back, for others to take."""
@@ -137,8 +140,8 @@ class Lane:
 class Settler:
     """A thread that stores what receivers answered: as much in one transaction as there is."""
 
-    def __init__(self, settle: Callable[[list[tuple[Lease, Answer]]], None]) -> None:
-        self._settle = settle
+    def __init__(self, settle: Callable[[list[tuple[Lease, Answer]]], None], give_way: Callable[[float], None]) -> None:
+        self._settle, self._give_way = settle, give_way
         self._answers: queue.SimpleQueue[tuple[Lease, Answer] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = False
@@ -164,6 +167,7 @@ class Settler:
         ends = False
         while not ends:
             gathered = [self._answers.get()]
+            self._give_way(GATHER_SECONDS)
             with contextlib.suppress(queue.Empty):
                 while len(gathered) < BATCH:
                     gathered.append(self._answers.get_nowait())
@@ -192,7 +196,7 @@ class Worker:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._lanes: dict[str, Lane] = {}
-        self._settler = Settler(self._settle)
+        self._settler = Settler(self._settle, self._give_way)
         self._next_look = 0.0
         self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
         self._away = False
@@ -277,7 +281,7 @@ class Worker:
         self._give_back([lease for lane in self._lanes.values() if lane.is_late() for lease in lane.take_back()])
         capacity = {receiver: room for receiver in overdue if (room := self._lane(receiver).room) > 0}
         if capacity:
-            self._stopping.wait(COURTESY_SECONDS * self.dispatcher.database.crowding)
+            self._give_way(COURTESY_SECONDS)
             leases = self.dispatcher.claim(capacity)
             self._hand_out(leases)
             return 0 if leases else PASSED_OVER
@@ -285,6 +289,11 @@ class Worker:
         later = [due_at - now for due_at in due.values() if due_at > now]
         pause = min([timedelta(seconds=self.poll_seconds), *later]).total_seconds()
         return min(pause, LATE_SECONDS) if any(lane.waits() for lane in self._lanes.values()) else pause
+
+    def _give_way(self, seconds: float) -> None:
+        """Where others queue for the write lock, wait up to so long: orders come first, and deliveries catch up."""
+        if (crowding := self.dispatcher.database.crowding) > 0.25:
+            self._stopping.wait(seconds * crowding)
 
     def _give_back(self, leases: list[Lease]) -> None:
         if leases:
@@ -322,6 +331,7 @@ class Worker:
         lane = self._lanes[name]
         for lease in batch:
             with self._reporting():
+                self.dispatcher.database.let_work()
                 began = self.dispatcher.clock.monotonic()
                 answer = self.dispatcher.call(lease)
                 if answer is None:

@@ -1,5 +1,6 @@
 """The loop around the dispatcher: woken, not polling; one receiver's trouble kept from the others; a clean stop."""
 
+import errno
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app import logs
 from app.bus import signals as lifecycle
 from app.bus import wakeup
 from app.clock import Clock
@@ -258,6 +260,36 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
         monkeypatch.setattr(worker.dispatcher, "next_due", next_due)
         until(lambda: shop.order().notification == "sent")
     assert isinstance(faults[0], ZeroDivisionError)
+
+
+class Unwritable:
+    """Where a log goes that nobody can write any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.tries = error, 0
+
+    def write(self, _: str) -> int:
+        self.tries += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "the disk is full"), BrokenPipeError(), ValueError("I/O operation on closed file")]
+)
+def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each order and each settle has its line; two of them are a traceback's, which the standard library logs."""
+    stream = Unwritable(error)
+    monkeypatch.setattr(logs, "log", logs.Log(stream, "DEBUG", as_json=False))  # type: ignore[arg-type]
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    with lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
+        for n in range(5):
+            assert shop.post(order_id=n).status_code == 201
+        until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
+    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+    assert stream.tries > 20
 
 
 def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> None:

@@ -20,6 +20,7 @@ from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, Outside
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import confirm_order, place_order, set_email
 from tests.support.shop import FixedWait, Shop
+from tests.support.waiting import until_somebody_waits
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
 SENT = NotificationSent(order_id="1001", user_id="42", recipient="a@b.example", message_id="<x@y>")
@@ -490,7 +491,7 @@ def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> 
         session.flush()
         second = threading.Thread(target=lambda: shop.database.transact(lambda inner: confirm_order(inner, "2")))
         second.start()
-        second.join(1)  # it waits for the row
+        until_somebody_waits(shop.database)
         counted.append(second)
 
     shop.database.transact(first)

@@ -12,7 +12,7 @@ from app.db import Transaction
 from app.errors import Refused
 from app.events import OrderCreated
 from tests.support.shop import Shop
-from tests.support.waiting import until_somebody_waits
+from tests.support.waiting import somebody_waits, until
 
 
 def refuse(sender: str, event: OrderCreated) -> None:
@@ -169,7 +169,7 @@ def test_what_a_person_retries_at_this_moment_is_not_forgotten(shop: Shop) -> No
         operate._act_on_batch(session, act_id, "retry", which, None, 0, 1000)
         session.flush()
         forgetting.start()
-        until_somebody_waits(shop.database)
+        until(lambda: somebody_waits(shop.database))
 
     shop.database.transact(retry)
     forgetting.join(20)

@@ -16,12 +16,7 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def until_somebody_waits(database: Database) -> None:
-    """Return once a transaction on PostgreSQL waits for another one's lock."""
-    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-
-    def waits() -> bool:
-        with database.read() as session:
-            return bool(session.execute(waiting).scalar_one())
-
-    until(waits)
+def somebody_waits(database: Database) -> bool:
+    """Whether a transaction on PostgreSQL waits for another one's lock."""
+    with database.read() as session:
+        return bool(session.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())

@@ -1,7 +1,9 @@
 """The loop around the dispatcher: woken, not polling; one receiver's trouble kept from the others; a clean stop."""
 
+import contextlib
 import errno
 import os
+import resource
 import signal
 import socket
 import threading
@@ -20,6 +22,7 @@ from app.db import Database
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
 from config import Settings
+from tests.support.api import listening
 from tests.support.shop import Shop
 from tests.support.waiting import until
 
@@ -322,6 +325,55 @@ def test_a_dispatcher_that_cannot_be_called_still_runs(shop: LiveShop, monkeypat
     shop.bus.start()
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
+
+
+def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) -> None:
+    """select() refuses descriptors beyond 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("a process may not have that many files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(1100):
+                held.enter_context(open(os.devnull))  # noqa: PTH123 - a device
+            waiting = wakeup.Wakeup(Database(sqlite_url))
+            held.callback(waiting.close)
+            waiting.open()
+            assert not waiting.wait(0)
+            waiting.wake()
+            assert waiting.wait(20)
+            wakeup.Caller(waiting.database).call()
+            assert waiting.wait(20)
+            assert not waiting.wait(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_dispatcher_that_cannot_listen_says_so_once_and_listens_again(
+    shop: LiveShop, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    with listening(caplog) as heard:
+        for times in (1, 2):
+            until(lambda: listeners(shop) == 1)
+            shop.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'")
+            until(lambda times=times: heard.text.count("only the poll") == times)  # type: ignore[misc]
+    until(lambda: listeners(shop) == 1)
+    assert heard.text.count("only the poll") == 2
+    publisher = LiveShop(settings)
+    try:
+        publisher.place_order()
+        until(lambda: shop.order().notification == "sent", 15)
+    finally:
+        publisher.close()
+
+
+def listeners(shop: LiveShop) -> int:
+    return int(shop.execute_scalar("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'"))
 
 
 def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:

@@ -1,17 +1,18 @@
 """What people may do with deliveries, what is kept about it, and what is forgotten in time."""
 
 import threading
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.bus import Filter, operate, prune, queries
+from app.bus.tables import OperatorAct
 from app.db import Transaction
 from app.errors import Refused
 from app.events import OrderCreated
-from tests.support.shop import Shop
+from tests.support.shop import START, Shop
 from tests.support.waiting import somebody_waits, until
 
 
@@ -24,13 +25,20 @@ def acts(shop: Shop) -> list[Any]:
         return list(session.execute(text("SELECT acted_by, action, filter, reason, deliveries FROM operator_acts")))
 
 
-def test_an_act_is_recorded_with_who_what_why_and_how_many(shop: Shop) -> None:
+def moments(shop: Shop) -> list[datetime]:
+    with shop.database.read() as session:
+        return list(session.scalars(select(OperatorAct.acted_at).order_by(OperatorAct.act_id)))
+
+
+def test_an_act_is_recorded_with_when_who_what_why_and_how_many(shop: Shop) -> None:
     shop.only(refuse)
     for n in range(3):
         shop.place_order(f"{n}")
     shop.dispatch()
     assert shop.bus.discard(Filter(receiver="refuse", user_id="42"), "closed account", by="ops") == 3
+    shop.clock.advance(60)
     shop.bus.retry(Filter(order_id="1"), by="mary")
+    assert moments(shop) == [START, START + timedelta(seconds=60)]
     assert acts(shop) == [
         ("ops", "discard", '{"receiver": "refuse", "user_id": "42"}', "closed account", 3),
         ("mary", "retry", '{"order_id": "1"}', None, 1),

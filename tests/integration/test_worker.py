@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 
 from app import logs
+from app.bus import prune, wakeup, worker
 from app.bus import signals as lifecycle
-from app.bus import wakeup
 from app.clock import Clock
 from app.db import Database
 from app.errors import DatabaseUnavailable, Unreachable
@@ -164,14 +164,14 @@ def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Se
 def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> None:
     hanging = Hanging()
     shop.only(hanging)
-    worker = shop.bus.start()
+    running = shop.bus.start()
     shop.place_order("1")
     assert hanging.entered.acquire(timeout=10)
     shop.place_order("2")
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
     stopping.start()
-    until(lambda: not worker.alive)
+    until(lambda: not running.alive)
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]
@@ -253,14 +253,14 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
     def listener(_: object, error: Exception) -> None:
         faults.append(error)
 
-    worker = shop.bus.start()
+    running = shop.bus.start()
     until(lambda: alive_dispatchers(shop) == 1)
-    next_due = worker.dispatcher.next_due
+    next_due = running.dispatcher.next_due
     with lifecycle.dispatcher_failed.connected_to(listener):
-        monkeypatch.setattr(worker.dispatcher, "next_due", lambda: 1 / 0)
+        monkeypatch.setattr(running.dispatcher, "next_due", lambda: 1 / 0)
         shop.place_order()
         until(lambda: faults)
-        monkeypatch.setattr(worker.dispatcher, "next_due", next_due)
+        monkeypatch.setattr(running.dispatcher, "next_due", next_due)
         until(lambda: shop.order().notification == "sent")
     assert isinstance(faults[0], ZeroDivisionError)
 
@@ -303,6 +303,33 @@ def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> N
     shop.bus.start()
     until(lambda: shop.delivery("old_name").reason)
     assert "no receiver named 'old_name'" in (shop.delivery("old_name").reason or "")
+
+
+def test_what_is_old_is_forgotten_without_anybody_asking(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch at a time, with other work between. Orders are kept."""
+    monkeypatch.setattr(worker, "PRUNE_PAUSE", 0)
+    monkeypatch.setattr(prune, "BATCH", 4)
+    forgotten: list[int] = []
+
+    def listener(_: object, count: int) -> None:
+        forgotten.append(count)
+
+    for n in range(5):
+        shop.place_order(f"{n}")
+    shop.dispatcher.clock = Clock()
+    shop.dispatch_all()
+    long_ago = Clock().now().replace(year=2020)
+    shop.execute("UPDATE events SET occurred_at = :then", then=long_ago)
+    shop.execute("UPDATE deliveries SET settled_at = :then", then=long_ago)
+    shop.place_order("young")
+    with lifecycle.events_pruned.connected_to(listener):
+        shop.bus.start()
+        until(lambda: shop.bus._wake() or sum(forgotten) == 10)
+    until(lambda: shop.order("young").notification == "sent")
+    assert forgotten == [4, 4, 2]
+    assert {event["data"]["order_id"] for n in range(5) for event in shop.timeline(f"{n}")} == set()
+    assert len(shop.timeline("young")) == 2
+    assert shop.count("orders") == 6
 
 
 def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> None:

@@ -5,21 +5,20 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
-from socket import create_connection, create_server, socket
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 from config import CHECKOUT
 from tests.acceptance.conftest import Serve
 from tests.support.ledger import Ledger, Load, read
+from tests.support.postgres import Door
 from tests.support.service import (
     DISPATCHER,
     FLASK,
@@ -510,46 +509,3 @@ def half_a_minute_passes(database_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE dispatchers SET seen_at = {past}"))
     engine.dispose()
-
-
-class Door:
-    """A way to a PostgreSQL server that is shut at first: nobody listens. ``open()`` lets everybody through."""
-
-    def __init__(self, database_url: str) -> None:
-        self._behind = make_url(database_url)
-        self._listener = create_server(("127.0.0.1", 0))
-        self._port = self._listener.getsockname()[1]
-        self._listener.close()
-        self._sockets = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sockets.close()
-
-    @property
-    def url(self) -> str:
-        return self._behind.set(host="127.0.0.1", port=self._port).render_as_string(hide_password=False)
-
-    def open(self) -> None:
-        self._listener = self._sockets.enter_context(create_server(("127.0.0.1", self._port)))
-        threading.Thread(target=self._welcome, daemon=True).start()
-
-    def _welcome(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                front, _ = self._listener.accept()
-                back = create_connection((self._behind.host or "127.0.0.1", self._behind.port or 5432))
-                for one, other in ((front, back), (back, front)):
-                    self._sockets.enter_context(one)
-                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
-
-
-def _carry(one: socket, other: socket) -> None:
-    with suppress(OSError):
-        while content := one.recv(65536):
-            other.sendall(content)
-    for end in (one, other):
-        with suppress(OSError):
-            end.close()

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
 from config import Settings
 from tests.support.api import listening
+from tests.support.postgres import Door
 from tests.support.shop import Shop
 from tests.support.waiting import until
 
@@ -243,6 +244,50 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
         until(lambda: shop.delivery("hanging").state == "done")
         until(lambda: said == ["lost", "back"])
     assert hanging.calls == 1
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(postgres_url: str, settings: Settings) -> None:
+    """Every connection is cut, and for a while there are no new ones: a line when it begins, and one when it ends."""
+    said: list[str] = []
+    hanging = Hanging()
+    with Door(postgres_url) as door:
+        door.open()
+        through = settings.model_copy(update={"database_url": door.url, "database_timeout": 0.5, "poll_seconds": 60.0})
+        shop, publisher = LiveShop(through), LiveShop(through)
+        with (
+            contextlib.closing(shop),
+            contextlib.closing(publisher),
+            lifecycle.database_lost.connected_to(said_by(said, "lost")),
+            lifecycle.database_back.connected_to(said_by(said, "back")),
+        ):
+            shop.receive(hanging)
+            shop.bus.start()
+            assert publisher.post(order_id="before").status_code == 201
+            assert hanging.entered.acquire(timeout=20)
+            until(lambda: shop.order("before").notification == "sent")
+
+            door.shut()
+            assert publisher.post(order_id="meanwhile").status_code == 503
+            hanging.let_go.set()
+            until(lambda: said == ["lost"])
+            door.open()
+            until(lambda: said == ["lost", "back"])
+
+            until(lambda: shop.delivery("hanging").state == "done")
+            assert (hanging.calls, shop.outcomes("hanging")) == (1, ["ok"])
+            assert publisher.post(order_id="meanwhile").status_code == 201
+            until(lambda: shop.order("meanwhile").notification == "sent", 30)
+            assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+            assert said == ["lost", "back"]
+
+
+def said_by(said: list[str], word: str) -> Callable[..., None]:
+    def listener(*_: object, **__: object) -> None:
+        said.append(word)
+
+    return listener
 
 
 def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(

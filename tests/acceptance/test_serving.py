@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import closing, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -198,22 +200,71 @@ def test_one_worker_dispatches_and_a_preloading_master_holds_no_connection(serve
     assert service.get("/readyz").body["dispatchers"] == 1
 
 
-def test_another_worker_dispatches_when_that_one_is_killed(serve: Serve, sink: SmtpServer) -> None:
-    service = serve(**sink.settings, user_email_domain="users.example").start()
-    service.post(order_id="1", user_id="42", total_price="19.99")
-    wait_until(lambda: service.get("/api/orders/1").body["notification"] == "sent", "the first mail")
-    service.kill(dispatching_process(service))
-    service.post(order_id="2", user_id="42", total_price="19.99")
-    wait_until(lambda: service.get("/api/orders/2").body["notification"] == "sent", "the second mail")
+@pytest.mark.parametrize("web_concurrency", [1, 2])
+def test_another_process_dispatches_when_that_one_is_killed(
+    serve: Serve, sink: SmtpServer, web_concurrency: int
+) -> None:
+    """Whether it served too, or others do that and it did nothing else."""
+    service = serve(**sink.settings, user_email_domain="users.example", web_concurrency=web_concurrency).start()
+    post_and_wait(service, "1")
+    killed = dispatching_process(service)
+    service.kill(killed)
+    post_and_wait(service, "2")
+    assert dispatching_process(service, but=killed) in service.workers()
 
 
-def dispatching_process(service: Service) -> int:
-    """By the dispatcher's name: host, process, something random."""
-    engine = create_engine(service.database_url)
-    with closing(engine.connect()) as connection:
-        (name,) = connection.execute(text("SELECT name FROM dispatchers")).scalars()
-    engine.dispose()
-    return int(name.split(":")[1])
+def test_the_last_processes_dispatch_when_a_signal_has_reduced_them(serve: Serve) -> None:
+    """gunicorn ends its oldest worker at each SIGTTOU, be it the one that dispatches. The others notice in seconds."""
+    service = serve(web_concurrency=3).start()
+    wait_until(lambda: len(service.workers()) == 4, "four workers")
+    first = dispatching_process(service)
+    while first in service.workers():
+        before = service.workers()
+        assert len(before) > 1
+        service.signal(signal.SIGTTOU)
+        wait_until(lambda before=before: len(service.workers()) < len(before), "the end of one")  # type: ignore[misc]
+
+    post_and_wait(service, "1", limit=30)
+    assert dispatching_process(service, but=first) in service.workers()
+
+
+def test_a_reload_under_load_loses_nothing_and_leaves_one_dispatcher(serve: Serve, sink: SmtpServer) -> None:
+    service = serve(**sink.settings, web_concurrency=2, log_level="WARNING").start()
+    old = wait_until(lambda: len(found := service.workers()) == 3 and found, "three workers")
+    ledger = Ledger()
+
+    with Load(ledger, service.port, clients=2):
+        ledger.wait_for(20)
+        service.signal(signal.SIGHUP)
+        wait_until(lambda: not set(old) & set(service.workers()), "the end of the old workers")
+        ledger.wait_for(len(ledger.acknowledged) + 20)
+    with closing(Client(service.port)) as client:
+        ledger.place_unknown_again(client)
+
+    ledger.wait_until_settled(service.database_url)
+    figures = ledger.check(service.database_url, sink.received, copies=0)
+    assert figures.unknown_attempts == 0
+    assert dispatching_process(service) in service.workers()
+    assert len(service.workers()) == 3
+
+
+def post_and_wait(service: Service, order_id: str, limit: float = FAR_BELOW_THE_POLL) -> None:
+    """By whichever process answers: a connection may be to one that is about to end."""
+
+    def posted() -> bool:
+        with suppress(OSError, HTTPException):
+            return service.post(**ORDER | {"order_id": order_id}).status in (200, 201)
+        return False
+
+    wait_until(posted, "an answer")
+    wait_until_finished(service, order_id, limit)
+
+
+def dispatching_process(service: Service, but: int = 0) -> int:
+    """By the dispatcher's name: host, process, something random. One that was killed could not sign off."""
+    names = [row["name"] for row in read(service.database_url, "SELECT name FROM dispatchers")]
+    (found,) = {int(name.split(":")[1]) for name in names} - {but}
+    return found
 
 
 # Is it ready?

@@ -98,6 +98,8 @@ def configure(settings: Settings) -> None:
     for handler in (*root.handlers, *logging.getLogger("gunicorn.error").handlers):
         if isinstance(handler, logging.StreamHandler):  # a file is one too; syslog has a form of its own
             handler.setFormatter(Alike())
+    # Of each connection that breaks it would print a traceback; that the database is away is said once, in a line.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def _lines(error: BaseException) -> list[str]:

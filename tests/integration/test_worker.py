@@ -248,7 +248,9 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(postgres_url: str, settings: Settings) -> None:
+def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(
+    postgres_url: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     """Every connection is cut, and for a while there are no new ones: a line when it begins, and one when it ends."""
     said: list[str] = []
     hanging = Hanging()
@@ -281,6 +283,7 @@ def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(postgres_u
             until(lambda: shop.order("meanwhile").notification == "sent", 30)
             assert {delivery.state for delivery in shop.deliveries()} == {"done"}
             assert said == ["lost", "back"]
+    assert caplog.records == [], "a traceback of each connection"
 
 
 def said_by(said: list[str], word: str) -> Callable[..., None]:

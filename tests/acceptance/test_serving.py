@@ -179,6 +179,26 @@ def test_two_instances_share_one_database(serve: Serve, database: dict[str, str]
     assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {2}
 
 
+@pytest.mark.postgres
+def test_several_machines_worth_of_dispatchers_share_postgresql(
+    serve: Serve, postgres_url: str, sink: SmtpServer
+) -> None:
+    """Two machines that take orders, four that deliver: all take part, and nothing happens twice."""
+    settings = {**sink.settings, "database_url": postgres_url}
+    webs = [serve(dispatch_in_web=False, web_concurrency=2, **settings).start(ready="/healthz") for _ in range(2)]
+    for _ in range(4):
+        serve(*DISPATCHER, **settings).start()
+    ledger = Ledger()
+
+    with Load(ledger, *[web.port for web in webs], clients=8, limit=200):
+        ledger.wait_for(150)
+
+    ledger.wait_until_settled(postgres_url)
+    figures = ledger.check(postgres_url, sink.received, copies=0)
+    assert (figures.unknown, figures.unknown_attempts) == (0, 0)
+    assert len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts")) == 4
+
+
 def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(serve: Serve) -> None:
     services = [serve(web_concurrency=2).launch() for _ in range(4)]
 

@@ -3,10 +3,10 @@
 from flask import Flask
 from sqlalchemy.orm import configure_mappers
 
-from app import api, cli, logs, mail, receivers, schema
+from app import api, cli, doctor, logs, mail, receivers, schema
 from app.bus import Bus
 from app.clock import Clock
-from app.db import Database
+from app.db import Database, sqlite_is_safe, sqlite_module
 from app.retry import ExponentialBackoff, Policy
 from config import Settings
 
@@ -35,6 +35,8 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
 
     logs.init(settings)
+    if database.is_sqlite and not sqlite_is_safe():
+        app.logger.warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
     mail.init_app(app, settings)
     receivers.connect_all(settings)
     api.init_app(app)

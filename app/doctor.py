@@ -15,6 +15,11 @@ from config import Settings
 
 SCARCE_BYTES = 500_000_000
 
+WAL_RESET_BUG = (
+    "SQLite {} can corrupt a database that several processes write (the WAL-reset bug, fixed in 3.51.3); "
+    "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
+)
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -56,11 +61,7 @@ def _check_database(app: Flask) -> Iterator[Finding]:
     if sqlite_is_safe():
         yield Finding("fine", f"SQLite {version} is free of the WAL-reset bug")
     else:
-        yield Finding(
-            "note",
-            f"SQLite {version} can corrupt a database that several processes write (the WAL-reset bug, fixed in "
-            "3.51.3); 'pip install pysqlite3' brings a newer one, where a wheel for this Python exists",
-        )
+        yield Finding("note", WAL_RESET_BUG.format(version))
 
 
 def _check_disk(app: Flask) -> Iterator[Finding]:

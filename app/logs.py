@@ -4,6 +4,7 @@ What strangers wrote stands in many of them: a mail server's reply, an exception
 address in full, nor lets a character through that ends the line or moves a terminal's cursor. The database keeps all.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -51,7 +52,11 @@ class Log:
         self.write("error", message, facts, error)
 
     def write(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> None:
-        self.stream.write(f"{self.line(level, message, facts, error)}\n")
+        line = self.line(level, message, facts, error)
+        # A full disk, a pipe that nobody reads, a stream that was closed: what the line tells of has happened all the
+        # same. An error from here would answer 500 to an order that is stored, and end the threads that deliver.
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.write(f"{line}\n")
 
     def line(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None) -> str:
         time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -93,6 +98,8 @@ def configure(settings: Settings) -> None:
     for handler in (*root.handlers, *logging.getLogger("gunicorn.error").handlers):
         if isinstance(handler, logging.StreamHandler):  # a file is one too; syslog has a form of its own
             handler.setFormatter(Alike())
+    # Of each connection that breaks it would print a traceback; that the database is away is said once, in a line.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 def _lines(error: BaseException) -> list[str]:

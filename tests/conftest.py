@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +22,8 @@ hypothesis.settings.load_profile("patient")
 
 for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
     del os.environ[name]  # the developer's own settings are not the tests'
+
+FIGURES = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +108,21 @@ def shop(settings: Settings) -> Iterator[Shop]:
     made = Shop(settings)
     yield made
     made.close()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line of figures at the end of the run."""
+    lines = request.config.stash.setdefault(FIGURES, [])
+
+    def note(line: str) -> None:
+        lines.append(f"{request.node.name}: {line}")
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := terminalreporter.config.stash.get(FIGURES, []):
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -3,7 +3,7 @@
 import itertools
 from datetime import timedelta
 
-from sqlalchemy import delete, exists, or_, select
+from sqlalchemy import ColumnElement, delete, exists, or_, select
 
 from app.bus.tables import DISCARDED, DONE, Attempt, Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction
@@ -21,14 +21,16 @@ def prune(database: Database, keep: timedelta, batches: int | None = None) -> in
     """
     total, last = 0, 0
     for _ in range(batches) if batches else itertools.count():
-        count, last = database.transact(lambda session, last=last: _prune_batch(session, keep, last))  # type: ignore[misc]
+        count, following = database.transact(lambda session, last=last: _prune_batch(session, keep, last))  # type: ignore[misc]
         total += count
-        if count < BATCH:
+        if following is None:
             break
+        last = following
     return total
 
 
-def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int, int]:
+def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int, int | None]:
+    """Returns how many events are gone, and the position to go on from: None at the end."""
     cutoff = session.now - keep
     # Events lie in the order of time: up to the first that is too young, and no need to look at those behind it.
     first_young = (
@@ -38,15 +40,13 @@ def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int,
         .limit(1)
     )
     end = session.scalar(first_young)
-    needed = exists().where(
-        Delivery.event_id == StoredEvent.event_id,
-        or_(Delivery.state.not_in((DONE, DISCARDED)), Delivery.settled_at >= cutoff),
-    )
-    old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~needed)
+    needed = or_(Delivery.state.not_in((DONE, DISCARDED)), Delivery.settled_at >= cutoff)
+    still_needed = exists().where(Delivery.event_id == StoredEvent.event_id, needed)
+    old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~still_needed)
     if end is not None:
         old = old.where(StoredEvent.position < end)
     found = session.execute(old.order_by(StoredEvent.position).limit(BATCH)).all()
-    ids = [row.event_id for row in found]
+    ids = _still_finished(session, [row.event_id for row in found], needed)
     deliveries = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids))
     for statement in (
         delete(Attempt).where(Attempt.delivery_id.in_(deliveries)),
@@ -55,4 +55,12 @@ def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int,
         delete(OperatorAct).where(OperatorAct.acted_at < cutoff),
     ):
         session.execute(statement.execution_options(synchronize_session=False))
-    return len(found), found[-1].position if found else last
+    return len(ids), found[-1].position if len(found) == BATCH else None
+
+
+def _still_finished(session: Transaction, ids: list[str], needed: ColumnElement[bool]) -> list[str]:
+    """Lock the events' deliveries, and look again: on PostgreSQL a person may have retried one since it was read."""
+    locked = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids)).order_by(Delivery.delivery_id)
+    session.execute(locked.with_for_update())
+    spared = set(session.scalars(select(Delivery.event_id).where(Delivery.event_id.in_(ids), needed)))
+    return [event_id for event_id in ids if event_id not in spared]

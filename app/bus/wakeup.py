@@ -39,6 +39,7 @@ class Wakeup:
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._mailbox: socket.socket | None = None
         self._listener: Any = None
+        self._told = False
         for end in (self._reader, self._writer):
             end.setblocking(False)
 
@@ -59,12 +60,17 @@ class Wakeup:
 
     def wait(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds. Returns whether somebody called."""
+        if self._listener is not None and self._listener.closed:
+            self._stop_listening("it is closed")
         if self._listener is None and not self.database.is_sqlite:
             self._listen()
-        ends = [end for end in (self._reader, self._mailbox, self._listener) if end is not None]
-        called = select.select(ends, [], [], max(0.0, timeout))[0]
-        for end in called:
-            self._drain(end)
+        ends = {end.fileno(): end for end in (self._reader, self._mailbox, self._listener) if end is not None}
+        readiness = select.poll()  # select() knows no descriptor beyond 1023
+        for descriptor in ends:
+            readiness.register(descriptor, select.POLLIN)
+        called = readiness.poll(max(0.0, timeout) * 1000)
+        for descriptor, _ in called:
+            self._drain(ends[descriptor])
         return bool(called)
 
     def close(self) -> None:
@@ -93,16 +99,24 @@ class Wakeup:
             self._listener = psycopg.connect(url, autocommit=True, connect_timeout=5)
             self._listener.execute(f"LISTEN {CHANNEL}")
         except psycopg.Error as error:
-            log.debug("can't listen for wake-ups: %s", error)
-            self._listener = None
+            self._stop_listening(error)
+        else:
+            self._told = False
 
     def _drain_listener(self) -> None:
         try:
             list(self._listener.notifies(timeout=0))
         except Exception as error:  # psycopg.Error, whose import may be absent here
-            log.debug("lost the connection for wake-ups: %s", error)
-            self._listener.close()
-            self._listener = None
+            self._stop_listening(error)
+
+    def _stop_listening(self, why: object) -> None:
+        """Say so once, however often it is tried again."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+        if not self._told:
+            self._told = True
+            log.warning("other processes can't wake this dispatcher, only the poll: %s", why)
 
 
 class Caller:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,8 +10,6 @@ import pytest
 
 from tests.support.service import Service
 from tests.support.smtp import SmtpServer
-
-FIGURES = pytest.StashKey[list[str]]()
 
 
 class Serve(Protocol):
@@ -60,21 +58,3 @@ def database(request: pytest.FixtureRequest) -> dict[str, str]:
 def sink() -> Iterator[SmtpServer]:
     with SmtpServer() as server:
         yield server
-
-
-@pytest.fixture
-def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Print a line of figures at the end of the run."""
-    lines = request.config.stash.setdefault(FIGURES, [])
-
-    def note(line: str) -> None:
-        lines.append(f"{request.node.name}: {line}")
-
-    return note
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := terminalreporter.config.stash.get(FIGURES, []):
-        terminalreporter.section("figures")
-        for line in lines:
-            terminalreporter.write_line(line)

@@ -84,21 +84,26 @@ def test_nothing_is_lost_when_everything_is_killed(
 def test_nothing_is_lost_when_single_processes_are_killed(
     serve: Serve, database_in_time: dict[str, str], sink: SmtpServer, rng: random.Random, report: Report
 ) -> None:
-    """A worker, which the master replaces; or the master, which its workers notice, and end."""
+    """The one that dispatches, or one that serves, which the master replaces; or the master: its workers end then."""
     ledger = Ledger(SEED)
     service = serve(*BRIEF, **QUICK | sink.settings | database_in_time).start()
-    victims = ["worker", "master", *rng.choices(["worker", "worker", "master"], k=max(0, ROUNDS - 2))]
+    kinds = ["dispatcher", "server", "master"]
+    victims = [*kinds, *rng.choices(kinds, k=max(0, ROUNDS - len(kinds)))]
 
     with Load(ledger, service.port):
         for victim in victims:
             ledger.wait_for(len(ledger.acknowledged) + rng.randint(1, 40))
             a_moment(rng)
-            if victim == "worker":
-                service.kill(rng.choice(all_workers(service)))
-            else:
+            workers = all_workers(service)
+            dispatching = dispatching_process(service)
+            if victim == "master":
                 service.kill(service.pid)
                 service.wait_for_end()
                 service.start()
+            elif victim == "dispatcher":
+                service.kill(dispatching)
+            else:
+                service.kill(rng.choice([worker for worker in workers if worker != dispatching]))
 
     figures = recover_and_check(service, ledger, sink)
     report(f"kills {len(victims)}, {figures}, seed {SEED}")
@@ -145,10 +150,10 @@ def test_orders_outlive_the_master_that_preloaded(serve: Serve, sink: SmtpServer
 
 @pytest.mark.parametrize("point", ["before-commit", "after-commit", "after-claim", "after-send", "inside-settle"])
 def test_nothing_is_lost_when_it_is_killed_at_a_named_point(
-    serve: Serve, database_in_time: dict[str, str], sink: SmtpServer, point: str, report: Report
+    serve: Serve, database: dict[str, str], sink: SmtpServer, point: str, report: Report
 ) -> None:
     ledger = Ledger(SEED)
-    service = serve(*ARMED, **QUICK | sink.settings | database_in_time)
+    service = serve(*ARMED, **QUICK | sink.settings | database)
     passes = range(1, 1 + max(1, ROUNDS // 3))
 
     for nth in passes:
@@ -352,6 +357,17 @@ def a_moment(rng: random.Random) -> None:
 def all_workers(service: Service) -> list[int]:
     """Two that serve and one that dispatches."""
     return wait_until(lambda: workers if len(workers := service.workers()) == 3 else [], "three workers")
+
+
+def dispatching_process(service: Service) -> int:
+    """By the names of dispatchers: host, process, something random. Those that were killed are there still."""
+
+    def found() -> int | None:
+        names = read(service.database_url, "SELECT name FROM dispatchers")
+        alive = {int(row["name"].split(":")[1]) for row in names} & set(service.workers())
+        return min(alive, default=None)
+
+    return wait_until(found, "a dispatcher")
 
 
 def holds(condition: Callable[[], object], limit: float = 0) -> bool:

@@ -3,23 +3,24 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
-import threading
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
+from http.client import HTTPException
 from pathlib import Path
-from socket import create_connection, create_server, socket
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 from config import CHECKOUT
 from tests.acceptance.conftest import Serve
 from tests.support.ledger import Ledger, Load, read
+from tests.support.postgres import Door
 from tests.support.service import (
     DISPATCHER,
     FLASK,
@@ -178,6 +179,26 @@ def test_two_instances_share_one_database(serve: Serve, database: dict[str, str]
     assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {2}
 
 
+@pytest.mark.postgres
+def test_several_machines_worth_of_dispatchers_share_postgresql(
+    serve: Serve, postgres_url: str, sink: SmtpServer
+) -> None:
+    """Two machines that take orders, four that deliver: all take part, and nothing happens twice."""
+    settings = {**sink.settings, "database_url": postgres_url}
+    webs = [serve(dispatch_in_web=False, web_concurrency=2, **settings).start(ready="/healthz") for _ in range(2)]
+    for _ in range(4):
+        serve(*DISPATCHER, **settings).start()
+    ledger = Ledger()
+
+    with Load(ledger, *[web.port for web in webs], clients=8, limit=200):
+        ledger.wait_for(150)
+
+    ledger.wait_until_settled(postgres_url)
+    figures = ledger.check(postgres_url, sink.received, copies=0)
+    assert (figures.unknown, figures.unknown_attempts) == (0, 0)
+    assert len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts")) == 4
+
+
 def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(serve: Serve) -> None:
     services = [serve(web_concurrency=2).launch() for _ in range(4)]
 
@@ -199,22 +220,71 @@ def test_one_worker_dispatches_and_a_preloading_master_holds_no_connection(serve
     assert service.get("/readyz").body["dispatchers"] == 1
 
 
-def test_another_worker_dispatches_when_that_one_is_killed(serve: Serve, sink: SmtpServer) -> None:
-    service = serve(**sink.settings, user_email_domain="users.example").start()
-    service.post(order_id="1", user_id="42", total_price="19.99")
-    wait_until(lambda: service.get("/api/orders/1").body["notification"] == "sent", "the first mail")
-    service.kill(dispatching_process(service))
-    service.post(order_id="2", user_id="42", total_price="19.99")
-    wait_until(lambda: service.get("/api/orders/2").body["notification"] == "sent", "the second mail")
+@pytest.mark.parametrize("web_concurrency", [1, 2])
+def test_another_process_dispatches_when_that_one_is_killed(
+    serve: Serve, sink: SmtpServer, web_concurrency: int
+) -> None:
+    """Whether it served too, or others do that and it did nothing else."""
+    service = serve(**sink.settings, user_email_domain="users.example", web_concurrency=web_concurrency).start()
+    post_and_wait(service, "1")
+    killed = dispatching_process(service)
+    service.kill(killed)
+    post_and_wait(service, "2")
+    assert dispatching_process(service, but=killed) in service.workers()
 
 
-def dispatching_process(service: Service) -> int:
-    """By the dispatcher's name: host, process, something random."""
-    engine = create_engine(service.database_url)
-    with closing(engine.connect()) as connection:
-        (name,) = connection.execute(text("SELECT name FROM dispatchers")).scalars()
-    engine.dispose()
-    return int(name.split(":")[1])
+def test_the_last_processes_dispatch_when_a_signal_has_reduced_them(serve: Serve) -> None:
+    """gunicorn ends its oldest worker at each SIGTTOU, be it the one that dispatches. The others notice in seconds."""
+    service = serve(web_concurrency=3).start()
+    wait_until(lambda: len(service.workers()) == 4, "four workers")
+    first = dispatching_process(service)
+    while first in service.workers():
+        before = service.workers()
+        assert len(before) > 1
+        service.signal(signal.SIGTTOU)
+        wait_until(lambda before=before: len(service.workers()) < len(before), "the end of one")  # type: ignore[misc]
+
+    post_and_wait(service, "1", limit=30)
+    assert dispatching_process(service, but=first) in service.workers()
+
+
+def test_a_reload_under_load_loses_nothing_and_leaves_one_dispatcher(serve: Serve, sink: SmtpServer) -> None:
+    service = serve(**sink.settings, web_concurrency=2, log_level="WARNING").start()
+    old = wait_until(lambda: len(found := service.workers()) == 3 and found, "three workers")
+    ledger = Ledger()
+
+    with Load(ledger, service.port, clients=2):
+        ledger.wait_for(20)
+        service.signal(signal.SIGHUP)
+        wait_until(lambda: not set(old) & set(service.workers()), "the end of the old workers")
+        ledger.wait_for(len(ledger.acknowledged) + 20)
+    with closing(Client(service.port)) as client:
+        ledger.place_unknown_again(client)
+
+    ledger.wait_until_settled(service.database_url)
+    figures = ledger.check(service.database_url, sink.received, copies=0)
+    assert figures.unknown_attempts == 0
+    assert dispatching_process(service) in service.workers()
+    assert len(service.workers()) == 3
+
+
+def post_and_wait(service: Service, order_id: str, limit: float = FAR_BELOW_THE_POLL) -> None:
+    """By whichever process answers: a connection may be to one that is about to end."""
+
+    def posted() -> bool:
+        with suppress(OSError, HTTPException):
+            return service.post(**ORDER | {"order_id": order_id}).status in (200, 201)
+        return False
+
+    wait_until(posted, "an answer")
+    wait_until_finished(service, order_id, limit)
+
+
+def dispatching_process(service: Service, but: int = 0) -> int:
+    """By the dispatcher's name: host, process, something random. One that was killed could not sign off."""
+    names = [row["name"] for row in read(service.database_url, "SELECT name FROM dispatchers")]
+    (found,) = {int(name.split(":")[1]) for name in names} - {but}
+    return found
 
 
 # Is it ready?
@@ -510,46 +580,3 @@ def half_a_minute_passes(database_url: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"UPDATE dispatchers SET seen_at = {past}"))
     engine.dispose()
-
-
-class Door:
-    """A way to a PostgreSQL server that is shut at first: nobody listens. ``open()`` lets everybody through."""
-
-    def __init__(self, database_url: str) -> None:
-        self._behind = make_url(database_url)
-        self._listener = create_server(("127.0.0.1", 0))
-        self._port = self._listener.getsockname()[1]
-        self._listener.close()
-        self._sockets = ExitStack()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._sockets.close()
-
-    @property
-    def url(self) -> str:
-        return self._behind.set(host="127.0.0.1", port=self._port).render_as_string(hide_password=False)
-
-    def open(self) -> None:
-        self._listener = self._sockets.enter_context(create_server(("127.0.0.1", self._port)))
-        threading.Thread(target=self._welcome, daemon=True).start()
-
-    def _welcome(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                front, _ = self._listener.accept()
-                back = create_connection((self._behind.host or "127.0.0.1", self._behind.port or 5432))
-                for one, other in ((front, back), (back, front)):
-                    self._sockets.enter_context(one)
-                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
-
-
-def _carry(one: socket, other: socket) -> None:
-    with suppress(OSError):
-        while content := one.recv(65536):
-            other.sendall(content)
-    for end in (one, other):
-        with suppress(OSError):
-            end.close()

@@ -107,12 +107,15 @@ def test_another_order_with_the_same_id_is_refused_and_leaves_nothing(api: Api, 
     assert str(api.shop.order().total_price) == "19.99"
 
 
-def test_fifty_identical_requests_at_once_make_one_order_and_one_event(api: Api) -> None:
+def test_fifty_identical_requests_at_once_make_one_order_one_event_and_one_mail(api: Api) -> None:
     responses = at_once(api, [ORDER] * 50)
 
     assert Counter(response.status_code for response in responses) == {201: 1, 200: 49}
     assert len({response.data for response in responses}) == 1
     assert api.stored()[:2] == (1, 1)
+    api.shop.dispatch_all()
+    assert len(api.shop.mailer.outbox) == 1
+    assert api.shop.user().orders_count == 1
 
 
 def test_of_many_orders_with_one_id_at_once_one_is_stored_and_the_others_are_told(api: Api) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app import orders
 from app.answers import Discard, Done, RetryAfter
 from app.bus import Dispatcher, Filter, Settled, store
 from app.bus import signals as lifecycle
@@ -20,6 +21,7 @@ from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, Outside
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import confirm_order, place_order, set_email
 from tests.support.shop import FixedWait, Shop
+from tests.support.waiting import somebody_waits, until
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
 SENT = NotificationSent(order_id="1001", user_id="42", recipient="a@b.example", message_id="<x@y>")
@@ -490,11 +492,32 @@ def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> 
         session.flush()
         second = threading.Thread(target=lambda: shop.database.transact(lambda inner: confirm_order(inner, "2")))
         second.start()
-        second.join(1)  # it waits for the row
+        until(lambda: somebody_waits(shop.database))
         counted.append(second)
 
     shop.database.transact(first)
     counted[0].join(20)
+    assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_two_orders_of_one_user_read_at_once_are_both_counted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first has read the record and not written it yet, when the second comes to read it."""
+    shop.place_order("1", email="a@b.example")
+    shop.place_order("2")
+    second = threading.Thread(target=lambda: shop.database.transact(lambda session: confirm_order(session, "2")))
+    update_record = orders.UPDATE_RECORD
+
+    def update_late(session: Transaction, values: Any) -> Any:
+        if values["last_order_id"] == "1":
+            second.start()
+            until(lambda: somebody_waits(shop.database) or not second.is_alive())
+        return update_record(session, values)
+
+    monkeypatch.setattr(orders, "UPDATE_RECORD", update_late)
+    shop.database.transact(lambda session: confirm_order(session, "1"))
+    second.join(20)
     assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))
 
 

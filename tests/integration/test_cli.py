@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from app import cli, doctor
+from app.bus.tables import OperatorAct
 from app.errors import Refused
 from app.events import OrderCreated, order_created
 from config import Settings
@@ -167,6 +169,52 @@ def test_who_has_no_name_is_known_by_a_number(dead: Shop, run: Any, monkeypatch:
 
 def test_a_number_that_no_delivery_can_have_is_refused(run: Any) -> None:
     assert "is not in the range" in run("bus", "retry", "--delivery", "9" * 20, code=2)
+
+
+@pytest.mark.parametrize(
+    "option, count",
+    [
+        (["--delivery", "2"], 1),
+        (["--state", "dead"], 2),
+        (["--state", "discarded"], 0),
+        (["--receiver", "refuse"], 2),
+        (["--receiver", "refus"], 0),
+        (["--type", "OrderCreated"], 2),
+        (["--type", "NotificationSent"], 0),
+        (["--order", "1"], 1),
+        (["--user", "8"], 1),
+        (["--older-than", "2026-11-23 08:00:01"], 2),
+        (["--older-than", "2026-11-23T08:00:00"], 0),
+        (["--outcome", "refused"], 2),
+        (["--outcome", "timeout"], 0),
+        (["--reason", "no such"], 2),
+        (["--reason", "NO%"], 0),
+        (["--user", "8", "--order", "1"], 0),
+        ([], 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("act", [["retry"], ["discard", "--because", "closed"]], ids=lambda act: act[0])
+def test_every_condition_is_said_counted_and_kept(
+    dead: Shop, run: Any, act: list[str], option: list[str], count: int
+) -> None:
+    """Times are UTC."""
+    told = run("bus", *act, *option, typed="y\n")
+    if count:
+        assert f"{act[0]} {count} deliveries?" in told
+        assert told.splitlines()[-1] == f"{'retried' if act[0] == 'retry' else 'discarded'} {count}"
+    else:
+        assert told == "no delivery matches\n"
+    assert len([delivery for delivery in dead.deliveries() if delivery.state != "dead"]) == count
+
+
+def test_an_act_is_kept_with_when_and_by_whom(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    dead.clock.advance(5)
+    run("bus", "retry", "--yes")
+    with dead.database.read() as session:
+        act = session.scalars(select(OperatorAct)).one()
+    assert (act.acted_at, act.acted_by) == (dead.clock.now(), "cli:ann")
 
 
 def test_old_events_are_forgotten_on_demand(shop: Shop, run: Any) -> None:

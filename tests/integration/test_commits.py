@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from app.db import Database, Transaction
+from app.db import Database, Transaction, sqlite_module
+from app.errors import DatabaseUnavailable
 from app.orders import set_email
 from app.orders.models import User
 from app.turns import PATIENCE, Turns
@@ -139,6 +140,65 @@ def test_a_flush_that_fails_undoes_its_own_work_only(crowd: Crowd) -> None:
     assert (first, last) == ("b", "c")
     assert isinstance(error, IntegrityError)
     assert users(crowd.database) == ["a", "b", "c"]
+
+
+def failing_commit(monkeypatch: pytest.MonkeyPatch, code: int, times: float) -> list[int]:
+    """Commits of several at once fail, so many times, with a result code of SQLite's. Returns how large they were."""
+    commit, failed = Database._commit, []
+
+    def fail(self: Database, connection: Connection, batch: list[Any]) -> None:
+        if len(batch) > 1 and len(failed) < times:
+            failed.append(len(batch))
+            error = sqlite_module().OperationalError("no")
+            error.sqlite_errorcode = code
+            raise error
+        commit(self, connection, batch)
+
+    monkeypatch.setattr(Database, "_commit", fail)
+    return failed
+
+
+def test_when_a_shared_commit_fails_for_a_moment_all_of_it_runs_again(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is told what came of its last run: also one that went wrong in the first."""
+    runs: list[str] = []
+
+    def wrong_at_first(session: Transaction) -> str:
+        runs.append("run")
+        session.add(User(user_id="b"))
+        if len(runs) == 1:
+            raise ValueError("no")
+        return "b"
+
+    failed = failing_commit(monkeypatch, code=5, times=2)
+    assert crowd.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
+    assert failed == [3, 3]
+    assert users(crowd.database) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("code", [13, 10], ids=["the disk is full", "the disk fails"])
+def test_when_a_shared_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_stays(
+    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    told: list[Any] = []
+
+    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
+        told.append(facts)
+
+    def notes(session: Transaction) -> None:
+        session.facts["noted"] = True
+        session.add(User(user_id="b"))
+
+    failing_commit(monkeypatch, code, times=1)
+    with crowd.database.committed.connected_to(listener):
+        results = crowd.do(adds("a"), notes)
+        assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable]
+        assert told == []
+        assert users(crowd.database) == []
+        assert crowd.do(adds("a"), notes) == ["a", None]
+    assert users(crowd.database) == ["a", "b"]
+    assert told == [[{"noted": True}]]
 
 
 def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:

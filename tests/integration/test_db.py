@@ -4,14 +4,13 @@ import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from app import db
+from app import create_app, db
 from app.bus import queries
 from app.bus.record import record
 from app.bus.tables import UNFINISHED
@@ -21,6 +20,7 @@ from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
 from app.orders import confirm_order, place_order
 from app.orders.models import User
+from config import Settings
 from tests.support.shop import Shop
 from tests.support.waiting import until
 
@@ -36,18 +36,12 @@ def test_sqlite_is_durable_and_says_so(sqlite_url: str) -> None:
     database.close()
 
 
-def test_a_pragma_that_sqlite_refuses_is_an_error(tmp_path: Path) -> None:
+def test_a_pragma_that_sqlite_refuses_is_an_error() -> None:
     """A database in memory can't be in WAL mode, and does not say so."""
-
-    class Connection:
-        def execute(self, statement: str) -> Any:
-            return self
-
-        def fetchone(self) -> tuple[str]:
-            return ("memory",)
-
-    with pytest.raises(DatabaseUnavailable, match="SQLite refuses PRAGMA busy_timeout"):
-        db._set_pragmas(Connection(), 1)
+    connection = sqlite_module().connect(":memory:")
+    with pytest.raises(DatabaseUnavailable, match="refuses PRAGMA journal_mode=wal"):
+        db._set_pragmas(connection, 1)
+    connection.close()
 
 
 def test_the_driver_carries_a_sqlite_without_the_wal_reset_bug() -> None:
@@ -76,6 +70,19 @@ def test_versions_with_the_wal_reset_bug_are_known(
 
     monkeypatch.setattr(db, "sqlite_module", lambda: Module)
     assert sqlite_is_safe() is safe
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_a_start_with_the_wal_reset_bug_says_so(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], safe: bool
+) -> None:
+    monkeypatch.setattr("app.sqlite_is_safe", lambda: safe)
+    create_app(settings.model_copy(update={"log_level": "WARNING"})).extensions["database"].close()
+    told = capsys.readouterr().err
+    version = sqlite_module().sqlite_version
+    named = f"SQLite {version} can corrupt a database" in told
+    assert named == (settings.is_sqlite and not safe)
+    assert ("pip install pysqlite3" in told) == named
 
 
 def test_without_pysqlite3_the_standard_library_serves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +211,22 @@ def test_two_users_locked_in_opposite_order_end_well(postgres_url: str) -> None:
     with database.read() as session:
         assert session.execute(text("SELECT orders_count FROM users")).scalars().all() == [2, 2]
     assert len(runs) == 3
+    database.close()
+
+
+def test_a_transaction_that_reads_first_can_still_write(sqlite_url: str) -> None:
+    """One that began as a reader would fail as soon as another has written, whatever the busy timeout."""
+    database, driver = Database(sqlite_url), sqlite_module()
+    other = driver.connect(sqlite_url.removeprefix("sqlite:///"), timeout=0, isolation_level=None)
+
+    def work(session: Transaction) -> None:
+        assert session.execute(text("SELECT count(*) FROM users")).scalar_one() == 0
+        with pytest.raises(driver.OperationalError, match="locked"):
+            other.execute("DELETE FROM users")
+        session.add(User(user_id="1"))
+
+    database.transact(work)
+    other.close()
     database.close()
 
 

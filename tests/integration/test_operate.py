@@ -1,15 +1,19 @@
 """What people may do with deliveries, what is kept about it, and what is forgotten in time."""
 
-from datetime import timedelta
+import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from app.bus import Filter, operate, prune, queries
+from app.bus.tables import OperatorAct
+from app.db import Transaction
 from app.errors import Refused
 from app.events import OrderCreated
-from tests.support.shop import Shop
+from tests.support.shop import START, Shop
+from tests.support.waiting import somebody_waits, until
 
 
 def refuse(sender: str, event: OrderCreated) -> None:
@@ -21,13 +25,20 @@ def acts(shop: Shop) -> list[Any]:
         return list(session.execute(text("SELECT acted_by, action, filter, reason, deliveries FROM operator_acts")))
 
 
-def test_an_act_is_recorded_with_who_what_why_and_how_many(shop: Shop) -> None:
+def moments(shop: Shop) -> list[datetime]:
+    with shop.database.read() as session:
+        return list(session.scalars(select(OperatorAct.acted_at).order_by(OperatorAct.act_id)))
+
+
+def test_an_act_is_recorded_with_when_who_what_why_and_how_many(shop: Shop) -> None:
     shop.only(refuse)
     for n in range(3):
         shop.place_order(f"{n}")
     shop.dispatch()
     assert shop.bus.discard(Filter(receiver="refuse", user_id="42"), "closed account", by="ops") == 3
+    shop.clock.advance(60)
     shop.bus.retry(Filter(order_id="1"), by="mary")
+    assert moments(shop) == [START, START + timedelta(seconds=60)]
     assert acts(shop) == [
         ("ops", "discard", '{"receiver": "refuse", "user_id": "42"}', "closed account", 3),
         ("mary", "retry", '{"order_id": "1"}', None, 1),
@@ -145,6 +156,34 @@ def test_what_is_not_finished_is_never_forgotten(shop: Shop, state: str) -> None
     shop.clock.advance(400 * 86400)
     assert shop.bus.prune() == 0
     assert shop.delivery("refuse").state == state
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_a_person_retries_at_this_moment_is_not_forgotten(shop: Shop) -> None:
+    """Forgetting has read that it was finished, and waits for the person's transaction. On SQLite one comes first."""
+    shop.only(refuse)
+    shop.place_order("1")
+    shop.place_order("2")
+    shop.dispatch()
+    shop.bus.discard(Filter(), "settled by hand", by="ops")
+    shop.clock.advance(91 * 86400)
+    forgotten: list[int] = []
+    forgetting = threading.Thread(target=lambda: forgotten.append(shop.bus.prune()))
+
+    def retry(session: Transaction) -> None:
+        which = Filter(order_id="1")
+        act_id = operate._record(session, "retry", which, "ops", None)
+        operate._act_on_batch(session, act_id, "retry", which, None, 0, 1000)
+        session.flush()
+        forgetting.start()
+        until(lambda: somebody_waits(shop.database))
+
+    shop.database.transact(retry)
+    forgetting.join(20)
+    assert forgotten == [1]
+    assert [(row["data"]["order_id"], row["deliveries"][0]["state"]) for row in shop.timeline("1")] == [("1", "ready")]
+    assert shop.timeline("2") == []
 
 
 def test_what_ended_lately_is_kept_however_old_it_is(shop: Shop) -> None:

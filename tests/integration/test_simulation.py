@@ -6,20 +6,21 @@ SIMULATION_SEEDS=5000 plays more of them, SIMULATION_SEEDS=5000-6000 others, and
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from app.bus import dispatcher, store
 from app.bus.tables import Delivery
 from app.orders import Order
 from app.receivers import notification
 from tests.support import simulation
-from tests.support.simulation import TABLES, Violation, World
+from tests.support.simulation import FAULTS, TABLES, Actor, Process, Violation, World
 
 DEFAULT = "1000"
 
@@ -48,9 +49,41 @@ def world(folder: Path) -> Iterator[World]:
 
 
 @pytest.mark.timeout(60 + len(seeds()))
-def test_every_promise_holds_in_every_script(world: World) -> None:
+def test_every_promise_holds_in_every_script(world: World, report: Callable[[str], None]) -> None:
     for seed in seeds():
         world.play(seed)
+    report(f"seeds {len(seeds())}, faults that struck {world.struck.total()}, promises broken 0")
+
+
+def test_every_kind_of_fault_strikes_those_it_is_meant_for(world: World) -> None:
+    """A statement or a commit that goes past the faults would make the simulation of them one of nothing."""
+    meant = {(fault, Process) for fault in FAULTS}
+    meant |= {(fault, Actor) for fault in FAULTS if "mail server" not in fault}
+    for seed in range(100):
+        world.play(seed)
+        if meant <= world.struck.keys():
+            return
+    raise AssertionError(f"never: {sorted((fault, who.__name__) for fault, who in meant - world.struck.keys())}")
+
+
+def test_no_statement_and_no_commit_goes_past_the_faults(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself says what it was told to do."""
+    told: list[str] = []
+    passed: list[str] = []
+    before_statement, commit = world.before_statement, world.commit
+    monkeypatch.setattr(world, "before_statement", lambda: (passed.append("a statement"), before_statement())[1])
+    monkeypatch.setattr(world, "commit", lambda *how: (passed.append("a commit"), commit(*how))[1])
+    world.database.close()
+
+    @event.listens_for(world.database.engine, "connect")
+    def listen(connection: Any, _: Any) -> None:
+        connection.set_trace_callback(told.append)
+
+    world.play(11)
+
+    verbs = Counter(statement.partition(" ")[0] for statement in told)
+    assert passed.count("a commit") >= verbs["COMMIT"] > 10
+    assert passed.count("a statement") >= verbs.total() - verbs["COMMIT"] - verbs["ROLLBACK"] > 100
 
 
 def test_a_seed_plays_the_same_script_each_time(world: World) -> None:

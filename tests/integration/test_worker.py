@@ -1,23 +1,29 @@
 """The loop around the dispatcher: woken, not polling; one receiver's trouble kept from the others; a clean stop."""
 
+import contextlib
+import errno
 import os
+import resource
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from app import logs
+from app.bus import prune, wakeup, worker
 from app.bus import signals as lifecycle
-from app.bus import wakeup
 from app.clock import Clock
 from app.db import Database
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
 from config import Settings
+from tests.support.api import listening
+from tests.support.postgres import Door
 from tests.support.shop import Shop
 from tests.support.waiting import until
 
@@ -159,14 +165,14 @@ def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Se
 def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> None:
     hanging = Hanging()
     shop.only(hanging)
-    worker = shop.bus.start()
+    running = shop.bus.start()
     shop.place_order("1")
     assert hanging.entered.acquire(timeout=10)
     shop.place_order("2")
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
     stopping.start()
-    until(lambda: not worker.alive)
+    until(lambda: not running.alive)
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]
@@ -240,6 +246,53 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
     assert hanging.calls == 1
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(
+    postgres_url: str, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every connection is cut, and for a while there are no new ones: a line when it begins, and one when it ends."""
+    said: list[str] = []
+    hanging = Hanging()
+    with Door(postgres_url) as door:
+        door.open()
+        through = settings.model_copy(update={"database_url": door.url, "database_timeout": 0.5, "poll_seconds": 60.0})
+        shop, publisher = LiveShop(through), LiveShop(through)
+        with (
+            contextlib.closing(shop),
+            contextlib.closing(publisher),
+            lifecycle.database_lost.connected_to(said_by(said, "lost")),
+            lifecycle.database_back.connected_to(said_by(said, "back")),
+        ):
+            shop.receive(hanging)
+            shop.bus.start()
+            assert publisher.post(order_id="before").status_code == 201
+            assert hanging.entered.acquire(timeout=20)
+            until(lambda: shop.order("before").notification == "sent")
+
+            door.shut()
+            assert publisher.post(order_id="meanwhile").status_code == 503
+            hanging.let_go.set()
+            until(lambda: said == ["lost"])
+            door.open()
+            until(lambda: said == ["lost", "back"])
+
+            until(lambda: shop.delivery("hanging").state == "done")
+            assert (hanging.calls, shop.outcomes("hanging")) == (1, ["ok"])
+            assert publisher.post(order_id="meanwhile").status_code == 201
+            until(lambda: shop.order("meanwhile").notification == "sent", 30)
+            assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+            assert said == ["lost", "back"]
+    assert caplog.records == [], "a traceback of each connection"
+
+
+def said_by(said: list[str], word: str) -> Callable[..., None]:
+    def listener(*_: object, **__: object) -> None:
+        said.append(word)
+
+    return listener
+
+
 def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
     shop: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,16 +301,46 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
     def listener(_: object, error: Exception) -> None:
         faults.append(error)
 
-    worker = shop.bus.start()
+    running = shop.bus.start()
     until(lambda: alive_dispatchers(shop) == 1)
-    next_due = worker.dispatcher.next_due
+    next_due = running.dispatcher.next_due
     with lifecycle.dispatcher_failed.connected_to(listener):
-        monkeypatch.setattr(worker.dispatcher, "next_due", lambda: 1 / 0)
+        monkeypatch.setattr(running.dispatcher, "next_due", lambda: 1 / 0)
         shop.place_order()
         until(lambda: faults)
-        monkeypatch.setattr(worker.dispatcher, "next_due", next_due)
+        monkeypatch.setattr(running.dispatcher, "next_due", next_due)
         until(lambda: shop.order().notification == "sent")
     assert isinstance(faults[0], ZeroDivisionError)
+
+
+class Unwritable:
+    """Where a log goes that nobody can write any more."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.tries = error, 0
+
+    def write(self, _: str) -> int:
+        self.tries += 1
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "the disk is full"), BrokenPipeError(), ValueError("I/O operation on closed file")]
+)
+def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Each order and each settle has its line; two of them are a traceback's, which the standard library logs."""
+    stream = Unwritable(error)
+    monkeypatch.setattr(logs, "log", logs.Log(stream, "DEBUG", as_json=False))  # type: ignore[arg-type]
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    with lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
+        for n in range(5):
+            assert shop.post(order_id=n).status_code == 201
+        until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
+    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+    assert stream.tries > 20
 
 
 def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> None:
@@ -268,6 +351,33 @@ def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> N
     shop.bus.start()
     until(lambda: shop.delivery("old_name").reason)
     assert "no receiver named 'old_name'" in (shop.delivery("old_name").reason or "")
+
+
+def test_what_is_old_is_forgotten_without_anybody_asking(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch at a time, with other work between. Orders are kept."""
+    monkeypatch.setattr(worker, "PRUNE_PAUSE", 0)
+    monkeypatch.setattr(prune, "BATCH", 4)
+    forgotten: list[int] = []
+
+    def listener(_: object, count: int) -> None:
+        forgotten.append(count)
+
+    for n in range(5):
+        shop.place_order(f"{n}")
+    shop.dispatcher.clock = Clock()
+    shop.dispatch_all()
+    long_ago = Clock().now().replace(year=2020)
+    shop.execute("UPDATE events SET occurred_at = :then", then=long_ago)
+    shop.execute("UPDATE deliveries SET settled_at = :then", then=long_ago)
+    shop.place_order("young")
+    with lifecycle.events_pruned.connected_to(listener):
+        shop.bus.start()
+        until(lambda: shop.bus._wake() or sum(forgotten) == 10)
+    until(lambda: shop.order("young").notification == "sent")
+    assert forgotten == [4, 4, 2]
+    assert {event["data"]["order_id"] for n in range(5) for event in shop.timeline(f"{n}")} == set()
+    assert len(shop.timeline("young")) == 2
+    assert shop.count("orders") == 6
 
 
 def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> None:
@@ -290,6 +400,55 @@ def test_a_dispatcher_that_cannot_be_called_still_runs(shop: LiveShop, monkeypat
     shop.bus.start()
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
+
+
+def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) -> None:
+    """select() refuses descriptors beyond 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 1200:
+        pytest.skip("a process may not have that many files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(1100):
+                held.enter_context(open(os.devnull))  # noqa: PTH123 - a device
+            waiting = wakeup.Wakeup(Database(sqlite_url))
+            held.callback(waiting.close)
+            waiting.open()
+            assert not waiting.wait(0)
+            waiting.wake()
+            assert waiting.wait(20)
+            wakeup.Caller(waiting.database).call()
+            assert waiting.wait(20)
+            assert not waiting.wait(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_dispatcher_that_cannot_listen_says_so_once_and_listens_again(
+    shop: LiveShop, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    with listening(caplog) as heard:
+        for times in (1, 2):
+            until(lambda: listeners(shop) == 1)
+            shop.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'")
+            until(lambda times=times: heard.text.count("only the poll") == times)  # type: ignore[misc]
+    until(lambda: listeners(shop) == 1)
+    assert heard.text.count("only the poll") == 2
+    publisher = LiveShop(settings)
+    try:
+        publisher.place_order()
+        until(lambda: shop.order().notification == "sent", 15)
+    finally:
+        publisher.close()
+
+
+def listeners(shop: LiveShop) -> int:
+    return int(shop.execute_scalar("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'"))
 
 
 def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:

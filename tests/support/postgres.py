@@ -2,12 +2,16 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from socket import SHUT_RDWR, create_connection, create_server, socket
+from typing import Self
+
+from sqlalchemy import make_url
 
 
 def binaries() -> Path | None:
@@ -49,7 +53,59 @@ def private_server() -> Iterator[str]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
+    with socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+class Door:
+    """A way to a PostgreSQL server, shut at first: nobody listens. ``open()`` lets everybody through; ``shut()`` cuts
+    whoever is in it off, as a server does that is restarted."""
+
+    def __init__(self, database_url: str) -> None:
+        self._behind = make_url(database_url)
+        with create_server(("127.0.0.1", 0)) as chosen:
+            self._port = chosen.getsockname()[1]
+        self._sockets = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shut()
+
+    @property
+    def url(self) -> str:
+        return self._behind.set(host="127.0.0.1", port=self._port).render_as_string(hide_password=False)
+
+    def open(self) -> None:
+        listener = create_server(("127.0.0.1", self._port))
+        self._sockets.callback(_close, listener)
+        threading.Thread(target=self._welcome, args=[listener], daemon=True).start()
+
+    def shut(self) -> None:
+        self._sockets.close()
+
+    def _welcome(self, listener: socket) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                front, _ = listener.accept()
+                back = create_connection((self._behind.host or "127.0.0.1", self._behind.port or 5432))
+                for one, other in ((front, back), (back, front)):
+                    self._sockets.callback(_close, one)
+                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+
+
+def _close(end: socket) -> None:
+    with suppress(OSError):  # a thread that waits for it must notice
+        end.shutdown(SHUT_RDWR)
+    end.close()
+
+
+def _carry(one: socket, other: socket) -> None:
+    with suppress(OSError):
+        while content := one.recv(65536):
+            other.sendall(content)
+    for end in (one, other):
+        _close(end)

@@ -13,6 +13,7 @@ depends on anything but the seed: the number of the script that failed plays it 
 
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -151,6 +152,8 @@ class World:
         self.eye = sqlite_module().connect(str(self.database.url.database), isolation_level=None)
         self.server = self.shop.mailer.backend = MailServer(self)
         self.reported: set[str] = set()
+        self.struck: Counter[tuple[str, type[Actor]]] = Counter()
+        """Which faults have befallen whom, in all scripts."""
         self._undo = contextlib.ExitStack()
         self._undo.callback(self.shop.close)
         self._undo.callback(self.eye.close)
@@ -158,7 +161,7 @@ class World:
         self._undo.enter_context(_simulated_time(self.clock))
         self._undo.enter_context(lifecycle.event_recorded.connected_to(self._on_event_recorded, self.bus))
         _make_cheap(self.database.engine)
-        _come_between(self, self.database.engine.dialect)
+        _come_between(self, self.database.engine)
 
     def close(self) -> None:
         self._undo.close()
@@ -263,6 +266,12 @@ class World:
         """The present actor's process ends here."""
         self.stack[-1].dead = True
         raise Killed
+
+    def befall(self, actor: Actor) -> str:
+        """Its fault, which strikes now and then never again."""
+        fault, actor.fault = actor.fault, ""
+        self.struck[fault, type(actor)] += 1
+        return fault
 
     # Steps of clients
 
@@ -730,8 +739,7 @@ class World:
             self._strike(actor, DISK if "disk" in actor.fault else BUSY)
 
     def _strike(self, actor: Actor, code: tuple[int, str]) -> None:
-        fault, actor.fault = actor.fault, ""
-        if fault.startswith("dies"):
+        if self.befall(actor).startswith("dies"):
             self.die()
         raise _trouble(code)
 
@@ -802,6 +810,7 @@ class MailServer:
         self.world.tell("the mail server has accepted")
         actor = self.world.stack[-1]
         if actor.fault.startswith("dies when the mail server"):
+            self.world.befall(actor)
             self.world.die()
         self.world.meanwhile()
         if unsaid:
@@ -843,20 +852,35 @@ def _make_cheap(engine: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
-def _come_between(world: World, dialect: Any) -> None:
-    """Let every statement and every commit of the application pass the world's faults."""
+def _come_between(world: World, engine: Any) -> None:
+    """Let every statement and every commit of the application pass the world's faults.
 
-    def guarded(original: Callable[..., None]) -> Callable[..., None]:
-        def execute(*arguments: Any, **more: Any) -> None:
+    At the driver, beneath SQLAlchemy: prepared statements, and transactions of nothing else, go past that.
+    """
+    driver: Any = sqlite_module()
+
+    class Cursor(driver.Cursor):  # type: ignore[misc]
+        def execute(self, *arguments: Any) -> Any:
             world.before_statement()
-            original(*arguments, **more)
+            return super().execute(*arguments)
 
-        return execute
+        def executemany(self, *arguments: Any) -> Any:
+            world.before_statement()
+            return super().executemany(*arguments)
 
-    for name in ("do_execute", "do_executemany"):
-        setattr(dialect, name, guarded(getattr(dialect, name)))
-    commit = dialect.do_commit
-    dialect.do_commit = lambda connection: world.commit(lambda: commit(connection), connection.rollback)
+    class Connection(driver.Connection):  # type: ignore[misc]
+        def cursor(self) -> Any:
+            return super().cursor(Cursor)
+
+        def execute(self, *arguments: Any) -> Any:
+            return self.cursor().execute(*arguments)
+
+        def commit(self) -> None:
+            world.commit(super().commit, super().rollback)
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_: Any, __: Any, ___: Any, options: dict[str, Any]) -> None:
+        options["factory"] = Connection
 
 
 @contextlib.contextmanager

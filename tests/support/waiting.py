@@ -3,6 +3,10 @@
 import time
 from collections.abc import Callable
 
+from sqlalchemy import text
+
+from app.db import Database
+
 
 def until(condition: Callable[[], object], seconds: float = 20) -> None:
     """Return as soon as ``condition()`` is true. Raises AssertionError after ``seconds``."""
@@ -10,3 +14,9 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
         time.sleep(0.005)
+
+
+def somebody_waits(database: Database) -> bool:
+    """Whether a transaction on PostgreSQL waits for another one's lock."""
+    with database.read() as session:
+        return bool(session.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())

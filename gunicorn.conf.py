@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import os
 import sys
 import tempfile
 import threading
@@ -54,6 +55,10 @@ class Log(gunicorn.glogging.Logger):
 
 logger_class = Log
 
+DELIVERING_NICENESS = 10
+"""Where there is more to do than the processor can, requests come first and deliveries catch up. Not on SQLite: who is
+kept waiting there may hold the write lock, see Worker._give_way() instead."""
+
 VACANT_SECONDS = 5
 """After so long without a dispatcher a process that serves becomes one too. gunicorn replaces one that died sooner."""
 
@@ -94,6 +99,8 @@ def post_worker_init(worker):
         return
     if _take_office():
         worker.serves = worker.cfg.workers == 1
+        if not worker.serves and not settings.is_sqlite:
+            os.nice(DELIVERING_NICENESS)
         _bus(worker).start()
     else:
         threading.Thread(target=_stand_by, args=[worker], name="stand-by", daemon=True).start()

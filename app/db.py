@@ -63,6 +63,9 @@ PATIENT = 3
 """How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
 that threads remain to read, and to tell."""
 
+KEPT_WRITERS = 8
+"""How many connections are kept ready for the next transactions. SQLite, which has one writer, needs one."""
+
 LARGEST_BATCH = 16
 """How many callers' work shares a commit: it bounds how long the write lock is held."""
 
@@ -192,6 +195,15 @@ class Transaction(Session):
             raise
         self.driver.execute("RELEASE SAVEPOINT part")
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Prepared statements in the block go to PostgreSQL in one packet; no result of theirs may be looked at."""
+        if self.dialect.name == "postgresql":
+            with self.driver.pipeline():
+                yield
+        else:
+            yield
+
     def write_out(self) -> None:
         """Send what waits in the session to the database, where it joins the transaction."""
         if self.is_used:
@@ -253,7 +265,7 @@ class Database:
         self._working = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._coming = 0  # how many threads are expected in the queue
         self._all_here = threading.Condition(self._queue_lock)
-        self._writer: Connection | None = None
+        self._writers: deque[Connection] = deque()
 
     @property
     def is_sqlite(self) -> bool:
@@ -423,19 +435,21 @@ class Database:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Connection]:
-        """A connection for one transaction. On SQLite, where one thread writes at a time, it is always the same one."""
-        connection, self._writer = self._writer, None
+        """A connection for one transaction, kept for the next: a pool's would be asked each time whether it lives."""
+        connection: Connection | None = None
         try:
+            with contextlib.suppress(IndexError):
+                connection = self._writers.pop()
             connection = connection or self.engine.connect()
             yield connection
         except BaseException:
             if connection is not None:
                 connection.close()  # which rolls back
             raise
-        if self.is_sqlite:
-            self._writer = connection
+        if len(self._writers) < KEPT_WRITERS:
+            self._writers.append(connection)
         else:
-            connection.close()
+            connection.close()  # for others to have
 
     @contextlib.contextmanager
     def look(self) -> Iterator[Reader]:
@@ -485,16 +499,15 @@ class Database:
         The old pool is kept alive: collecting it would close the parent's SQLite connections from here, which
         sqlite.org/howtocorrupt.html (section 2.6) warns of.
         """
-        self._inherited = (self.engine.pool, self._writer)
+        self._inherited = (self.engine.pool, self._writers)
         self._begin_anew()
         if self._turns:
             self._turns.forget()
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.close()
+        while self._writers:
+            self._writers.pop().close()
         self.engine.dispose()
 
 

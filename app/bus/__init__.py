@@ -4,6 +4,7 @@ import os
 import threading
 import weakref
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from flask import Flask
@@ -56,7 +57,7 @@ class Bus:
                     self.dispatcher(),
                     Wakeup(self.database),
                     poll_seconds=self.settings.poll_seconds,
-                    wake_others=self._caller.call,
+                    wake_others=partial(self._caller.call, everywhere=True),
                     prune=lambda: self.prune(batches=1),
                 )
                 self.worker.start()

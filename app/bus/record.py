@@ -75,28 +75,29 @@ def record(
 ) -> None:
     """Insert the event, and a delivery due at once for each subscription. Raises OutsideTransaction."""
     session = current()
+    receivers = tuple(subscription.name for subscription in subscriptions)
     event_id = event_id or uuid7()
     cause = _cause.get()
-    INSERT_EVENT(
-        session,
-        {
-            "event_id": event_id,
-            "type": type(event).__name__,
-            "version": event.version,
-            "source": source,
-            "order_id": event.order_id,
-            "user_id": event.user_id,
-            "data": events.encode(event),
-            "occurred_at": session.now,
-            "cause_id": cause.event_id if cause else None,
-            "correlation_id": cause.correlation_id if cause else event_id,
-        },
-    )
-    receivers = tuple(subscription.name for subscription in subscriptions)
-    if receivers:
-        owed = {"the_event_id": event_id, "the_due_at": session.now, "the_created_at": session.now}
-        owed |= {f"receiver_{n}": name for n, name in enumerate(receivers)}
-        insert_deliveries(len(receivers))(session, owed)
+    with session.together():
+        INSERT_EVENT(
+            session,
+            {
+                "event_id": event_id,
+                "type": type(event).__name__,
+                "version": event.version,
+                "source": source,
+                "order_id": event.order_id,
+                "user_id": event.user_id,
+                "data": events.encode(event),
+                "occurred_at": session.now,
+                "cause_id": cause.event_id if cause else None,
+                "correlation_id": cause.correlation_id if cause else event_id,
+            },
+        )
+        if receivers:
+            owed = {"the_event_id": event_id, "the_due_at": session.now, "the_created_at": session.now}
+            owed |= {f"receiver_{n}": name for n, name in enumerate(receivers)}
+            insert_deliveries(len(receivers))(session, owed)
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

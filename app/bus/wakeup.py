@@ -1,7 +1,8 @@
 """Wake a dispatcher the moment there is something to do, in this process, on this machine, or across PostgreSQL.
 
-Within a process a byte through a socket pair does it. From a process that only publishes, on SQLite, a datagram to
-every dispatcher's Unix socket; on PostgreSQL, NOTIFY. Each is sent after the commit: what it announces can be seen.
+Within a process a byte through a socket pair does it. From a process that only publishes, a datagram to every
+dispatcher's Unix socket on this machine; where PostgreSQL is and no dispatcher is here, or those here are busy, NOTIFY.
+Each is sent after the commit: what it announces can be seen.
 A wake-up that gets lost costs one ``poll_seconds``.
 """
 
@@ -47,7 +48,6 @@ class Wakeup:
         """Be found by other processes."""
         if not self.database.is_sqlite:
             self._listen()
-            return
         try:
             self._mailbox = _bind(socket_folder(self.database))
         except OSError as error:
@@ -124,17 +124,19 @@ class Caller:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self._folder = socket_folder(database) if database.is_sqlite else None
+        self._folder = socket_folder(database)
         self._seen = 0
         self._mailboxes: list[str] = []
 
-    def call(self) -> None:
-        """Raises nothing: what is announced is stored, and the poll finds it."""
+    def call(self, *, everywhere: bool = False) -> None:
+        """Wake those on this machine; ``everywhere`` also those on others, who are woken too where none is here.
+
+        Raises nothing: what is announced is stored, and the poll finds it.
+        """
         try:
-            if self._folder is None:
+            reached = self._send_datagrams()
+            if not self.database.is_sqlite and (everywhere or not reached):
                 self._notify()
-            else:
-                self._send_datagrams(self._folder)
         except (OSError, SQLAlchemyError) as error:
             log.debug("can't wake the others: %s", error)
 
@@ -143,31 +145,43 @@ class Caller:
             connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
             connection.commit()
 
-    def _send_datagrams(self, folder: Path) -> None:
-        changed = folder.stat().st_mtime_ns
+    def _send_datagrams(self) -> int:
+        """Returns how many dispatchers were reached."""
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
         if changed != self._seen:
-            self._mailboxes = [str(path) for path in folder.iterdir()]
+            self._mailboxes = [str(path) for path in self._folder.iterdir()]
             settled = time.time_ns() - changed > SETTLED_NANOSECONDS
             self._seen = changed if settled else 0
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
+            reached = 0
             for mailbox in self._mailboxes:
                 try:
                     sender.sendto(b"!", mailbox)
+                    reached += 1
+                except BlockingIOError:  # it has been called often enough
+                    reached += 1
                 except ConnectionRefusedError:  # its process was killed
                     Path(mailbox).unlink(missing_ok=True)
                 except OSError as error:
                     log.debug("can't wake %s: %s", mailbox, error)
+        return reached
 
 
 def socket_folder(database: Database) -> Path:
-    """Beside the database file, so that whoever shares the one finds the other; in the temporary folder, under a name
-    made from the file's, where that path is too long for a socket."""
-    file = Path(database.url.database or "").absolute()
-    beside = file.with_name(f"{file.name}-wake")
-    if len(str(beside)) <= LONGEST_SOCKET_FOLDER:
-        return beside
-    digest = hashlib.sha256(str(file).encode()).hexdigest()[:16]
+    """Beside the database file, so that whoever shares the one finds the other. For PostgreSQL, and where that path is
+    too long for a socket, in the temporary folder, under a name made from the database's."""
+    name = str(database.url)  # without the password
+    if database.is_sqlite:
+        file = Path(database.url.database or "").absolute()
+        name = str(file)
+        beside = file.with_name(f"{file.name}-wake")
+        if len(str(beside)) <= LONGEST_SOCKET_FOLDER:
+            return beside
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"wake-{os.getuid()}-{digest}"
 
 

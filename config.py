@@ -65,7 +65,7 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
     request_read_seconds: float = Field(10, ge=0.1, le=300, description="seconds for a request to arrive, 0.1 to 300")
-    web_threads: int = Field(4, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
+    web_threads: int = Field(8, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
 
     dispatch_in_web: bool = Field(True, description="true, or false where 'flask bus run' dispatches instead")
     lease_seconds: float = Field(30, ge=0.5, le=3600, description="0.5 to 3600; extended while a receiver runs")

@@ -82,6 +82,8 @@ def on_starting(server):
         server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
     except AppError as error:
         sys.exit(f"error: {error}")
+    gc.collect()
+    gc.freeze()  # nor, in the processes that are forked, through what they share: that would make copies of it
 
 
 def on_reload(server):
@@ -93,7 +95,6 @@ def on_reload(server):
 def post_worker_init(worker):
     """The application is loaded and the process forked. The first that comes here dispatches, and serves nobody, so
     that requests and deliveries don't wait for one interpreter. A lone process does both."""
-    gc.collect()
     gc.freeze()  # the collector need not go through all that was loaded, each time again
     if not settings.dispatch_in_web:
         return

@@ -40,7 +40,7 @@ AHEAD_SECONDS = 0.1
 MOST_AHEAD = 20
 """Should the process die, each of these reads ``unknown``. A receiver that holds such for a person gets none ahead."""
 
-COURTESY_SECONDS = 0.05
+COURTESY_SECONDS = 0.2
 """How long a claim is put off while others queue for the write lock."""
 
 GATHER_SECONDS = 0.02

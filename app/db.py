@@ -7,6 +7,7 @@ is set up. Nothing else in the application knows which of the two it talks to, b
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import random
 import sqlite3
@@ -295,6 +296,8 @@ class Database:
                 self._tell([mine])
         if mine.error is not None:
             raise mine.error
+        if not mine.done:
+            raise RuntimeError("the transaction ended without a commit and without an error")
         return cast(T, mine.result)
 
     def expected(self) -> "_Expected":
@@ -328,7 +331,8 @@ class Database:
             self._persistently(mine, batch)
         finally:
             with self._queue_lock:
-                self._queue.extendleft(each for each in reversed(batch) if not each.done and each is not mine)
+                others = [each for each in (*batch, *self._queue) if not each.done and each is not mine]
+                self._queue = deque(others)
                 self._led = bool(self._queue)
                 if self._led:
                     self._queue[0].turn.release()
@@ -355,15 +359,16 @@ class Database:
     def _persistently(self, mine: "_Work", batch: "list[_Work]") -> None:
         """Do my work and the batch's until the commit is through. What can't be done ends with DatabaseUnavailable."""
         apart = False
-        for attempt in range(1_000_000):
+        for attempt in itertools.count():
             try:
                 self._once(batch, apart=apart)
             except Exception as error:
                 if not is_passing(error):
                     self._last_end = time.monotonic()
-                    waiting = [each for each in batch if not each.done]
-                    if len(waiting) == 1:
-                        waiting[0].end(error)
+                    waiting = [each for each in batch if not each.done] or [mine]  # mine: it could not even begin
+                    if apart or len(waiting) == 1:
+                        for each in waiting:
+                            each.end(error)
                         return
                     apart = True  # one of them is wrong: again, so that it harms none of the others
                     continue

@@ -201,6 +201,42 @@ def test_when_a_shared_commit_finds_the_disk_in_trouble_all_are_told_and_nothing
     assert told == [[{"noted": True}]]
 
 
+class Stopped(BaseException):
+    """As SystemExit and KeyboardInterrupt are."""
+
+
+@pytest.mark.parametrize("error", [sqlite_module().DatabaseError("malformed"), PermissionError("no"), Stopped()])
+def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A file is damaged, say, or a lock can't be opened: an order must not be answered as if it were stored."""
+    database = Database(sqlite_url)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Database, "_once", fail)
+        with pytest.raises(type(error)):
+            database.transact(adds("a"))
+    assert database.transact(adds("b")) == "b"
+    assert users(database) == ["b"]
+    database.close()
+
+
+def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def malformed(self: Database, connection: Connection, batch: list[Any]) -> None:
+        if len(batch) > 1:
+            raise sqlite_module().DatabaseError("malformed")
+        commit(self, connection, batch)
+
+    commit = Database._commit
+    monkeypatch.setattr(Database, "_commit", malformed)
+    results = crowd.do(adds("a"), adds("b"), adds("c"))
+    assert [str(result) for result in results] == ["malformed"] * 3
+    assert users(crowd.database) == []
+
+
 def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:
     results = crowd.do(adds("a"), lambda session: session.rollback(), lambda session: session.commit(), adds("b"))
     assert [type(result) for result in results] == [str, RuntimeError, RuntimeError, str]

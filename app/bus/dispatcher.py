@@ -203,7 +203,10 @@ class Dispatcher:
                     self._held[lease] = deadline
 
     def release(self, leases: Iterable[Lease]) -> None:
-        """Give back leases whose receivers were not called: due again at once, no attempt spent."""
+        """Give back leases whose receivers were not called: due again at once, no attempt spent.
+
+        Raises DatabaseUnavailable; then they run out, for nobody holds them any more.
+        """
         leases = list(leases)
 
         def work(session: Transaction) -> None:
@@ -213,8 +216,10 @@ class Dispatcher:
                 except LeaseLost:
                     self._report_lost(lease)
 
-        self.database.transact(work)
-        self._let_go(leases)
+        try:
+            self._store(work)
+        finally:
+            self._let_go(leases)
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""

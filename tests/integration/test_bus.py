@@ -616,6 +616,35 @@ def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
     assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
 
 
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_cannot_be_given_back_is_not_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch, patient: bool) -> None:
+    """The database is away. Nobody is going to try it here: were the lease extended, nobody ever would."""
+    shop.only(Failing(times=0))
+    shop.place_order()
+    leases = shop.dispatcher.claim({"failing": 1})
+    transact = shop.database.transact
+
+    def away(_: Any) -> None:
+        raise DatabaseUnavailable
+
+    def outlast(_: DatabaseUnavailable) -> bool:
+        monkeypatch.setattr(shop.database, "transact", transact)
+        return patient
+
+    shop.dispatcher.outlast = outlast
+    monkeypatch.setattr(shop.database, "transact", away)
+    if patient:
+        shop.dispatcher.release(leases)
+    else:
+        with pytest.raises(DatabaseUnavailable):
+            shop.dispatcher.release(leases)
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.extend()
+    assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
+    assert shop.outcomes("failing") == (["ok"] if patient else ["unknown", "ok"])
+
+
 def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:
     shop.only(Failing(times=0), when_dead=lambda event, reason: SENT)
     shop.place_order()

@@ -310,7 +310,7 @@ class Dispatcher:
         """The receiver's answer. Lets through only what is the database's trouble and not the receiver's."""
         if subscription is None:
             return self._without_receiver(lease)
-        if lease.expired and subscription.hold_unknown:
+        if lease.in_doubt and subscription.hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
         if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
             return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)

@@ -246,6 +246,7 @@ class Model:
             owed.leased_at, owed.leased_by = now, who
             seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
             assert seen == (owed.token, owed.attempts, expired, gate is not None, owed.event.event_id, who)
+            assert lease.in_doubt == (owed.outcome == "unknown" and owed.attempts > 0)
 
     def holds(self, lease: Lease) -> bool:
         held = [(owed.state, owed.token) for owed in self.deliveries if owed.delivery_id == lease.delivery_id]
@@ -264,7 +265,7 @@ class Model:
     @staticmethod
     def verdict(lease: Lease) -> Answer | None:
         """What is settled without a call of the receiver; None when it is to be called."""
-        if lease.expired and lease.receiver == "careful":
+        if lease.in_doubt and lease.receiver == "careful":
             return HELD
         if lease.expired and lease.spent >= BUDGET:
             return GIVEN_UP

@@ -53,7 +53,7 @@ FIND_DUE = Prepared(
         )
         .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
         .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
-        .order_by(Delivery.due_at)
+        .order_by(Delivery.due_at, Delivery.delivery_id)  # what was made due at one moment keeps its order
         .limit(bindparam("most", type_=Integer))
         .with_for_update(of=Delivery, skip_locked=True)
     )

@@ -58,6 +58,27 @@ def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: 
     assert acts(shop)[0].deliveries == 25
 
 
+def test_a_replay_keeps_the_order(shop: Shop) -> None:
+    """Though those that are due at one moment went dead in another order, and in several batches are made due again."""
+    down, tried = True, []
+
+    def receiver(sender: str, event: OrderCreated) -> None:
+        if down:
+            raise Refused("550 no")
+        tried.append(int(event.order_id))
+
+    shop.only(receiver)
+    for n in range(50):
+        shop.place_order(f"{n}")
+    leases = shop.dispatcher.claim({"receiver": 50})
+    for lease in leases[::-1]:
+        shop.dispatcher.attempt([lease])
+    down = False
+    assert shop.bus.retry(Filter(receiver="receiver"), by="ops") == 50
+    shop.dispatch_all()
+    assert tried == list(range(50))
+
+
 def test_deliveries_are_found_page_by_page(shop: Shop) -> None:
     shop.only(refuse)
     for n in range(5):

@@ -229,15 +229,14 @@ class Worker:
         for lane in self._lanes.values():
             lane.end()
         deadline = self.dispatcher.clock.monotonic() + seconds
-        try:
-            self.dispatcher.release(unbegun)
-            unfinished = sum(
-                not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
-            )
-            unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
+        with contextlib.suppress(DatabaseUnavailable):  # the leases run out by themselves
+            self._give_back(unbegun)
+        unfinished = sum(
+            not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
+        )
+        unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
+        with contextlib.suppress(DatabaseUnavailable):  # a dispatcher that is seen no more counts as gone
             self.dispatcher.sign_off()
-        except DatabaseUnavailable:  # the leases run out by themselves
-            unfinished = len(unbegun)
         self._ended.set()
         self.wakeup.close()
         name = self.dispatcher.name
@@ -251,15 +250,13 @@ class Worker:
                 if self._away:
                     self._come_back()
                 self._see_to_chores()
-                pause = self._round()
+                if pause := self._round():
+                    self.wakeup.wait(pause)
             except DatabaseUnavailable as error:
                 self._outlast(error)
             except Exception as error:  # a fault of ours must not end all dispatching
                 self._report_fault(error)
                 self._stopping.wait(AWAY_PAUSE)
-            else:
-                if pause:
-                    self.wakeup.wait(pause)
 
     def _see_to_chores(self) -> None:
         """Now and then: what has no receiver shall become visible, and what is old be forgotten."""

@@ -649,7 +649,9 @@ def sqlite_is_safe() -> bool:
 
 
 PASSING_STATES = {"40001", "40P01", "55P03", "53300", "53400", "57014", "57P01", "57P02", "57P03", "53100", "53200"}
-"""SQLSTATEs that pass: serialization, deadlock, lock timeout, too many connections, shutdown, disk or memory full."""
+PASSING_STATES |= {"25P03", "57P05"}
+"""SQLSTATEs that pass: serialization, deadlock, lock timeout, too many connections, shutdown, disk or memory full; and
+that the server has ended the transaction of a process that was stopped in it (see POSTGRESQL_OPTIONS)."""
 
 PASSING_SQLITE = {5: "BUSY", 6: "LOCKED", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL", 8: "READONLY"}
 """Primary result codes of SQLite that pass (sqlite.org/rescode.html)."""

@@ -1,6 +1,8 @@
 """Callers share a commit on SQLite; what one of them does wrong is its own affair. Processes take turns."""
 
+import errno
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -270,4 +272,30 @@ def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> Non
             assert time.monotonic() - began >= PATIENCE
     with (tmp_path / "orders.db-next").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing is held on to
+    turns.forget()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS])
+def test_without_its_files_there_is_no_turn_to_be_had_and_none_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """They are courtesy: a full disk, or a file that root's command made, is no reason to fail."""
+    opened = os.open
+
+    def refuse(path: Any, *how: Any) -> int:
+        if str(path).endswith("-turn"):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *how)
+
+    turns, done = Turns(tmp_path / "orders.db"), []
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", refuse)
+        for _ in range(2):
+            with turns.taken():
+                done.append("without")
+    with turns.taken(), (tmp_path / "orders.db-turn").open() as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done.append("with")
+    assert done == ["without", "without", "with"]
     turns.forget()

@@ -377,7 +377,7 @@ class Database:
                 with self._queue_lock:
                     self._give_up(self._queue, pause, error)
                     self._queue = deque(each for each in self._queue if not each.done)
-                if all(each.done for each in (mine, *batch)):
+                if mine.done:  # whose thread this is; the others lead themselves
                     return
                 time.sleep(pause)
             else:

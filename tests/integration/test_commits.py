@@ -23,6 +23,9 @@ from tests.support.waiting import until
 
 Work = Callable[[Transaction], Any]
 
+BUSY = sqlite_module().OperationalError("database is locked")
+BUSY.sqlite_errorcode = 5
+
 
 class Crowd:
     """Has works done at once: the first holds the lead until all the others queue behind it."""
@@ -258,6 +261,47 @@ def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
     found = crowd.do(adds("a"), adds("b"))
     assert found[0][0] == found[1][0], "one thread did both"
     assert found[0][1] != found[1][1], "each for its own caller"
+
+
+def test_who_leads_waits_for_its_own_sake_and_no_longer(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is busy. Who came first is told when its own time is up, though another shares its commit."""
+    database, once = Database(sqlite_url, timeout=0.5), Database._once
+    entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
+    ends: dict[str, Any] = {}
+
+    def busy_until_told(self: Database, batch: list[Any], **how: Any) -> None:
+        if entered.is_set() and not told.is_set():
+            self._fill(batch)
+            raise BUSY
+        once(self, batch, **how)
+
+    def holder(_: Transaction) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    def place(user_id: str) -> None:
+        try:
+            ends[user_id] = database.transact(adds(user_id))
+        except DatabaseUnavailable as error:
+            ends[user_id] = error
+            told.set()
+
+    monkeypatch.setattr(Database, "_once", busy_until_told)
+    threads = [threading.Thread(target=database.transact, args=[holder])]
+    threads[0].start()
+    assert entered.wait(20)
+    for n, user_id in enumerate(("first", "second"), 1):
+        threads.append(threading.Thread(target=place, args=[user_id]))
+        threads[-1].start()
+        until(lambda n=n: len(database._queue) == n)  # type: ignore[misc]
+    database._queue[1].began += 5  # as if it had come so much later
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert isinstance(ends["first"], DatabaseUnavailable)
+    assert ends["second"] == "second"
+    assert users(database) == ["second"]
+    database.close()
 
 
 def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> None:

@@ -254,17 +254,24 @@ class Dispatcher:
         store.settle_done(session, done)
         settled: dict[Lease, Settled] = {lease: Settled(lease, DONE, Outcome.OK) for lease in done}
         for lease, answer in answers:
-            if lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
+            if isinstance(answer, Settled):
+                settled[lease] = answer
+            elif lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
                 settled[lease] = result
         return [settled.get(lease) for lease in leases]
 
-    def _call_inside(self, session: Transaction, lease: Lease) -> Answer:
-        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing."""
+    def _call_inside(self, session: Transaction, lease: Lease) -> Answer | Settled:
+        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing.
+
+        Where it is not needed, that end is stored too: should it not be possible, none of its work must stay.
+        """
         try:
             with _savepoint(session):
                 answer = self._call(lease, find(lease), session)
                 if isinstance(answer, Failure | RetryAfter):
                     raise _RolledBack(answer)
+                if isinstance(answer, Discard):
+                    return self._settle(session, lease, answer)
                 if isinstance(answer, Done):
                     self._publish(lease, answer.publish)
                 return answer

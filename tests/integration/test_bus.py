@@ -300,6 +300,18 @@ def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
     assert shop.count("users") == 1
 
 
+@pytest.mark.parametrize("answer", [Done("nonsense"), Discard("no", "nonsense")])  # type: ignore[arg-type]
+def test_the_work_of_a_receiver_whose_answer_cannot_be_stored_does_not_stay(shop: Shop, answer: Any) -> None:
+    def half(sender: str, event: OrderCreated, session: Transaction) -> Any:
+        set_email(session, "halved", "a@b.example")
+        return answer
+
+    shop.only(half)
+    shop.place_order()
+    shop.dispatch()
+    assert (shop.count("users"), shop.delivery("half").state, shop.outcomes("half")) == (0, "ready", ["bug"])
+
+
 def test_a_broken_statement_spoils_only_its_own_receiver(shop: Shop) -> None:
     """On PostgreSQL an error ends the transaction, unless it happens in a savepoint."""
 

@@ -124,6 +124,7 @@ ANSWERS = {
     "timeout": Answer(_raise(TimedOut("no reply")), "ready", "timeout", "no reply"),
     "in doubt": Answer(_raise(InDoubt("no reply")), "ready", "unknown", "no reply"),
     "discard": Answer(lambda _: Discard("not on Sundays"), "discarded", None, "not on Sundays"),
+    "discard, publishing nonsense": Answer(lambda _: Discard("no", "x"), "ready", "bug", Starts("KeyError: 'str'")),  # type: ignore[arg-type]
     "not yet": Answer(lambda _: RetryAfter(100, "counting"), "ready", None, "counting", wait=100),
     "killed": Answer(_raise(Killed()), "leased"),
 }

@@ -7,6 +7,7 @@ is set up. Nothing else in the application knows which of the two it talks to, b
 import contextlib
 import functools
 import importlib
+import itertools
 import logging
 import random
 import sqlite3
@@ -295,6 +296,8 @@ class Database:
                 self._tell([mine])
         if mine.error is not None:
             raise mine.error
+        if not mine.done:
+            raise RuntimeError("the transaction ended without a commit and without an error")
         return cast(T, mine.result)
 
     def expected(self) -> "_Expected":
@@ -328,7 +331,8 @@ class Database:
             self._persistently(mine, batch)
         finally:
             with self._queue_lock:
-                self._queue.extendleft(each for each in reversed(batch) if not each.done and each is not mine)
+                others = [each for each in (*batch, *self._queue) if not each.done and each is not mine]
+                self._queue = deque(others)
                 self._led = bool(self._queue)
                 if self._led:
                     self._queue[0].turn.release()
@@ -355,15 +359,16 @@ class Database:
     def _persistently(self, mine: "_Work", batch: "list[_Work]") -> None:
         """Do my work and the batch's until the commit is through. What can't be done ends with DatabaseUnavailable."""
         apart = False
-        for attempt in range(1_000_000):
+        for attempt in itertools.count():
             try:
                 self._once(batch, apart=apart)
             except Exception as error:
                 if not is_passing(error):
                     self._last_end = time.monotonic()
-                    waiting = [each for each in batch if not each.done]
-                    if len(waiting) == 1:
-                        waiting[0].end(error)
+                    waiting = [each for each in batch if not each.done] or [mine]  # mine: it could not even begin
+                    if apart or len(waiting) == 1:
+                        for each in waiting:
+                            each.end(error)
                         return
                     apart = True  # one of them is wrong: again, so that it harms none of the others
                     continue
@@ -372,7 +377,7 @@ class Database:
                 with self._queue_lock:
                     self._give_up(self._queue, pause, error)
                     self._queue = deque(each for each in self._queue if not each.done)
-                if all(each.done for each in (mine, *batch)):
+                if mine.done:  # whose thread this is; the others lead themselves
                     return
                 time.sleep(pause)
             else:
@@ -644,7 +649,9 @@ def sqlite_is_safe() -> bool:
 
 
 PASSING_STATES = {"40001", "40P01", "55P03", "53300", "53400", "57014", "57P01", "57P02", "57P03", "53100", "53200"}
-"""SQLSTATEs that pass: serialization, deadlock, lock timeout, too many connections, shutdown, disk or memory full."""
+PASSING_STATES |= {"25P03", "57P05"}
+"""SQLSTATEs that pass: serialization, deadlock, lock timeout, too many connections, shutdown, disk or memory full; and
+that the server has ended the transaction of a process that was stopped in it (see POSTGRESQL_OPTIONS)."""
 
 PASSING_SQLITE = {5: "BUSY", 6: "LOCKED", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL", 8: "READONLY"}
 """Primary result codes of SQLite that pass (sqlite.org/rescode.html)."""

@@ -33,21 +33,30 @@ class Turns:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        if not self._locks:
-            self._locks = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) for path in self._paths]
-        following, turn = self._locks
         began = time.monotonic()
-        deadline = began + PATIENCE
-        first = _lock(following, deadline)
-        held = first and _lock(turn, deadline)
-        if first:
-            fcntl.flock(following, fcntl.LOCK_UN)
+        held = self._take(began + PATIENCE)
         self.crowding += ((time.monotonic() - began > PAUSE) - self.crowding) / 8
         try:
             yield
         finally:
-            if held:
-                fcntl.flock(turn, fcntl.LOCK_UN)
+            if held is not None:
+                fcntl.flock(held, fcntl.LOCK_UN)
+
+    def _take(self, deadline: float) -> int | None:
+        """The lock that was taken; None where it was not to be had, in time or at all."""
+        try:
+            while len(self._locks) < len(self._paths):
+                path = self._paths[len(self._locks)]
+                self._locks.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            following, turn = self._locks
+            if not _lock(following, deadline):
+                return None
+            try:
+                return turn if _lock(turn, deadline) else None
+            finally:
+                fcntl.flock(following, fcntl.LOCK_UN)
+        except OSError:  # the disk is full, the file is another user's, the file system knows no locks
+            return None
 
     def forget(self) -> None:
         """After a fork: a lock on the parent's open file would be the parent's."""

@@ -203,7 +203,10 @@ class Dispatcher:
                     self._held[lease] = deadline
 
     def release(self, leases: Iterable[Lease]) -> None:
-        """Give back leases whose receivers were not called: due again at once, no attempt spent."""
+        """Give back leases whose receivers were not called: due again at once, no attempt spent.
+
+        Raises DatabaseUnavailable; then they run out, for nobody holds them any more.
+        """
         leases = list(leases)
 
         def work(session: Transaction) -> None:
@@ -213,8 +216,10 @@ class Dispatcher:
                 except LeaseLost:
                     self._report_lost(lease)
 
-        self.database.transact(work)
-        self._let_go(leases)
+        try:
+            self._store(work)
+        finally:
+            self._let_go(leases)
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
@@ -249,17 +254,24 @@ class Dispatcher:
         store.settle_done(session, done)
         settled: dict[Lease, Settled] = {lease: Settled(lease, DONE, Outcome.OK) for lease in done}
         for lease, answer in answers:
-            if lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
+            if isinstance(answer, Settled):
+                settled[lease] = answer
+            elif lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
                 settled[lease] = result
         return [settled.get(lease) for lease in leases]
 
-    def _call_inside(self, session: Transaction, lease: Lease) -> Answer:
-        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing."""
+    def _call_inside(self, session: Transaction, lease: Lease) -> Answer | Settled:
+        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing.
+
+        Where it is not needed, that end is stored too: should it not be possible, none of its work must stay.
+        """
         try:
             with _savepoint(session):
                 answer = self._call(lease, find(lease), session)
                 if isinstance(answer, Failure | RetryAfter):
                     raise _RolledBack(answer)
+                if isinstance(answer, Discard):
+                    return self._settle(session, lease, answer)
                 if isinstance(answer, Done):
                     self._publish(lease, answer.publish)
                 return answer
@@ -305,7 +317,7 @@ class Dispatcher:
         """The receiver's answer. Lets through only what is the database's trouble and not the receiver's."""
         if subscription is None:
             return self._without_receiver(lease)
-        if lease.expired and subscription.hold_unknown:
+        if lease.in_doubt and subscription.hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
         if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
             return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)

@@ -53,7 +53,7 @@ FIND_DUE = Prepared(
         )
         .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
         .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
-        .order_by(Delivery.due_at)
+        .order_by(Delivery.due_at, Delivery.delivery_id)  # what was made due at one moment keeps its order
         .limit(bindparam("most", type_=Integer))
         .with_for_update(of=Delivery, skip_locked=True)
     )
@@ -104,6 +104,8 @@ class Lease:
     leased_by: str
     expired: bool = False
     """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
+    in_doubt: bool = False
+    """Whether nobody knows how the attempt before it ended, and no person has had it retried since."""
     probe: bool = False
     """Whether it was let through a closed gate, to see whether the other side is back."""
 
@@ -156,7 +158,7 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
 
 def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> Lease:
     """From a row of FIND_DUE."""
-    delivery_id, token, state, attempts, created_at, _, _, _, *event = row
+    delivery_id, token, state, attempts, created_at, _, _, outcome, *event = row
     event_id, type_, version, source, order_id, occurred_at, cause_id, correlation_id, data = event
     expired = state == LEASED
     return Lease(
@@ -177,6 +179,7 @@ def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> 
         leased_at=now,
         leased_by=who,
         expired=expired,
+        in_doubt=expired or (outcome == Outcome.UNKNOWN and attempts > 0),
         probe=probe,
     )
 

@@ -72,7 +72,14 @@ class Delivery(Base):
     __table_args__ = (
         Index("deliveries_event_id_receiver", "event_id", "receiver", unique=True),
         # The two partial indexes hold only what is not finished: their size does not grow with history.
-        Index("deliveries_due", "receiver", "due_at", sqlite_where=_unfinished, postgresql_where=_unfinished),
+        Index(
+            "deliveries_due",
+            "receiver",
+            "due_at",
+            "delivery_id",
+            sqlite_where=_unfinished,
+            postgresql_where=_unfinished,
+        ),
         Index("deliveries_dead", "settled_at", sqlite_where=_dead, postgresql_where=_dead),
         CheckConstraint(f"state IN {STATES}", name="state"),
         {"sqlite_autoincrement": True},

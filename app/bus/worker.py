@@ -46,6 +46,10 @@ COURTESY_SECONDS = 0.2
 GATHER_SECONDS = 0.02
 """How long what is done may wait for more to be stored with it, while others queue for the write lock."""
 
+MOST_UNSTORED = 2 * BATCH
+"""Answers that wait to be stored: what a process claims must not run away from what it can store. Should it die, the
+work behind each of them is done again."""
+
 LATE_SECONDS = 0.25
 """After so long without one being done, what was claimed ahead is given back, for others to take."""
 
@@ -140,8 +144,14 @@ class Lane:
 class Settler:
     """A thread that stores what receivers answered: as much in one transaction as there is."""
 
-    def __init__(self, settle: Callable[[list[tuple[Lease, Answer]]], None], give_way: Callable[[float], None]) -> None:
-        self._settle, self._give_way = settle, give_way
+    def __init__(
+        self,
+        settle: Callable[[list[tuple[Lease, Answer]]], None],
+        give_way: Callable[[float], None],
+        freed: Callable[[], None],
+    ) -> None:
+        self._settle, self._give_way, self._freed = settle, give_way, freed
+        self._unstored = 0
         self._answers: queue.SimpleQueue[tuple[Lease, Answer] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ended = False
@@ -151,9 +161,15 @@ class Settler:
     def put(self, lease: Lease, answer: Answer) -> None:
         with self._lock:
             if not self._ended:
+                self._unstored += 1
                 self._answers.put((lease, answer))
                 return
         self._settle([(lease, answer)])  # it took longer than the stop waited, but its lease may hold still
+
+    @property
+    def room(self) -> int:
+        """How many more answers there may be."""
+        return MOST_UNSTORED - self._unstored
 
     def end(self, seconds: float) -> bool:
         """Store what there is, then end. Returns whether it did so in time."""
@@ -174,6 +190,11 @@ class Settler:
             ends = None in gathered
             if answers := [each for each in gathered if each is not None]:
                 self._settle(answers)
+                with self._lock:
+                    was_full = self.room <= 0
+                    self._unstored -= len(answers)
+                if was_full:
+                    self._freed()  # only now: whoever is woken must find the room
 
 
 class Worker:
@@ -196,7 +217,7 @@ class Worker:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._lanes: dict[str, Lane] = {}
-        self._settler = Settler(self._settle, self._give_way)
+        self._settler = Settler(self._settle, self._give_way, wakeup.wake)
         self._next_look = 0.0
         self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
         self._away = False
@@ -229,15 +250,14 @@ class Worker:
         for lane in self._lanes.values():
             lane.end()
         deadline = self.dispatcher.clock.monotonic() + seconds
-        try:
-            self.dispatcher.release(unbegun)
-            unfinished = sum(
-                not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
-            )
-            unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
+        with contextlib.suppress(DatabaseUnavailable):  # the leases run out by themselves
+            self._give_back(unbegun)
+        unfinished = sum(
+            not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
+        )
+        unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
+        with contextlib.suppress(DatabaseUnavailable):  # a dispatcher that is seen no more counts as gone
             self.dispatcher.sign_off()
-        except DatabaseUnavailable:  # the leases run out by themselves
-            unfinished = len(unbegun)
         self._ended.set()
         self.wakeup.close()
         name = self.dispatcher.name
@@ -251,15 +271,13 @@ class Worker:
                 if self._away:
                     self._come_back()
                 self._see_to_chores()
-                pause = self._round()
+                if pause := self._round():
+                    self.wakeup.wait(pause)
             except DatabaseUnavailable as error:
                 self._outlast(error)
             except Exception as error:  # a fault of ours must not end all dispatching
                 self._report_fault(error)
                 self._stopping.wait(AWAY_PAUSE)
-            else:
-                if pause:
-                    self.wakeup.wait(pause)
 
     def _see_to_chores(self) -> None:
         """Now and then: what has no receiver shall become visible, and what is old be forgotten."""
@@ -279,7 +297,7 @@ class Worker:
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
         self._give_back([lease for lane in self._lanes.values() if lane.is_late() for lease in lane.take_back()])
-        capacity = {receiver: room for receiver in overdue if (room := self._lane(receiver).room) > 0}
+        capacity = {receiver: room for receiver in overdue if (room := self._room(receiver)) > 0}
         if capacity:
             self._give_way(COURTESY_SECONDS)
             leases = self.dispatcher.claim(capacity)
@@ -294,6 +312,10 @@ class Worker:
         """Where others queue for the write lock, wait up to so long: orders come first, and deliveries catch up."""
         if (crowding := self.dispatcher.database.crowding) > 0.25:
             self._stopping.wait(seconds * crowding)
+
+    def _room(self, receiver: str) -> int:
+        lane = self._lane(receiver)
+        return lane.room if lane.name == SHARED else min(lane.room, self._settler.room)
 
     def _give_back(self, leases: list[Lease]) -> None:
         if leases:

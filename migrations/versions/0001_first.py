@@ -84,7 +84,7 @@ def upgrade() -> None:
     )
     op.create_index("deliveries_event_id_receiver", "deliveries", ["event_id", "receiver"], unique=True)
     for name, columns, where in (
-        ("deliveries_due", ["receiver", "due_at"], UNFINISHED),
+        ("deliveries_due", ["receiver", "due_at", "delivery_id"], UNFINISHED),
         ("deliveries_dead", ["settled_at"], GIVEN_UP),
     ):
         op.create_index(name, "deliveries", columns, sqlite_where=where, postgresql_where=where)

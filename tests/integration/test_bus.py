@@ -300,6 +300,18 @@ def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
     assert shop.count("users") == 1
 
 
+@pytest.mark.parametrize("answer", [Done("nonsense"), Discard("no", "nonsense")])  # type: ignore[arg-type]
+def test_the_work_of_a_receiver_whose_answer_cannot_be_stored_does_not_stay(shop: Shop, answer: Any) -> None:
+    def half(sender: str, event: OrderCreated, session: Transaction) -> Any:
+        set_email(session, "halved", "a@b.example")
+        return answer
+
+    shop.only(half)
+    shop.place_order()
+    shop.dispatch()
+    assert (shop.count("users"), shop.delivery("half").state, shop.outcomes("half")) == (0, "ready", ["bug"])
+
+
 def test_a_broken_statement_spoils_only_its_own_receiver(shop: Shop) -> None:
     """On PostgreSQL an error ends the transaction, unless it happens in a savepoint."""
 
@@ -614,6 +626,35 @@ def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
     delivery = shop.delivery("failing")
     assert (delivery.state, delivery.attempts) == ("ready", 0)
     assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_what_cannot_be_given_back_is_not_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch, patient: bool) -> None:
+    """The database is away. Nobody is going to try it here: were the lease extended, nobody ever would."""
+    shop.only(Failing(times=0))
+    shop.place_order()
+    leases = shop.dispatcher.claim({"failing": 1})
+    transact = shop.database.transact
+
+    def away(_: Any) -> None:
+        raise DatabaseUnavailable
+
+    def outlast(_: DatabaseUnavailable) -> bool:
+        monkeypatch.setattr(shop.database, "transact", transact)
+        return patient
+
+    shop.dispatcher.outlast = outlast
+    monkeypatch.setattr(shop.database, "transact", away)
+    if patient:
+        shop.dispatcher.release(leases)
+    else:
+        with pytest.raises(DatabaseUnavailable):
+            shop.dispatcher.release(leases)
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.extend()
+    assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
+    assert shop.outcomes("failing") == (["ok"] if patient else ["unknown", "ok"])
 
 
 def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:

@@ -1,6 +1,8 @@
 """Callers share a commit on SQLite; what one of them does wrong is its own affair. Processes take turns."""
 
+import errno
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +22,9 @@ from app.turns import PATIENCE, Turns
 from tests.support.waiting import until
 
 Work = Callable[[Transaction], Any]
+
+BUSY = sqlite_module().OperationalError("database is locked")
+BUSY.sqlite_errorcode = 5
 
 
 class Crowd:
@@ -201,6 +206,42 @@ def test_when_a_shared_commit_finds_the_disk_in_trouble_all_are_told_and_nothing
     assert told == [[{"noted": True}]]
 
 
+class Stopped(BaseException):
+    """As SystemExit and KeyboardInterrupt are."""
+
+
+@pytest.mark.parametrize("error", [sqlite_module().DatabaseError("malformed"), PermissionError("no"), Stopped()])
+def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """A file is damaged, say, or a lock can't be opened: an order must not be answered as if it were stored."""
+    database = Database(sqlite_url)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Database, "_once", fail)
+        with pytest.raises(type(error)):
+            database.transact(adds("a"))
+    assert database.transact(adds("b")) == "b"
+    assert users(database) == ["b"]
+    database.close()
+
+
+def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def malformed(self: Database, connection: Connection, batch: list[Any]) -> None:
+        if len(batch) > 1:
+            raise sqlite_module().DatabaseError("malformed")
+        commit(self, connection, batch)
+
+    commit = Database._commit
+    monkeypatch.setattr(Database, "_commit", malformed)
+    results = crowd.do(adds("a"), adds("b"), adds("c"))
+    assert [str(result) for result in results] == ["malformed"] * 3
+    assert users(crowd.database) == []
+
+
 def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:
     results = crowd.do(adds("a"), lambda session: session.rollback(), lambda session: session.commit(), adds("b"))
     assert [type(result) for result in results] == [str, RuntimeError, RuntimeError, str]
@@ -222,6 +263,47 @@ def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
     assert found[0][1] != found[1][1], "each for its own caller"
 
 
+def test_who_leads_waits_for_its_own_sake_and_no_longer(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is busy. Who came first is told when its own time is up, though another shares its commit."""
+    database, once = Database(sqlite_url, timeout=0.5), Database._once
+    entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
+    ends: dict[str, Any] = {}
+
+    def busy_until_told(self: Database, batch: list[Any], **how: Any) -> None:
+        if entered.is_set() and not told.is_set():
+            self._fill(batch)
+            raise BUSY
+        once(self, batch, **how)
+
+    def holder(_: Transaction) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    def place(user_id: str) -> None:
+        try:
+            ends[user_id] = database.transact(adds(user_id))
+        except DatabaseUnavailable as error:
+            ends[user_id] = error
+            told.set()
+
+    monkeypatch.setattr(Database, "_once", busy_until_told)
+    threads = [threading.Thread(target=database.transact, args=[holder])]
+    threads[0].start()
+    assert entered.wait(20)
+    for n, user_id in enumerate(("first", "second"), 1):
+        threads.append(threading.Thread(target=place, args=[user_id]))
+        threads[-1].start()
+        until(lambda n=n: len(database._queue) == n)  # type: ignore[misc]
+    database._queue[1].began += 5  # as if it had come so much later
+    go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert isinstance(ends["first"], DatabaseUnavailable)
+    assert ends["second"] == "second"
+    assert users(database) == ["second"]
+    database.close()
+
+
 def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> None:
     """Somebody was stopped while he held it."""
     turns = Turns(tmp_path / "orders.db")
@@ -234,4 +316,30 @@ def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> Non
             assert time.monotonic() - began >= PATIENCE
     with (tmp_path / "orders.db-next").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing is held on to
+    turns.forget()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS])
+def test_without_its_files_there_is_no_turn_to_be_had_and_none_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """They are courtesy: a full disk, or a file that root's command made, is no reason to fail."""
+    opened = os.open
+
+    def refuse(path: Any, *how: Any) -> int:
+        if str(path).endswith("-turn"):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *how)
+
+    turns, done = Turns(tmp_path / "orders.db"), []
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", refuse)
+        for _ in range(2):
+            with turns.taken():
+                done.append("without")
+    with turns.taken(), (tmp_path / "orders.db-turn").open() as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done.append("with")
+    assert done == ["without", "without", "with"]
     turns.forget()

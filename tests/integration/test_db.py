@@ -182,6 +182,29 @@ def test_a_database_that_is_not_there_is_unavailable() -> None:
         session.execute(text("SELECT 1"))
 
 
+def test_a_process_that_was_stopped_in_a_transaction_begins_it_again(postgres_url: str) -> None:
+    """The server has ended it meanwhile, so that nobody waits for what it held."""
+    database, watcher = Database(postgres_url), Database(postgres_url)
+    runs: list[int] = []
+
+    def work(session: Transaction) -> None:
+        runs.append(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
+        if len(runs) == 1:
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
+            until(lambda: not alive(runs[0]))
+        session.add(User(user_id="1"))
+
+    def alive(backend: int) -> bool:
+        with watcher.read() as session:
+            query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :backend")
+            return bool(session.execute(query, {"backend": backend}).scalar_one())
+
+    database.transact(work)
+    assert len(runs) == 2
+    for each in (database, watcher):
+        each.close()
+
+
 def test_two_users_locked_in_opposite_order_end_well(postgres_url: str) -> None:
     """PostgreSQL ends one of the two as the victim of a deadlock; it runs again."""
     database = Database(postgres_url)

@@ -124,6 +124,7 @@ ANSWERS = {
     "timeout": Answer(_raise(TimedOut("no reply")), "ready", "timeout", "no reply"),
     "in doubt": Answer(_raise(InDoubt("no reply")), "ready", "unknown", "no reply"),
     "discard": Answer(lambda _: Discard("not on Sundays"), "discarded", None, "not on Sundays"),
+    "discard, publishing nonsense": Answer(lambda _: Discard("no", "x"), "ready", "bug", Starts("KeyError: 'str'")),  # type: ignore[arg-type]
     "not yet": Answer(lambda _: RetryAfter(100, "counting"), "ready", None, "counting", wait=100),
     "killed": Answer(_raise(Killed()), "leased"),
 }
@@ -246,6 +247,7 @@ class Model:
             owed.leased_at, owed.leased_by = now, who
             seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
             assert seen == (owed.token, owed.attempts, expired, gate is not None, owed.event.event_id, who)
+            assert lease.in_doubt == (owed.outcome == "unknown" and owed.attempts > 0)
 
     def holds(self, lease: Lease) -> bool:
         held = [(owed.state, owed.token) for owed in self.deliveries if owed.delivery_id == lease.delivery_id]
@@ -264,7 +266,7 @@ class Model:
     @staticmethod
     def verdict(lease: Lease) -> Answer | None:
         """What is settled without a call of the receiver; None when it is to be called."""
-        if lease.expired and lease.receiver == "careful":
+        if lease.in_doubt and lease.receiver == "careful":
             return HELD
         if lease.expired and lease.spent >= BUDGET:
             return GIVEN_UP

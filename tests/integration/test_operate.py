@@ -11,7 +11,7 @@ from app.bus import Filter, operate, prune, queries
 from app.bus.tables import OperatorAct
 from app.db import Transaction
 from app.errors import Refused
-from app.events import OrderCreated
+from app.events import OrderCreated, order_created
 from tests.support.shop import START, Shop
 from tests.support.waiting import somebody_waits, until
 
@@ -56,6 +56,27 @@ def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: 
     assert shop.bus.retry(Filter(state="dead"), by="ops") == 25
     assert {delivery.state for delivery in shop.deliveries()} == {"ready"}
     assert acts(shop)[0].deliveries == 25
+
+
+def test_a_replay_keeps_the_order(shop: Shop) -> None:
+    """Though those that are due at one moment went dead in another order, and in several batches are made due again."""
+    down, tried = True, []
+
+    def receiver(sender: str, event: OrderCreated) -> None:
+        if down:
+            raise Refused("550 no")
+        tried.append(int(event.order_id))
+
+    shop.only(receiver)
+    for n in range(50):
+        shop.place_order(f"{n}")
+    leases = shop.dispatcher.claim({"receiver": 50})
+    for lease in leases[::-1]:
+        shop.dispatcher.attempt([lease])
+    down = False
+    assert shop.bus.retry(Filter(receiver="receiver"), by="ops") == 50
+    shop.dispatch_all()
+    assert tried == list(range(50))
 
 
 def test_deliveries_are_found_page_by_page(shop: Shop) -> None:
@@ -126,6 +147,34 @@ def test_an_unknown_attempt_can_be_left_to_a_person(shop: Shop) -> None:
     shop.bus.retry(Filter(outcome="unknown"), by="ops")
     shop.dispatch()
     assert calls == ["1001"]
+
+
+@pytest.mark.parametrize("how", ["given back", "by code that does not know its receiver"])
+def test_an_unknown_attempt_is_left_to_a_person_also_when_the_next_has_not_begun_it(shop: Shop, how: str) -> None:
+    calls: list[str] = []
+
+    def sender(_: str, event: OrderCreated) -> None:
+        calls.append(event.order_id)
+
+    shop.only(sender, hold_unknown=True)
+    shop.place_order()
+    shop.bus.dispatcher().claim({"sender": 1})
+    if how == "given back":
+        shop.clock.advance(30)
+        shop.dispatcher.release(shop.dispatcher.claim({"sender": 1}))
+    else:
+        order_created.disconnect(sender)
+        shop.clock.advance(91)
+        shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
+        order_created.connect(sender, hold_unknown=True)
+        shop.clock.advance(60)
+    shop.dispatch()
+    assert (calls, shop.delivery("sender").state, shop.outcomes("sender")) == ([], "dead", ["unknown"])
+
+    shop.bus.retry(Filter(outcome="unknown"), by="ops")
+    shop.dispatcher.release(shop.dispatcher.claim({"sender": 1}))
+    shop.dispatch()
+    assert (calls, shop.outcomes("sender")) == (["1001"], ["unknown", "ok"])
 
 
 # What is forgotten

@@ -195,6 +195,33 @@ def test_a_stop_does_not_wait_for_ever(shop: LiveShop) -> None:
     until(lambda: shop.delivery("hanging").state == "done")  # its lease has not run out: it may still settle
 
 
+def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does can be stored again, should the database be back by then."""
+    hanging = Hanging()
+    shop.only(hanging)
+    running = shop.bus.start()
+    shop.place_order()
+    assert hanging.entered.acquire(timeout=10)
+    transact = shop.database.transact
+
+    def away(_: Any) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(shop.database, "transact", away)
+    stopped: list[bool] = []
+    stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
+    stopping.start()
+    until(lambda: not running.alive)
+    monkeypatch.setattr(shop.database, "transact", transact)
+    assert stopped == []
+    hanging.let_go.set()
+    stopping.join(20)
+    assert stopped == [True]
+    assert shop.outcomes("hanging") == ["ok"]
+
+
 def test_starting_twice_is_starting_once(shop: LiveShop) -> None:
     assert shop.bus.start() is shop.bus.start()
     assert shop.bus.stop()
@@ -311,6 +338,23 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
         monkeypatch.setattr(running.dispatcher, "next_due", next_due)
         until(lambda: shop.order().notification == "sent")
     assert isinstance(faults[0], ZeroDivisionError)
+
+
+def test_a_fault_while_it_waits_ends_nothing_either(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = shop.bus.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    wait, failed = running.wakeup.wait, threading.Event()
+
+    def fail(timeout: float) -> bool:
+        failed.set()
+        raise OSError("no more descriptors")
+
+    monkeypatch.setattr(running.wakeup, "wait", fail)
+    running.wakeup.wake()
+    assert failed.wait(20)
+    monkeypatch.setattr(running.wakeup, "wait", wait)
+    shop.place_order()
+    until(lambda: shop.order().notification == "sent")
 
 
 class Unwritable:

@@ -61,11 +61,23 @@ def _commit_of_a_post(original: Callable[..., Any]) -> Callable[..., Any]:
     return commit
 
 
+def _end_of_some(original: Callable[..., None]) -> Callable[..., None]:
+    """It is called also where there is nothing to end."""
+
+    def settle_done(session: Any, leases: list[Any]) -> None:
+        original(session, leases)
+        if leases:
+            reach("inside-settle")
+
+    return settle_done
+
+
 assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
 Database._commit = _commit_of_a_post(Database._commit)  # type: ignore[method-assign]
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
 _wrap(store, "settle", after="inside-settle")
+store.settle_done = _end_of_some(store.settle_done)
 _wrap(op, "create_table", after="during-upgrade")
 
 from wsgi import app  # noqa: E402 - the wrapping comes first

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from app.bus.store import Lease
-from app.bus.worker import Lane, Settler
+from app.bus.worker import MOST_UNSTORED, Lane, Settler
 from tests.support.waiting import until
 
 
@@ -81,7 +81,7 @@ def test_answers_that_gather_are_stored_together_and_none_is_left_behind() -> No
         busy.set()
         assert go_on.wait(20)
 
-    settler = Settler(settle)
+    settler = Settler(settle, lambda _: None, lambda: None)
     settler.put(a_lease(), cast(Any, "first"))
     assert busy.wait(20)
     for _ in range(3):
@@ -91,3 +91,23 @@ def test_answers_that_gather_are_stored_together_and_none_is_left_behind() -> No
     assert stored == [1, 3]
     settler.put(a_lease(), cast(Any, "late"))
     assert stored == [1, 3, 1]
+
+
+def test_who_cannot_store_what_is_answered_is_handed_no_more() -> None:
+    """And somebody is told when there is room again."""
+    busy, go_on, freed = threading.Event(), threading.Event(), threading.Event()
+
+    def settle(_: list[Any]) -> None:
+        busy.set()
+        assert go_on.wait(20)
+
+    settler = Settler(settle, lambda _: None, freed.set)
+    settler.put(a_lease(), cast(Any, "first"))
+    assert busy.wait(20)
+    for _ in range(MOST_UNSTORED - 1):
+        settler.put(a_lease(), cast(Any, "more"))
+    assert settler.room == 0
+    go_on.set()
+    assert freed.wait(20)
+    assert settler.end(20)
+    assert settler.room == MOST_UNSTORED

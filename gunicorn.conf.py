@@ -2,6 +2,7 @@
 
 import fcntl
 import gc
+import math
 import os
 import sys
 import tempfile
@@ -35,7 +36,7 @@ forwarded_allow_ips = ""  # nothing that a client says of itself is believed
 forwarder_headers = ""
 sendfile = False  # the worker sends
 timeout = 30
-graceful_timeout = 20 + settings.shutdown_seconds  # what is under way, then running receivers
+graceful_timeout = 20 + math.ceil(settings.shutdown_seconds)  # what is under way, then running receivers
 control_socket_disable = True  # all instances of a user would share one socket
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a heartbeat file, no data
 limit_request_line = 4094

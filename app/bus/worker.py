@@ -310,7 +310,7 @@ class Worker:
 
     def _give_way(self, seconds: float) -> None:
         """Where others queue for the write lock, wait up to so long: orders come first, and deliveries catch up."""
-        if (crowding := self.dispatcher.database.crowding) > 0.25:
+        if (crowding := self.dispatcher.database.crowding) > 0.5:
             self._stopping.wait(seconds * crowding)
 
     def _room(self, receiver: str) -> int:

@@ -70,6 +70,9 @@ KEPT_WRITERS = 8
 LARGEST_BATCH = 16
 """How many callers' work shares a commit: it bounds how long the write lock is held."""
 
+CROWDED = 0.5
+"""Half of the time another process was writing: from here on who is in no hurry lets others go first."""
+
 COMPANY_SECONDS = 0.002
 """How long a commit is put off for those who are on their way to it."""
 
@@ -305,10 +308,11 @@ class Database:
         return _Expected(self)
 
     def let_work(self) -> None:
-        """Wait while a transaction of this process is at its statements: it holds the write lock, and each statement
-        would give the interpreter away to a thread that has other things to do."""
-        with self._working:
-            pass
+        """Where others queue for the write lock, wait while a transaction of this process is at its statements: each of
+        them would give the interpreter away to a thread that has other things to do."""
+        if self.crowding > CROWDED:
+            with self._working:
+                pass
 
     def _join(self, mine: "_Work") -> None:
         """SQLite has one writer at a time: who comes while another thread commits waits, and shares the next commit.

@@ -19,6 +19,7 @@ from app.bus import gate, signals
 from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure
 from app.bus.store import Lease
 from app.bus.wakeup import Wakeup
+from app.db import CROWDED
 from app.errors import DatabaseUnavailable
 
 SHARED = "(with a session)"
@@ -310,7 +311,7 @@ class Worker:
 
     def _give_way(self, seconds: float) -> None:
         """Where others queue for the write lock, wait up to so long: orders come first, and deliveries catch up."""
-        if (crowding := self.dispatcher.database.crowding) > 0.5:
+        if (crowding := self.dispatcher.database.crowding) > CROWDED:
             self._stopping.wait(seconds * crowding)
 
     def _room(self, receiver: str) -> int:

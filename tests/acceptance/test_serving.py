@@ -375,6 +375,26 @@ def test_the_log_can_be_json(serve: Serve) -> None:
     assert {"Starting", "Worker", "Shutting"} <= set(said), "what gunicorn says in its master and in a worker"
 
 
+def test_connections_are_spread_over_the_processes_that_serve(serve: Serve) -> None:
+    service = serve(*GUNICORN, web_concurrency=2).start()
+    workers = wait_until(lambda: found if len(found := service.workers()) == 3 else [], "three workers")
+    before = {pid: sockets(pid) for pid in workers}
+    clients = [Client(service.port) for _ in range(16)]
+    for client in clients:
+        assert client.get("/healthz").status == 200
+    *_, fewer, more = sorted(sockets(pid) - before[pid] for pid in workers)
+    for client in clients:
+        client.close()
+    assert fewer + more == 16
+    assert more - fewer <= 4
+
+
+def sockets(pid: int) -> int:
+    """How many are open in a process."""
+    files = Path(f"/proc/{pid}/fd").iterdir()
+    return sum(file.readlink().name.startswith("socket:") for file in files if file.is_symlink())
+
+
 # What stops the start
 
 

@@ -126,6 +126,49 @@ def test_a_lock_that_others_hold_for_long_is_waited_for(crowd: Crowd, sqlite_url
     other.close()
 
 
+def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.db.COMPANY_SECONDS", 20)
+    database = crowd.database
+    on_the_way = threading.Event()
+
+    def late() -> None:
+        with database.expected():
+            on_the_way.set()
+            until(lambda: len(database._queue) == 1)
+            database.transact(adds("b"))
+
+    other = threading.Thread(target=late)
+    other.start()
+    assert on_the_way.wait(20)
+    database.transact(adds("a"))
+    other.join(20)
+    assert crowd.batches == [2]
+    assert users(database) == ["a", "b"]
+
+
+def test_who_was_expected_and_turns_back_is_not_waited_for(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.db.COMPANY_SECONDS", 20)
+    database = crowd.database
+    on_the_way = threading.Event()
+
+    def turns_back() -> None:
+        with database.expected():
+            on_the_way.set()
+            until(lambda: len(database._queue) == 1)
+
+    other = threading.Thread(target=turns_back)
+    other.start()
+    assert on_the_way.wait(20)
+    began = time.monotonic()
+    database.transact(adds("a"))
+    assert time.monotonic() - began < 10
+    other.join(20)
+    with database.expected():
+        database.transact(adds("b"))  # nor does one wait for oneself
+    assert time.monotonic() - began < 10
+    assert users(database) == ["a", "b"]
+
+
 def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
     def wrong(session: Transaction) -> None:
         set_email(session, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing
@@ -342,4 +385,22 @@ def test_without_its_files_there_is_no_turn_to_be_had_and_none_is_needed(
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         done.append("with")
     assert done == ["without", "without", "with"]
+    turns.forget()
+
+
+def test_a_process_knows_whether_others_queue_for_the_turn(tmp_path: Path) -> None:
+    turns = Turns(tmp_path / "orders.db")
+    with turns.taken():
+        pass
+    assert turns.crowding == 0
+    with (tmp_path / "orders.db-turn").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for _ in range(8):
+            with turns.taken():
+                pass
+    assert turns.crowding > 0.5
+    for _ in range(20):
+        with turns.taken():
+            pass
+    assert turns.crowding < 0.1
     turns.forget()

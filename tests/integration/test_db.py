@@ -1,5 +1,6 @@
 """Transactions: one function for all writes, on two databases."""
 
+import re
 import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,9 +11,10 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from app import create_app, db
-from app.bus import queries
-from app.bus.record import record
+from app import create_app, db, orders
+from app.bus import gate, queries, store
+from app.bus import record as recording
+from app.bus.record import insert_deliveries, record
 from app.bus.tables import UNFINISHED
 from app.clock import uuid7
 from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
@@ -20,6 +22,7 @@ from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
 from app.orders import confirm_order, place_order
 from app.orders.models import User
+from app.prepared import Prepared
 from config import Settings
 from tests.support.shop import Shop
 from tests.support.waiting import until
@@ -386,4 +389,23 @@ def test_hot_queries_use_their_indexes(sqlite_url: str) -> None:
             )
             assert f"USING INDEX {index}" in plan or f"USING COVERING INDEX {index}" in plan, plan
             assert "TEMP B-TREE FOR ORDER" not in plan
+    database.close()
+
+
+def test_no_statement_of_every_order_looks_at_a_whole_table(sqlite_url: str) -> None:
+    """The very statements that are prepared. ``gates`` has a row for each receiver that is down, and no more."""
+    found: dict[str, Prepared] = {"deliveries": insert_deliveries(2), "held": store._select_held(3)}
+    for module in (gate, store, orders, recording):
+        found |= {name: made for name, made in vars(module).items() if isinstance(made, Prepared)}
+    found |= orders.MARK_NOTIFICATION
+    assert len(found) > 15
+    database = Database(sqlite_url)
+    with database.look() as reader:
+        for name, prepared in found.items():
+            compiled = prepared._for(reader.dialect)
+            unknown = [None] * len(compiled._slots)
+            plan = [row[3] for row in reader.driver.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", unknown)]
+            scans = [step for step in plan if re.match(r"SCAN (?!gates|\d+-ROW VALUES)", step)]
+            assert not scans, f"{name}: {plan}"
+            assert not any("TEMP B-TREE" in step for step in plan), f"{name}: {plan}"
     database.close()

@@ -222,6 +222,24 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
     assert shop.outcomes("hanging") == ["ok"]
 
 
+def test_while_others_queue_for_the_write_lock_deliveries_are_put_off_and_yet_done(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(Database, "crowding", property(lambda _: 1.0))
+    stopping = shop.bus.start()._stopping
+    wait = stopping.wait
+
+    def counting(seconds: float) -> bool:
+        waits.append(seconds)
+        return wait(seconds)
+
+    monkeypatch.setattr(stopping, "wait", counting)
+    shop.place_order()
+    until(lambda: shop.order().notification == "sent")
+    assert {worker.COURTESY_SECONDS, worker.GATHER_SECONDS} <= set(waits)
+
+
 def test_starting_twice_is_starting_once(shop: LiveShop) -> None:
     assert shop.bus.start() is shop.bus.start()
     assert shop.bus.stop()

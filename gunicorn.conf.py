@@ -56,7 +56,7 @@ class Log(gunicorn.glogging.Logger):
 
 logger_class = Log
 
-DELIVERING_NICENESS = 10
+DELIVERING_NICENESS = 15
 """Where there is more to do than the processor can, requests come first and deliveries catch up. Not on SQLite: who is
 kept waiting there may hold the write lock, see Worker._give_way() instead."""
 

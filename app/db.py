@@ -590,6 +590,10 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
             pool_timeout=timeout,
             connect_args={
                 "connect_timeout": max(2, int(timeout)),
+                "tcp_user_timeout": int(timeout * 1000),  # a network that went dead is an error in time, too
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
                 "options": POSTGRESQL_OPTIONS.format(int(timeout * 1000)),
             },
         )

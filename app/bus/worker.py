@@ -273,7 +273,7 @@ class Worker:
                     self._come_back()
                 self._see_to_chores()
                 if pause := self._round():
-                    self.wakeup.wait(pause)
+                    self.wakeup.wait(min(pause, max(0.0, self._next_prune - self.dispatcher.clock.monotonic())))
             except DatabaseUnavailable as error:
                 self._outlast(error)
             except Exception as error:  # a fault of ours must not end all dispatching

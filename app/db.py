@@ -202,10 +202,7 @@ class Transaction(Session):
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Prepared statements in the block go to PostgreSQL in one packet; no result of theirs may be looked at."""
-        if self.dialect.name == "postgresql":
-            with self.driver.pipeline():
-                yield
-        else:
+        with self.driver.pipeline() if on_postgresql(self) else contextlib.nullcontext():
             yield
 
     def write_out(self) -> None:
@@ -656,8 +653,10 @@ def sqlite_is_safe() -> bool:
     return found >= newest or any(found[:2] == fixed[:2] and found >= fixed for fixed in FIXED_SQLITE)
 
 
-PASSING_STATES = {"40001", "40P01", "55P03", "53300", "53400", "57014", "57P01", "57P02", "57P03", "53100", "53200"}
-PASSING_STATES |= {"25P03", "57P05"}
+PASSING_STATES = {"40001", "40P01", "55P03", "53300", "53400", "57014", "57P01", "57P02", "57P03", "53100", "53200"} | {
+    "25P03",
+    "57P05",
+}
 """SQLSTATEs that pass: serialization, deadlock, lock timeout, too many connections, shutdown, disk or memory full; and
 that the server has ended the transaction of a process that was stopped in it (see POSTGRESQL_OPTIONS)."""
 

@@ -18,8 +18,6 @@ class ExactJSON(DefaultJSONProvider):
     """Reads every number with a point or an exponent as a Decimal, and NaN, Infinity and what is beyond a Decimal
     as a Decimal that is not finite: whether a number fits is the field's to say. Writes UTF-8 as it is."""
 
-    compact = True
-
     def loads(self, s: str | bytes, **_: Any) -> Any:
         """The value of a JSON text. Raises ValueError, saying where, for anything else, and for duplicate names."""
         try:

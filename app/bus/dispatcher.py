@@ -285,13 +285,14 @@ class Dispatcher:
     def _settle_all(self, session: Transaction, answers: list[tuple[Lease, Answer]]) -> list[Settled | None]:
         """What is done is ended in one go; where that can't be, one by one."""
         done = [(lease, answer.publish) for lease, answer in answers if isinstance(answer, Done)]
-        settled: dict[Lease, Settled | None] = {}
+        settled: dict[Lease, Settled] = {}
         try:
-            with _savepoint(session):
-                store.settle_done(session, [lease for lease, _ in done])
-                for lease, published in done:
-                    self._publish(lease, published)
-                settled = {lease: Settled(lease, DONE, Outcome.OK) for lease, _ in done}
+            if done:
+                with _savepoint(session):
+                    store.settle_done(session, [lease for lease, _ in done])
+                    for lease, published in done:
+                        self._publish(lease, published)
+            settled = {lease: Settled(lease, DONE, Outcome.OK) for lease, _ in done}
         except Exception as error:
             if is_passing(error):
                 raise

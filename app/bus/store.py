@@ -263,9 +263,9 @@ def settle_done(session: Transaction, leases: list[Lease]) -> None:
 
     Raises LeaseLost when any is no longer its delivery's; the caller has to undo what this did to the others.
     """
-    done = {"state": DONE, "reason": None, "due_at": session.now, "settled_at": session.now, "outcome": Outcome.OK}
     if not leases:
         return
+    done = {"state": DONE, "reason": None, "due_at": session.now, "settled_at": session.now, "outcome": Outcome.OK}
     rows = [
         done | {"of_delivery": lease.delivery_id, "under_token": lease.token, "attempts": lease.spent + 1}
         for lease in leases
@@ -273,8 +273,7 @@ def settle_done(session: Transaction, leases: list[Lease]) -> None:
     if SETTLE_WITH_OUTCOME.many(session, rows) != len(rows):
         raise LeaseLost
     for lease in leases:
-        if lease.probe:
-            gate.open_(session, lease.receiver)
+        _see_to_gate(session, lease, Outcome.OK)
     INSERT_ATTEMPT.many(session, [_attempt(lease, Outcome.OK, None, session.now) for lease in leases])
 
 

@@ -60,6 +60,11 @@ FIXED_SQLITE = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 POSTGRESQL_OPTIONS = "-c lock_timeout={} -c idle_in_transaction_session_timeout=60000"
 """Milliseconds. The second one frees what a process holds that was stopped in the middle of a transaction."""
 
+LOCK_SECONDS = 2.0
+"""How long a statement waits for a row on PostgreSQL. Then what shared the transaction is done each for itself, so that
+a row which somebody keeps locked holds up those only who want it; these ask again. It is more than the second after
+which PostgreSQL looks for deadlocks, for that chooses one victim, and this none."""
+
 PATIENT = 3
 """How many of a process' transactions wait for a stuck database as long as ``timeout``. The others are told at once, so
 that threads remain to read, and to tell."""
@@ -69,6 +74,9 @@ KEPT_WRITERS = 8
 
 LARGEST_BATCH = 16
 """How many callers' work shares a commit: it bounds how long the write lock is held."""
+
+PATIENCE = 0.05
+"""Seconds that one waits on PostgreSQL to be taken along. Then one leads beside the others, who may wait for a row."""
 
 CROWDED = 0.5
 """Half of the time another process was writing: from here on who is in no hurry lets others go first."""
@@ -262,7 +270,7 @@ class Database:
         self._last_end = 0.0
         self._queue: deque[_Work] = deque()
         self._queue_lock = threading.Lock()
-        self._led = False  # whether a thread is committing for all that is in the queue
+        self._leads = 0  # how many threads are committing, for themselves and for who is in the queue
         self._working = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._coming = 0  # how many threads are expected in the queue
         self._all_here = threading.Condition(self._queue_lock)
@@ -289,10 +297,11 @@ class Database:
             raise NestedTransaction
         with self._in_line() as began:
             mine = _Work(work, began, copy_context())
-            if self.is_sqlite:
+            if self.is_sqlite or _expected.get():
                 self._join(mine)
-            else:
-                self._persistently(mine, [mine])
+            else:  # on PostgreSQL a dispatcher's transactions run side by side
+                mine.alone = True
+                self._persistently([mine])
                 self._tell([mine])
         if mine.error is not None:
             raise mine.error
@@ -312,31 +321,43 @@ class Database:
                 pass
 
     def _join(self, mine: "_Work") -> None:
-        """SQLite has one writer at a time: who comes while another thread commits waits, and shares the next commit.
+        """Who comes while another thread commits waits, and shares the next commit. SQLite has one writer at a time;
+        PostgreSQL, too, has many works done sooner in one transaction.
 
-        The first in the queue leads: it does the work of all who wait, then passes the lead on.
+        The first leads: it does the work of all who have come meanwhile, then passes the lead on to who came after.
         """
         with self._queue_lock:
             self._arrived()
-            self._queue.append(mine)
-            leads, self._led = not self._led, True
-        if not leads:
-            mine.turn.acquire()  # until it is done, or has the lead
-        if not mine.done:
+            leads = not self._leads
+            if leads:
+                self._leads = 1
+            else:
+                self._queue.append(mine)
+        if leads or self._is_to_lead(mine):
             self._lead(mine)
 
+    def _is_to_lead(self, mine: "_Work") -> bool:
+        """Wait until my work is done, or to be done by me."""
+        while not mine.turn.acquire(timeout=-1 if self.is_sqlite else PATIENCE):
+            with self._queue_lock:
+                if mine in self._queue:
+                    self._queue.remove(mine)
+                    self._leads += 1
+                    return True
+        return not mine.done
+
     def _lead(self, mine: "_Work") -> None:
-        batch: list[_Work] = []
+        batch = [mine]
         try:
             self._await_company()
-            self._persistently(mine, batch)
+            self._persistently(batch)
         finally:
             with self._queue_lock:
-                others = [each for each in (*batch, *self._queue) if not each.done and each is not mine]
-                self._queue = deque(others)
-                self._led = bool(self._queue)
-                if self._led:
-                    self._queue[0].turn.release()
+                self._queue.extendleft(each for each in reversed(batch[1:]) if not each.done)
+                if self._queue:
+                    self._queue.popleft().turn.release()
+                else:
+                    self._leads -= 1
         self._tell(batch)
 
     def _arrived(self) -> None:
@@ -345,45 +366,54 @@ class Database:
             _expected.set(False)
             self._coming -= 1
             if not self._coming:
-                self._all_here.notify()
+                self._all_here.notify_all()
 
     def _await_company(self) -> None:
         with self._queue_lock:
             if self._coming:
-                self._all_here.wait_for(lambda: not self._coming or len(self._queue) >= LARGEST_BATCH, COMPANY_SECONDS)
+                self._all_here.wait_for(
+                    lambda: not self._coming or len(self._queue) + 1 >= LARGEST_BATCH, COMPANY_SECONDS
+                )
 
     def _tell(self, batch: "list[_Work]") -> None:
         facts = [each.facts for each in batch if each.facts and each.error is None]
         if facts:
             self.committed.send(self, facts=facts)
 
-    def _persistently(self, mine: "_Work", batch: "list[_Work]") -> None:
-        """Do my work and the batch's until the commit is through. What can't be done ends with DatabaseUnavailable."""
-        apart = False
+    def _persistently(self, batch: "list[_Work]") -> None:
+        """Do the batch until its commit is through. What can't be done ends with DatabaseUnavailable."""
         for attempt in itertools.count():
             try:
-                self._once(batch, apart=apart)
+                self._once(batch)
             except Exception as error:
-                if not is_passing(error):
+                if (
+                    len(batch) > 1
+                ):  # one of them is wrong, or waits for a row: each for itself, so that it harms no other
+                    self._part(batch)
+                elif not is_passing(error):
                     self._last_end = time.monotonic()
-                    waiting = [each for each in batch if not each.done] or [mine]  # mine: it could not even begin
-                    if apart or len(waiting) == 1:
-                        for each in waiting:
-                            each.end(error)
-                        return
-                    apart = True  # one of them is wrong: again, so that it harms none of the others
-                    continue
-                pause = random.uniform(0, min(0.2, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-                self._give_up(batch, pause, error)
-                with self._queue_lock:
-                    self._give_up(self._queue, pause, error)
-                    self._queue = deque(each for each in self._queue if not each.done)
-                if mine.done:  # whose thread this is; the others lead themselves
+                    batch[0].end(error)
                     return
-                time.sleep(pause)
+                else:
+                    pause = random.uniform(0, min(0.2, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
+                    self._give_up(batch, pause, error)
+                    with self._queue_lock:
+                        self._give_up(self._queue, pause, error)
+                        self._queue = deque(each for each in self._queue if not each.done)
+                    if batch[0].done:
+                        return
+                    time.sleep(pause)
             else:
                 self._last_end = time.monotonic()
                 return
+
+    def _part(self, batch: "list[_Work]") -> None:
+        """The leader goes on with its own work; the others come next, each alone."""
+        for each in batch:
+            each.alone = True
+        with self._queue_lock:
+            self._queue.extendleft(reversed(batch[1:]))
+        del batch[1:]
 
     def _give_up(self, waiting: "Iterable[_Work]", pause: float, error: Exception) -> None:
         """End what may wait no longer."""
@@ -411,25 +441,24 @@ class Database:
         stuck = time.monotonic() - self._last_end > STUCK_SECONDS
         return stuck and sum(other < began for other in list(self._line)) >= PATIENT
 
-    def _once(self, batch: "list[_Work]", *, apart: bool) -> None:
-        """One transaction. Where the works are kept ``apart``, an error of one undoes that one alone."""
+    def _once(self, batch: "list[_Work]") -> None:
+        """One transaction, for the batch and for who has come meanwhile."""
         with self._turns.taken() if self._turns else contextlib.nullcontext(), self._writing() as connection:
             if self.is_sqlite:
                 connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE")  # type: ignore[union-attr]
-                self._fill(batch)
+            self._fill(batch)
             now = self.clock.now()
-            waiting = [each for each in batch if not each.done]
             with self._working:
-                for each in waiting:
-                    each.do(Transaction(connection, now), apart=apart and len(waiting) > 1)
-            self._commit(connection, waiting)
-        for each in waiting:
-            each.end(each.error)
+                for each in batch:
+                    each.do(Transaction(connection, now))
+            self._commit(connection, batch)
+        for each in batch:
+            each.end(None)
 
     def _fill(self, batch: "list[_Work]") -> None:
         """Whoever waits when the write lock is ours comes along."""
         with self._queue_lock:
-            while self._queue and len(batch) < LARGEST_BATCH:
+            while self._queue and len(batch) < LARGEST_BATCH and not (batch[-1].alone or self._queue[0].alone):
                 batch.append(self._queue.popleft())
 
     def _commit(self, connection: Connection, batch: "list[_Work]") -> None:
@@ -536,10 +565,12 @@ class _Expected:
 class _Work:
     """What one caller of ``transact`` wants done, and what came of it."""
 
-    __slots__ = ("began", "context", "done", "error", "facts", "result", "turn", "work")
+    __slots__ = ("alone", "began", "context", "done", "error", "facts", "result", "turn", "work")
 
     def __init__(self, work: Callable[[Transaction], Any], began: float, context: Context) -> None:
         self.work, self.began, self.context = work, began, context
+        self.alone = False
+        """Whether nobody's work is to share its transaction any more."""
         self.done = False
         self.result: Any = None
         self.error: Exception | None = None
@@ -547,22 +578,14 @@ class _Work:
         self.turn = threading.Lock()
         self.turn.acquire()
 
-    def do(self, session: Transaction, *, apart: bool) -> None:
-        """In the caller's context, whichever thread it is that does it. Raises where the whole transaction is lost."""
-        self.error, self.facts = None, session.facts
-        try:
-            self.result = self.context.run(self._within, session, apart)
-        except Exception as error:
-            if not apart or is_passing(error):
-                raise
-            self.error, self.facts = error, {}
+    def do(self, session: Transaction) -> None:
+        """In the caller's context, whichever thread it is that does it."""
+        self.facts = session.facts
+        self.result = self.context.run(self._within, session)
 
-    def _within(self, session: Transaction, apart: bool) -> Any:
+    def _within(self, session: Transaction) -> Any:
         _current.set(session)
         try:
-            if apart:
-                with session.savepoint():
-                    return self.work(session)
             result = self.work(session)
             session.write_out()
             return result
@@ -591,7 +614,7 @@ def _engine(url: URL, timeout: float, pool_size: int) -> Engine:
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
-                "options": POSTGRESQL_OPTIONS.format(int(timeout * 1000)),
+                "options": POSTGRESQL_OPTIONS.format(int(min(timeout, LOCK_SECONDS) * 1000)),
             },
         )
     if url.database:

@@ -83,6 +83,7 @@ def _alone(database: Database) -> Iterator[Connection]:
     """A connection in a transaction that nobody else's upgrade can enter."""
     if not database.is_sqlite:
         with database.engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = {int(database.timeout * 1000)}"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
             yield connection
         return

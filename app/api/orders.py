@@ -13,7 +13,7 @@ from app.api.reading import read_body, read_query
 from app.bus import queries
 from app.clock import uuid7
 from app.db import Transaction
-from app.errors import OrderNotFound, UserNotFound
+from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.events import OrderCreated, order_created
 from app.orders import find_order, find_user, is_identifier, list_orders, place_order
 
@@ -39,13 +39,18 @@ def create_order() -> ResponseReturnValue:
     event = OrderCreated(**vars(order))
     event_id = uuid7()
 
-    def place(session: Transaction) -> str | None:
-        earlier = place_order(session, **vars(order), event_id=event_id)
+    def place(session: Transaction) -> str | OrderConflict | None:
+        try:
+            earlier = place_order(session, **vars(order), event_id=event_id)
+        except OrderConflict as conflict:  # it wrote nothing, so those who share the commit need not begin again
+            return conflict
         if earlier is None:
             order_created.send(SOURCE, event=event, event_id=event_id)
         return earlier
 
     earlier = database().transact(place)
+    if isinstance(earlier, OrderConflict):
+        raise earlier
     answer = {
         "status": "success",
         "message": "订单创建成功",

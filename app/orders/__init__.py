@@ -71,6 +71,7 @@ UPDATE_RECORD = Prepared(
     .values({name: bindparam(name) for name in ("orders_count", "total_spent", "last_order_id", "last_order_at")})
 )
 FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
+SET_EMAIL = Prepared(update(table(User)).where(User.user_id == bindparam("id")).values(email=bindparam("address")))
 MARK_NOTIFICATION = {
     state: Prepared(
         update(table(Order))
@@ -123,7 +124,7 @@ def confirm_order(session: Transaction, order_id: str) -> None:
     user_id, price, created_at = found[0], money(found[1]), utc(found[2])
     record = FIND_RECORD(session, {"id": user_id}).fetchone()
     if record is None:
-        _ensure_user(session, user_id)
+        INSERT_USER(session, {"user_id": user_id})
         record = FIND_RECORD(session, {"id": user_id}).fetchone()
     count, spent, last_id, last_at = record
     latest = (created_at, order_id)
@@ -148,12 +149,10 @@ def mark_notification(session: Transaction, order_id: str, state: str) -> None:
 
 def set_email(session: Transaction, user_id: str, email: str) -> None:
     """Keep ``email`` as the user's address; the user's record is made when there is none."""
-    _ensure_user(session, user_id)
-    session.execute(update(User).where(User.user_id == user_id).values(email=email))
-
-
-def _ensure_user(session: Transaction, user_id: str) -> None:
-    INSERT_USER(session, {"user_id": user_id})
+    known = FIND_EMAIL(session, {"id": user_id}).fetchone()
+    if known is None or known[0] != email:  # else the record need not be locked, which on PostgreSQL others may want
+        INSERT_USER(session, {"user_id": user_id})
+        SET_EMAIL(session, {"id": user_id, "address": email})
 
 
 def find_order(session: Session, order_id: str) -> Order:

@@ -1,4 +1,4 @@
-"""Callers share a commit on SQLite; what one of them does wrong is its own affair. Processes take turns."""
+"""Callers share a commit; what one of them does wrong is its own affair. On SQLite processes take turns."""
 
 import errno
 import fcntl
@@ -33,6 +33,7 @@ class Crowd:
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.database = database
         self.batches: list[int] = []
+        monkeypatch.setattr("app.db.PATIENCE", 20)  # nobody leads beside another
         commit = Database._commit
 
         def counting(self_: Database, connection: Connection, batch: list[Any]) -> None:
@@ -40,6 +41,11 @@ class Crowd:
             commit(self_, connection, batch)
 
         monkeypatch.setattr(Database, "_commit", counting)
+
+    def transact(self, work: Work) -> Any:
+        """As a request does it: on PostgreSQL only these share a commit."""
+        with self.database.expected():
+            return self.database.transact(work)
 
     def do(self, *works: Work) -> list[Any]:
         """What each returned, or the exception that it ended with."""
@@ -52,11 +58,11 @@ class Crowd:
 
         def run(n: int, work: Work) -> None:
             try:
-                results[n] = self.database.transact(work)
+                results[n] = self.transact(work)
             except Exception as error:
                 results[n] = error
 
-        leader = threading.Thread(target=self.database.transact, args=[first])
+        leader = threading.Thread(target=self.transact, args=[first])
         leader.start()
         assert entered.wait(20)
         threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
@@ -70,7 +76,14 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+def crowd(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
+    database = Database(database_url)
+    yield Crowd(database, monkeypatch)
+    database.close()
+
+
+@pytest.fixture
+def sqlite_crowd(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
     database = Database(sqlite_url)
     yield Crowd(database, monkeypatch)
     database.close()
@@ -95,8 +108,9 @@ def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) ->
     assert users(crowd.database) == ["a", "b", "c"]
 
 
-def test_a_lock_that_others_hold_for_long_is_waited_for(crowd: Crowd, sqlite_url: str) -> None:
+def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sqlite_url: str) -> None:
     """SQLite gives up before us: then it is asked again."""
+    crowd = sqlite_crowd
     other = Database(sqlite_url)
     with crowd.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=0")  # the pool hands it out again
@@ -134,13 +148,13 @@ def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.
     def late() -> None:
         with database.expected():
             on_the_way.set()
-            until(lambda: len(database._queue) == 1)
+            until(lambda: database._leads)
             database.transact(adds("b"))
 
     other = threading.Thread(target=late)
     other.start()
     assert on_the_way.wait(20)
-    database.transact(adds("a"))
+    crowd.transact(adds("a"))
     other.join(20)
     assert crowd.batches == [2]
     assert users(database) == ["a", "b"]
@@ -154,17 +168,16 @@ def test_who_was_expected_and_turns_back_is_not_waited_for(crowd: Crowd, monkeyp
     def turns_back() -> None:
         with database.expected():
             on_the_way.set()
-            until(lambda: len(database._queue) == 1)
+            until(lambda: database._leads)
 
     other = threading.Thread(target=turns_back)
     other.start()
     assert on_the_way.wait(20)
     began = time.monotonic()
-    database.transact(adds("a"))
+    crowd.transact(adds("a"))
     assert time.monotonic() - began < 10
     other.join(20)
-    with database.expected():
-        database.transact(adds("b"))  # nor does one wait for oneself
+    crowd.transact(adds("b"))  # nor does one wait for oneself
     assert time.monotonic() - began < 10
     assert users(database) == ["a", "b"]
 
@@ -178,58 +191,72 @@ def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
 
     first, error, last = crowd.do(adds("a"), wrong, adds("b"))
     assert (first, str(error), last) == ("a", "no", "b")
-    assert crowd.batches == [1, 3]
+    assert crowd.batches == [1, 1, 1], "then each is alone"
     assert users(crowd.database) == ["a", "b"]
 
 
 def test_a_flush_that_fails_undoes_its_own_work_only(crowd: Crowd) -> None:
-    crowd.database.transact(adds("a"))
+    crowd.transact(adds("a"))
     first, error, last = crowd.do(adds("b"), adds("a"), adds("c"))
     assert (first, last) == ("b", "c")
     assert isinstance(error, IntegrityError)
     assert users(crowd.database) == ["a", "b", "c"]
 
 
-def failing_commit(monkeypatch: pytest.MonkeyPatch, code: int, times: float) -> list[int]:
-    """Commits of several at once fail, so many times, with a result code of SQLite's. Returns how large they were."""
-    commit, failed = Database._commit, []
+def failing_commits(error: Exception, when: Callable[[int], object]) -> Callable[..., None]:
+    """A ``Database._commit`` that raises ``error`` when ``when(how many works)`` says so."""
+    commit = Database._commit
 
     def fail(self: Database, connection: Connection, batch: list[Any]) -> None:
-        if len(batch) > 1 and len(failed) < times:
-            failed.append(len(batch))
-            error = sqlite_module().OperationalError("no")
-            error.sqlite_errorcode = code
+        if when(len(batch)):
             raise error
         commit(self, connection, batch)
 
-    monkeypatch.setattr(Database, "_commit", fail)
-    return failed
+    return fail
 
 
-def test_when_a_shared_commit_fails_for_a_moment_all_of_it_runs_again(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each is told what came of its last run: also one that went wrong in the first."""
+def test_when_a_shared_commit_fails_each_runs_again_by_itself(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def once(size: int) -> bool:
+        sizes.append(size)
+        return size > 1
+
+    monkeypatch.setattr(Database, "_commit", failing_commits(BUSY, once))
+    assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
+    assert sizes == [1, 3, 1, 1, 1]
+    assert users(crowd.database) == ["a", "b", "c"]
+
+
+def test_each_is_told_what_came_of_its_last_run(crowd: Crowd) -> None:
     runs: list[str] = []
 
     def wrong_at_first(session: Transaction) -> str:
         runs.append("run")
+        session.facts["noted"] = len(runs)
         session.add(User(user_id="b"))
         if len(runs) == 1:
             raise ValueError("no")
         return "b"
 
-    failed = failing_commit(monkeypatch, code=5, times=2)
-    assert crowd.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
-    assert failed == [3, 3]
+    told: list[Any] = []
+
+    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
+        told.extend(facts)
+
+    with crowd.database.committed.connected_to(listener):
+        assert crowd.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
+    assert told == [{"noted": 2}]
     assert users(crowd.database) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("code", [13, 10], ids=["the disk is full", "the disk fails"])
-def test_when_a_shared_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_stays(
-    crowd: Crowd, monkeypatch: pytest.MonkeyPatch, code: int
+def test_when_a_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_stays(
+    sqlite_crowd: Crowd, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    told: list[Any] = []
+    crowd, told = sqlite_crowd, []
+    trouble = sqlite_module().OperationalError("no")
+    trouble.sqlite_errorcode = code
 
     def listener(_: Database, facts: list[dict[str, Any]]) -> None:
         told.append(facts)
@@ -238,15 +265,80 @@ def test_when_a_shared_commit_finds_the_disk_in_trouble_all_are_told_and_nothing
         session.facts["noted"] = True
         session.add(User(user_id="b"))
 
-    failing_commit(monkeypatch, code, times=1)
     with crowd.database.committed.connected_to(listener):
-        results = crowd.do(adds("a"), notes)
+        with monkeypatch.context() as broken:
+            broken.setattr(Database, "_commit", failing_commits(trouble, lambda _: crowd.batches))
+            results = crowd.do(adds("a"), notes)
         assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable]
         assert told == []
         assert users(crowd.database) == []
         assert crowd.do(adds("a"), notes) == ["a", None]
     assert users(crowd.database) == ["a", "b"]
     assert told == [[{"noted": True}]]
+
+
+@pytest.mark.postgres
+def test_a_row_that_somebody_keeps_locked_holds_up_only_who_wants_it(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, other = Database(postgres_url), Database(postgres_url)
+    crowd = Crowd(database, monkeypatch)
+    monkeypatch.setattr("app.db.PATIENCE", 0.5)
+    database.transact(adds("locked"))
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(session: Transaction) -> None:
+        set_email(session, "locked", "ann@example.com")
+        held.set()
+        assert let_go.wait(20)
+
+    def wants(session: Transaction) -> str:
+        set_email(session, "locked", "bob@example.com")
+        return "locked"
+
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=other.transact, args=[hold]),
+        threading.Thread(target=lambda: results.extend(crowd.do(adds("a"), wants, adds("b")))),
+    ]
+    threads[0].start()
+    assert held.wait(20)
+    threads[1].start()
+    until(lambda: users(database) == ["a", "b", "locked"])
+    assert not let_go.is_set()
+    let_go.set()
+    for thread in threads:
+        thread.join(20)
+    assert results == ["a", "locked", "b"]
+    with database.read() as session:
+        assert session.scalar(select(User.email).where(User.user_id == "locked")) == "bob@example.com"
+    for each in (database, other):
+        each.close()
+
+
+@pytest.mark.postgres
+def test_on_postgresql_one_that_hangs_holds_up_neither_requests_nor_a_dispatcher(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hangs(_: Transaction) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    def request(work: Work) -> Any:
+        with database.expected():
+            return database.transact(work)
+
+    hanging = threading.Thread(target=request, args=[hangs])
+    hanging.start()
+    assert entered.wait(20)
+    assert [request(adds("a")), request(adds("b"))] == ["a", "b"]
+    assert database.transact(adds("c")) == "c"
+    assert not go_on.is_set()
+    go_on.set()
+    hanging.join(20)
+    assert database._leads == 0
+    database.close()
 
 
 class Stopped(BaseException):
@@ -273,13 +365,8 @@ def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
 
 
 def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    def malformed(self: Database, connection: Connection, batch: list[Any]) -> None:
-        if len(batch) > 1:
-            raise sqlite_module().DatabaseError("malformed")
-        commit(self, connection, batch)
-
-    commit = Database._commit
-    monkeypatch.setattr(Database, "_commit", malformed)
+    malformed = sqlite_module().DatabaseError("malformed")
+    monkeypatch.setattr(Database, "_commit", failing_commits(malformed, lambda _: crowd.batches))
     results = crowd.do(adds("a"), adds("b"), adds("c"))
     assert [str(result) for result in results] == ["malformed"] * 3
     assert users(crowd.database) == []
@@ -294,13 +381,13 @@ def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:
 def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
     """One thread does the work of many; each sees its own caller's request, and the cause of its own events."""
     caller = ContextVar("caller", default="nobody")
-    transact = crowd.database.transact
+    transact = crowd.transact
 
     def from_its_own(work: Work) -> Any:
         caller.set(threading.current_thread().name)
         return transact(lambda session: (threading.current_thread().name, caller.get(), work(session)))
 
-    crowd.database.transact = from_its_own  # type: ignore[method-assign,assignment]
+    crowd.transact = from_its_own  # type: ignore[method-assign]
     found = crowd.do(adds("a"), adds("b"))
     assert found[0][0] == found[1][0], "one thread did both"
     assert found[0][1] != found[1][1], "each for its own caller"

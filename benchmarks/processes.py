@@ -142,6 +142,12 @@ def cpu_seconds(pids: list[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def busy_seconds() -> float:
+    """For how long the machine's cores have not been idle, all together; a virtual one's stolen time counts, too."""
+    user, nice, system, _, _, *others = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, *others))) / os.sysconf("SC_CLK_TCK")
+
+
 def memory(pids: list[int]) -> dict[str, float]:
     """MiB: ``pss``, where shared pages are shared out, and ``rss``, where each process counts them.
 

@@ -1,6 +1,6 @@
 """Compare the service with other ways of doing the same, on this machine: see README.md.
 
-python3 benchmarks/run.py [throughput|latency|backlog|memory|all] [--rounds N] [--seconds S] [--only NAME,...]
+python3 benchmarks/run.py [throughput|latency|backlog|memory|scaling|all] [--rounds N] [--seconds S] [--only NAME,...]
 """
 
 import argparse
@@ -14,16 +14,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import load
 from contenders import CONTENDERS, PEERS, Contender, Running, prepared
-from processes import CHECKOUT, HERE, Missing, Sink, cpu_seconds, environment, memory, program, run, sink
+from processes import (
+    CHECKOUT,
+    HERE,
+    Missing,
+    Sink,
+    busy_seconds,
+    cpu_seconds,
+    environment,
+    memory,
+    process,
+    program,
+    run,
+    sink,
+    wait_until,
+)
 
 Row = dict[str, Any]
 REFERENCE = "celery (rabbitmq)"
+DISPATCHERS = (1, 2, 4)
+SLOW_MAIL = 0.03
+"""Seconds that a mail server far away takes for a mail."""
 
 
 class Bench:
@@ -324,6 +342,67 @@ def ask(worker: "subprocess.Popen[str]", words: str = "") -> Row:
     return json.loads(line)
 
 
+# scaling
+
+
+def scaling(bench: Bench) -> list[str]:
+    """A backlog on one PostgreSQL, delivered by one and by more ``flask bus run``."""
+    service = next(each for each in CONTENDERS if each.is_service and each.server == "postgresql")
+    mails = {"answered at once": 0.0, f"answered after {1000 * SLOW_MAIL:g} ms": SLOW_MAIL}
+    cases = {f"{n}, mails {how}": (n, how) for how in mails for n in DISPATCHERS}
+    part = Bench(bench.options, bench.mails, [replace(service, name=name) for name in cases])
+    part.rows = bench.rows
+
+    def measured(running: Running) -> Row:
+        dispatchers, how = cases[running.contender.name]
+        bench.mails.ask(f"pause {mails[how]}")
+        try:
+            return drained(running, dispatchers, bench)
+        finally:
+            bench.mails.ask("pause 0")
+
+    part.measure("scaling", part.contenders, measured)
+    good = {(row["name"], row["round"]): row for row in part.rows if row["what"] == "scaling" and "failed" not in row}
+    for (name, number), row in good.items():
+        if one := good.get((f"1, mails {cases[name][1]}", number)):
+            row["of_one"] = row["per_second"] / one["per_second"]
+    columns = {"per_second": "{:.0f}", "of_one": "{:.2f}", "busy": "{:.2f}", "unfinished": "{:.0f}"}
+    return [
+        "### Scaling: dispatchers that deliver a backlog on one PostgreSQL",
+        "",
+        *header(["dispatchers", "mails/s", "of one's", "cores busy", "unfinished"]),
+        *part.table("scaling", columns),
+    ]
+
+
+def drained(running: Running, dispatchers: int, bench: Bench) -> Row:
+    running.env["DISPATCH_IN_WEB"] = "false"
+    web, bus = ("gunicorn", "wsgi:app"), ("flask", "--app", "wsgi.py", "bus", "run")
+
+    def started(*command: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        log = running.folder / f"{command[0]}.log"
+        return process(running.python, "-m", *command, log=log, env=running.env, cwd=CHECKOUT)
+
+    with started(*web):
+        wait_until(lambda: running.place("first"), "a first answer")
+        load.full(running.port, min(2, bench.options.seconds), "backlog")
+    orders = running.counts()["stored"]
+    with contextlib.ExitStack() as stack:
+        running.roots = [stack.enter_context(started(*bus)).pid for _ in range(dispatchers)]
+        wait_until(lambda: bench.mails.ask("count")["mails"], "a first mail")
+        began, burned = time.monotonic(), busy_seconds()
+        wait_until(lambda: bench.mails.ask("count")["mails"] >= orders, "the last mail", limit=300)
+        busy = (busy_seconds() - burned) / (time.monotonic() - began)
+        counts = running.drain()
+        arrivals = [moment for _, moment in bench.mails.ask("arrivals")]
+    return {
+        "mails": len(arrivals),
+        "per_second": (len(arrivals) - 1) / (arrivals[-1] - arrivals[0]),
+        "busy": busy,
+        "unfinished": counts["stored"] - min(counts.values()),
+    }
+
+
 # Numbers and words
 
 
@@ -383,7 +462,13 @@ def make_peers() -> None:
     stamp.write_text(wanted)
 
 
-PARTS = {"throughput": throughput, "latency": latency, "memory": use_of_memory, "backlog": backlog}
+PARTS = {
+    "throughput": throughput,
+    "latency": latency,
+    "memory": use_of_memory,
+    "backlog": backlog,
+    "scaling": scaling,
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -420,9 +505,9 @@ def main() -> None:
     try:
         program("wrk")
     except Missing:
-        parts = [part for part in parts if part not in ("throughput", "memory")]
-        say("throughput and memory are left out: there is no wrk (apt-get install wrk)")
-    if set(parts) - {"backlog"}:
+        parts = [part for part in parts if part not in ("throughput", "memory", "scaling")]
+        say("throughput, memory and scaling are left out: there is no wrk (apt-get install wrk)")
+    if set(parts) - {"backlog", "scaling"}:
         make_peers()
     facts = machine()
     sections: list[str] = []

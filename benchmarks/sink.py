@@ -2,7 +2,8 @@
 
 Prints its two ports, ``SMTP CONTROL``. On the control port it answers each line with a line of JSON: ``count`` with the
 number of mails, their bytes and the last one's arrival, ``arrivals`` with [recipient, time] of each; ``reset`` forgets
-them. Times are CLOCK_MONOTONIC, which all processes of a machine share.
+them; ``pause SECONDS`` has each mail's acceptance wait so long from now on. Times are CLOCK_MONOTONIC, which all
+processes of a machine share.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import time
 
 arrivals: list[tuple[str, float]] = []
 size = 0
+pause = 0.0
 
 HELLO = b"250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE\r\n"
 END = b"\r\n.\r\n"
@@ -29,7 +31,7 @@ class Smtp(asyncio.Protocol):
         global size
         received = self.received
         received += data
-        answers = b""
+        answers, took_one = b"", False
         while received:
             if self.in_data:
                 end = received.find(END, max(0, len(received) - len(data) - len(END)))
@@ -41,13 +43,16 @@ class Smtp(asyncio.Protocol):
                 self.in_data = False
                 data = received
                 answers += b"250 taken\r\n"
+                took_one = True
                 continue
             line, found, _ = received.partition(b"\r\n")
             if not found:
                 break
             del received[: len(line) + 2]
             answers += self.answer(bytes(line))
-        if answers:
+        if answers and took_one and pause:
+            asyncio.get_running_loop().call_later(pause, self.transport.write, answers)
+        elif answers:
             self.transport.write(answers)
         if answers.endswith(b"221 bye\r\n"):
             self.transport.close()
@@ -65,7 +70,7 @@ class Smtp(asyncio.Protocol):
 
 
 async def control(reader, writer):
-    global size
+    global size, pause
     while line := (await reader.readline()).strip():
         answer = None
         if line == b"count":
@@ -75,6 +80,8 @@ async def control(reader, writer):
         elif line == b"reset":
             arrivals.clear()
             size = 0
+        elif line.startswith(b"pause"):
+            pause = float(line.split()[1])
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
     writer.close()

@@ -20,7 +20,7 @@ from app.api.openapi import Answer, describe
 from app.api.outgoing import Acted, DeliveryPage, view
 from app.api.problems import Problem
 from app.api.reading import read_body, read_query
-from app.bus import Bus, Filter, operate, queries
+from app.bus import Bus, Filter, operate
 
 FORWARDED = re.compile(
     r"Via|Forwarded|X-(Forwarded|Original|Real|Client|Cluster|Envoy)\b.*|(Cf|True|Fastly)-.*", re.IGNORECASE
@@ -90,13 +90,7 @@ def find_deliveries() -> ResponseReturnValue:
     limit, cursor = wanted.pop("limit"), wanted.pop("cursor")
     with database().read() as session:
         found, following = operate.find(session, Filter(**wanted), after=cursor, limit=limit)
-        rows = [
-            queries.delivery_view(row.Delivery)
-            | {"outcome": row.Delivery.outcome, "event_id": row.Delivery.event_id, "event_type": row.type}
-            | {"order_id": row.order_id, "user_id": row.user_id}
-            for row in found
-        ]
-    return view(DeliveryPage, {"deliveries": rows, "next_cursor": following})
+    return view(DeliveryPage, {"deliveries": found, "next_cursor": following})
 
 
 @routes.post("/operator/deliveries/retry")

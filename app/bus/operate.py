@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from app.bus.queries import DELIVERY_COLUMNS
 from app.bus.tables import DEAD, DISCARDED, READY, Delivery, OperatorAct, StoredEvent
-from app.db import Database, Transaction
+from app.db import Database, Transaction, table
 
 BATCH = 500
 """Deliveries changed in one transaction, so that an act on very many blocks nobody for long."""
@@ -61,12 +62,11 @@ class Filter:
 
 def find(session: Session, which: Filter, *, after: int = 0, limit: int = 50) -> tuple[list[Any], int | None]:
     """A page of deliveries with their events, oldest first, and the cursor of the next page: None at the end."""
-    page: Any = select(Delivery, StoredEvent.type, StoredEvent.order_id, StoredEvent.user_id).join(
-        StoredEvent, StoredEvent.event_id == Delivery.event_id
-    )
-    page = which.narrow(page).where(Delivery.delivery_id > after).order_by(Delivery.delivery_id).limit(limit + 1)
+    about = (StoredEvent.type.label("event_type"), StoredEvent.order_id, StoredEvent.user_id)
+    page = which.narrow(select(*DELIVERY_COLUMNS, *about).join(StoredEvent, StoredEvent.event_id == Delivery.event_id))
+    page = page.where(Delivery.delivery_id > after).order_by(Delivery.delivery_id).limit(limit + 1)
     found = list(session.execute(page))
-    return found[:limit], found[limit - 1].Delivery.delivery_id if len(found) > limit else None
+    return found[:limit], found[limit - 1].delivery_id if len(found) > limit else None
 
 
 def count(session: Session, action: str, which: Filter) -> int:
@@ -119,12 +119,7 @@ def _act_on_batch(
         if action == "retry"
         else {"state": DISCARDED, "settled_at": session.now, "reason": reason}
     )
-    chosen = update(Delivery).where(Delivery.delivery_id.in_(ids)).values(**values)
-    session.execute(chosen.execution_options(synchronize_session=False))
-    session.execute(
-        update(OperatorAct)
-        .where(OperatorAct.act_id == act_id)
-        .values(deliveries=OperatorAct.deliveries + len(ids))
-        .execution_options(synchronize_session=False)
-    )
+    session.execute(update(table(Delivery)).where(Delivery.delivery_id.in_(ids)).values(**values))
+    acted = update(table(OperatorAct)).where(OperatorAct.act_id == act_id)
+    session.execute(acted.values(deliveries=OperatorAct.deliveries + len(ids)))
     return len(ids), ids[-1]

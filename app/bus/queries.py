@@ -2,17 +2,15 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import BigInteger, LargeBinary, Text, cast, func, select, tuple_
+from sqlalchemy import BigInteger, LargeBinary, Select, Text, case, cast, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
-from app.db import on_postgresql
-
-T = TypeVar("T")
+from app.db import on_postgresql, table
 
 ALIVE = timedelta(seconds=30)
 """A dispatcher that was not seen for longer counts as gone."""
@@ -23,91 +21,43 @@ def raw_data(dialect: str) -> Any:
     return StoredEvent.data if dialect == "postgresql" else cast(StoredEvent.data, LargeBinary)
 
 
-EVENT_COLUMNS = (
-    StoredEvent.position,
-    StoredEvent.event_id,
-    StoredEvent.type,
-    StoredEvent.version,
-    StoredEvent.source,
-    StoredEvent.order_id,
-    StoredEvent.user_id,
-    StoredEvent.occurred_at,
-    StoredEvent.cause_id,
-    StoredEvent.correlation_id,
-    StoredEvent.transaction_id,
+DELIVERY_COLUMNS = (
+    *(column for column in table(Delivery).columns if column.name not in ("due_at", "attempts")),
+    case((Delivery.settled_at.is_(None), Delivery.due_at)).label("due_at"),  # what has ended is not due any more
+    Delivery.attempts.label("attempts_spent"),
 )
+"""A delivery as people read it."""
 
 
 def timeline(session: Session, order_id: str) -> list[dict[str, Any]]:
     """Everything that happened to an order, oldest first: events with their cause, deliveries, attempts."""
-    found = session.execute(
-        select(*EVENT_COLUMNS, raw_data(session.get_bind().dialect.name).label("data"))
-        .where(StoredEvent.order_id == order_id)
-        .order_by(StoredEvent.position)
-    ).all()
-    deliveries = _group(
-        session.scalars(
-            select(Delivery)
-            .where(Delivery.event_id.in_([event.event_id for event in found]))
-            .order_by(Delivery.delivery_id)
-        ),
-        "event_id",
-    )
-    attempts = _group(
-        session.scalars(
-            select(Attempt)
-            .where(Attempt.delivery_id.in_([d.delivery_id for owed in deliveries.values() for d in owed]))
-            .order_by(Attempt.attempt_id)
-        ),
-        "delivery_id",
-    )
+    events = _events(session).where(StoredEvent.order_id == order_id).order_by(StoredEvent.position)
+    found = session.execute(events).mappings().all()
+    owed = select(*DELIVERY_COLUMNS).where(Delivery.event_id.in_([event["event_id"] for event in found]))
+    deliveries = _group(session, owed.order_by(Delivery.delivery_id), "event_id")
+    tried = Attempt.delivery_id.in_([each["delivery_id"] for group in deliveries.values() for each in group])
+    attempts = _group(session, select(table(Attempt)).where(tried).order_by(Attempt.attempt_id), "delivery_id")
     return [
         {
-            "event_id": event.event_id,
-            "type": event.type,
-            "version": event.version,
-            "source": event.source,
-            "occurred_at": event.occurred_at,
-            "cause_id": event.cause_id,
-            "correlation_id": event.correlation_id,
-            "data": _readable(event.data),
+            **event,
+            "data": _readable(event["data"]),
             "deliveries": [
-                delivery_view(delivery) | {"attempts": [attempt_view(a) for a in attempts[delivery.delivery_id]]}
-                for delivery in deliveries[event.event_id]
+                delivery | {"attempts": attempts[delivery["delivery_id"]]} for delivery in deliveries[event["event_id"]]
             ],
         }
         for event in found
     ]
 
 
-def delivery_view(delivery: Delivery) -> dict[str, Any]:
-    """A delivery as people read it: one that is finished is not due any more."""
-    finished = delivery.settled_at is not None
-    return {
-        "delivery_id": delivery.delivery_id,
-        "receiver": delivery.receiver,
-        "state": delivery.state,
-        "due_at": None if finished else delivery.due_at,
-        "settled_at": delivery.settled_at,
-        "attempts_spent": delivery.attempts,
-        "reason": delivery.reason,
-    }
+def _events(session: Session) -> Select[Any]:
+    columns = (column for column in table(StoredEvent).columns if column.name != "data")
+    return select(*columns, raw_data(session.get_bind().dialect.name).label("data"))
 
 
-def attempt_view(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "outcome": attempt.outcome,
-        "detail": attempt.detail,
-        "started_at": attempt.started_at,
-        "ended_at": attempt.ended_at,
-        "dispatcher": attempt.dispatcher,
-    }
-
-
-def _group(rows: Iterable[T], key: str) -> defaultdict[Any, list[T]]:
-    groups: defaultdict[Any, list[T]] = defaultdict(list)
-    for row in rows:
-        groups[getattr(row, key)].append(row)
+def _group(session: Session, query: Select[Any], key: str) -> defaultdict[Any, list[dict[str, Any]]]:
+    groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in session.execute(query).mappings():
+        groups[row[key]].append(dict(row))
     return groups
 
 
@@ -126,7 +76,7 @@ def feed(session: Session, after: str | None, limit: int) -> tuple[Sequence[Any]
     before the oldest transaction still running: nothing can later appear behind the cursor. Raises ValueError for a
     cursor that this function did not make.
     """
-    page = select(*EVENT_COLUMNS, raw_data(session.get_bind().dialect.name).label("data")).limit(limit)
+    page = _events(session).limit(limit)
     since, position = _parse_cursor(after)
     if on_postgresql(session):
         settled = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)
@@ -162,14 +112,9 @@ def dispatchers(session: Session, now: datetime) -> list[Dispatcher]:
 
 def backlog(session: Session) -> list[Any]:
     """What is unfinished or dead: ``receiver``, ``state``, ``deliveries``, and ``since``, the oldest due or end."""
-    unfinished = select(
-        Delivery.receiver, Delivery.state, func.count().label("deliveries"), func.min(Delivery.due_at).label("since")
-    ).where(UNFINISHED)
-    dead = select(
-        Delivery.receiver,
-        Delivery.state,
-        func.count().label("deliveries"),
-        func.min(Delivery.settled_at).label("since"),
-    ).where(GIVEN_UP)
-    groups = [query.group_by(Delivery.receiver, Delivery.state) for query in (unfinished, dead)]
-    return sorted((row for query in groups for row in session.execute(query)), key=lambda row: row[:2])
+    found: list[Any] = []
+    for since, condition in ((Delivery.due_at, UNFINISHED), (Delivery.settled_at, GIVEN_UP)):
+        facts = (func.count().label("deliveries"), func.min(since).label("since"))
+        groups = select(Delivery.receiver, Delivery.state, *facts).group_by(Delivery.receiver, Delivery.state)
+        found += session.execute(groups.where(condition))
+    return sorted(found, key=lambda row: row[:2])

@@ -9,7 +9,7 @@ from sqlalchemy import Row
 
 from app.api.blueprint import database, routes
 from app.api.incoming import FeedQuery
-from app.api.openapi import Answer, describe
+from app.api.openapi import Answer, Operation
 from app.api.outgoing import CloudEvent, EventPage
 from app.api.reading import read_query, wrong_fields
 from app.bus import queries
@@ -19,7 +19,7 @@ BEGINNING = "0-0"
 
 
 @routes.get("/api/events")
-@describe(
+@Operation(
     "Read the feed of all events, oldest first",
     query=FeedQuery,
     answers={200: Answer("a page of events; an empty one means that nothing more has happened yet", EventPage)},
@@ -37,19 +37,8 @@ def show_events() -> ResponseReturnValue:
 
 
 def _cloud_event(event: Row[Any]) -> CloudEvent:
-    attributes = {
-        "specversion": "1.0",
-        "id": event.event_id,
-        "source": event.source,
-        "type": event.type,
-        "subject": event.order_id,
-        "time": event.occurred_at,
-        "dataversion": event.version,
-        "correlationid": event.correlation_id,
-    }
-    if event.cause_id:
-        attributes["causationid"] = event.cause_id
-    return CloudEvent(**attributes, **_data(event.data))
+    attributes = {name: value for name, value in event._asdict().items() if value is not None and name != "data"}
+    return CloudEvent.model_validate({"specversion": "1.0"} | attributes | _data(event.data))
 
 
 def _data(stored: bytes | str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from flask.typing import ResponseReturnValue
 
 from app.api.blueprint import database, routes, settings
-from app.api.openapi import Answer, describe
+from app.api.openapi import Answer, Operation
 from app.api.outgoing import Health, Readiness
 from app.api.problems import Problem
 from app.bus import queries
@@ -13,14 +13,14 @@ from app.errors import DatabaseUnavailable, SchemaBehind
 
 
 @routes.get("/healthz")
-@describe("Is the process alive?", answers={200: Answer("it is; nothing else was asked", Health)})
+@Operation("Is the process alive?", answers={200: Answer("it is; nothing else was asked", Health)})
 def healthz() -> ResponseReturnValue:
     """Asks nothing else, not even the database: a restart would cure nothing that it could tell."""
     return {"status": "ok"}
 
 
 @routes.get("/readyz")
-@describe(
+@Operation(
     "Is the service ready to take orders and to deliver?",
     answers={200: Answer("it is", Readiness), 503: Answer("it is not; 'reasons' tell why")},
 )

@@ -55,19 +55,10 @@ def _email(value: Any) -> str | None:
     return checked_email(value)
 
 
-def _page_size(value: Any) -> int:
-    if not isinstance(value, str) or not re.fullmatch("[0-9]{1,3}", value) or not 1 <= int(value) <= LARGEST_PAGE:
-        raise ValueError
-    return int(value)
-
-
-def _number(value: Any) -> int:
-    """A number of a row: true is none, nor is 1.0; in a query it comes as text."""
-    if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value):
-        value = int(value)
-    if type(value) is not int or not 0 <= value <= LARGEST_NUMBER:
-        raise ValueError
-    return value
+def _digits(highest: int) -> BeforeValidator:
+    """In a query a number comes as text, of no more digits than the highest has."""
+    digits = re.compile(f"[0-9]{{1,{len(str(highest))}}}")
+    return BeforeValidator(lambda given: int(given) if isinstance(given, str) and digits.fullmatch(given) else given)
 
 
 def _text(value: str) -> str:
@@ -113,14 +104,15 @@ Email = Annotated[
     BeforeValidator(_email),
     WithJsonSchema({"type": ["string", "null"], "format": "email", "maxLength": LONGEST_EMAIL}),
 ]
-Number = Annotated[
-    int, BeforeValidator(_number), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LARGEST_NUMBER})
-]
+Number = Annotated[int, Field(strict=True, ge=0, le=LARGEST_NUMBER), _digits(LARGEST_NUMBER)]
 Text = Annotated[str, AfterValidator(_text)]
 Moment = Annotated[datetime, BeforeValidator(_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
-PageSize = Annotated[
-    int, BeforeValidator(_page_size), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE})
-]
+PageSize = Annotated[int, Field(strict=True, ge=1, le=LARGEST_PAGE), _digits(LARGEST_PAGE)]
+
+
+Status = Literal["created", "confirmed"]
+Notification = Literal["pending", "skipped", "failed", "sent"]
+State = Literal["ready", "leased", "done", "dead", "discarded"]
 
 
 class Asked(BaseModel):
@@ -151,15 +143,10 @@ class OrderQuery(Asked):
     """Which orders to list."""
 
     user_id: Identifier | None = Field(None, description=ID_RULE)
-    status: Literal["created", "confirmed"] | None = Field(None, description="created or confirmed")
-    notification: Literal["pending", "skipped", "failed", "sent"] | None = Field(
-        None, description="pending, skipped, failed or sent"
-    )
+    status: Status | None = Field(None, description="created or confirmed")
+    notification: Notification | None = Field(None, description="pending, skipped, failed or sent")
     limit: PageSize = Field(50, description=f"a number from 1 to {LARGEST_PAGE}: how many at most")
     cursor: str | None = Field(None, pattern=f"^{UUID_PATTERN}$", description="the next_cursor of the page before")
-
-
-State = Literal["ready", "leased", "done", "dead", "discarded"]
 
 
 class Which(Asked):

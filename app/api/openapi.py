@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 from flask import current_app
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from werkzeug.routing import Map, Rule
 
 from app.api.blueprint import routes, settings
@@ -61,13 +61,17 @@ class Parameters(Untitled):
 
 @dataclass(frozen=True)
 class Operation:
-    """What the document says of a route."""
+    """What the document says of the view that it decorates. What all routes of a kind may answer need not be said."""
 
     summary: str
-    description: str
     answers: Mapping[int, Answer]
-    body: type[Asked] | None
-    query: type[Asked] | None
+    body: type[Asked] | None = None
+    query: type[Asked] | None = None
+    description: str = ""
+
+    def __call__(self, view: View) -> View:
+        OPERATIONS[view.__name__] = replace(self, description=view.__doc__ or "")
+        return view
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -99,24 +103,8 @@ WITH_QUERY = {
 }
 
 
-def describe(
-    summary: str,
-    *,
-    answers: Mapping[int, Answer],
-    body: type[Asked] | None = None,
-    query: type[Asked] | None = None,
-) -> Callable[[View], View]:
-    """Says what a view takes and answers. What every route of its kind may answer need not be said."""
-
-    def remember(view: View) -> View:
-        OPERATIONS[view.__name__] = Operation(summary, view.__doc__ or "", answers, body, query)
-        return view
-
-    return remember
-
-
 @routes.get("/openapi.json")
-@describe("What this API takes and answers", answers={200: Answer("this document", Document)})
+@Operation("What this API takes and answers", answers={200: Answer("this document", Document)})
 def openapi() -> ResponseReturnValue:
     """Made at the first request and kept."""
     known = current_app.extensions
@@ -199,9 +187,9 @@ def _schemas() -> Json:
         models.update(answer.model for answer in operation.answers.values())
         if operation.body:
             models.add(operation.body)
-    mode: JsonSchemaMode = "validation"
     _, found = models_json_schema(
-        [(model, mode) for model in sorted(models, key=lambda model: model.__name__)],
+        [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)],
+        by_alias=False,
         ref_template=SCHEMAS,
         schema_generator=Untitled,
     )

@@ -4,8 +4,6 @@ Without CONSOLE_PASSWORD these routes answer this machine only. With it they ask
 is whoever one says one is, and is kept with what one does.
 """
 
-import hashlib
-import hmac
 import ipaddress
 import re
 from http import HTTPStatus
@@ -14,9 +12,10 @@ from typing import Any
 from flask import current_app, request
 from flask.typing import ResponseReturnValue
 
+from app.api.auth import is_secret
 from app.api.blueprint import database, routes, settings
 from app.api.incoming import LARGEST_NUMBER, DeliveryQuery, Discarding, Nothing, Reason, Retry, Which
-from app.api.openapi import Answer, describe
+from app.api.openapi import Answer, Operation
 from app.api.outgoing import Acted, DeliveryPage, view
 from app.api.problems import Problem
 from app.api.reading import read_body, read_query
@@ -46,7 +45,7 @@ def demand_operator() -> None:
             )
         return
     _, given = _basic()
-    if not hmac.compare_digest(_digest(given), _digest(password)):
+    if not is_secret(given.encode(errors="replace"), password.encode(errors="replace")):
         raise Problem(
             HTTPStatus.UNAUTHORIZED,
             "Send a name of your choice and the CONSOLE_PASSWORD by HTTP Basic authentication.",
@@ -74,12 +73,8 @@ def _basic() -> tuple[str, str]:
     return (given.username or "", given.password or "") if given else ("", "")
 
 
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode(errors="replace")).digest()
-
-
 @routes.get("/operator/deliveries")
-@describe(
+@Operation(
     "Find deliveries",
     query=DeliveryQuery,
     answers={200: Answer("a page of deliveries", DeliveryPage)},
@@ -94,14 +89,14 @@ def find_deliveries() -> ResponseReturnValue:
 
 
 @routes.post("/operator/deliveries/retry")
-@describe("Retry all deliveries that a filter selects", body=Retry, answers={200: Answer("done, or counted", Acted)})
+@Operation("Retry all deliveries that a filter selects", body=Retry, answers={200: Answer("done, or counted", Acted)})
 def retry_deliveries() -> ResponseReturnValue:
     """Dead and discarded ones become due now, with a new budget of attempts. Repeating it does no harm."""
     return _act("retry", read_body(Retry))
 
 
 @routes.post("/operator/deliveries/discard")
-@describe("Discard all that a filter selects", body=Discarding, answers={200: Answer("done, or counted", Acted)})
+@Operation("Discard all that a filter selects", body=Discarding, answers={200: Answer("done, or counted", Acted)})
 def discard_deliveries() -> ResponseReturnValue:
     """Waiting and dead ones are given up for good. Repeating it does no harm."""
     asked = read_body(Discarding)
@@ -109,7 +104,7 @@ def discard_deliveries() -> ResponseReturnValue:
 
 
 @routes.post("/operator/deliveries/<int:delivery_id>/retry")
-@describe("Retry a delivery", body=Nothing, answers={200: Answer("done; 0 where it was not dead", Acted), **ABSENT})
+@Operation("Retry a delivery", body=Nothing, answers={200: Answer("done; 0 where it was not dead", Acted), **ABSENT})
 def retry_delivery(delivery_id: int) -> ResponseReturnValue:
     """It becomes due now, with a new budget of attempts."""
     read_body(Nothing)
@@ -117,7 +112,7 @@ def retry_delivery(delivery_id: int) -> ResponseReturnValue:
 
 
 @routes.post("/operator/deliveries/<int:delivery_id>/discard")
-@describe("Discard a delivery", body=Reason, answers={200: Answer("done; 0 where it had ended", Acted), **ABSENT})
+@Operation("Discard a delivery", body=Reason, answers={200: Answer("done; 0 where it had ended", Acted), **ABSENT})
 def discard_delivery(delivery_id: int) -> ResponseReturnValue:
     """It is given up for good."""
     reason = read_body(Reason).reason

@@ -7,7 +7,7 @@ from flask.typing import ResponseReturnValue
 
 from app.api.blueprint import database, routes
 from app.api.incoming import NewOrder, OrderQuery
-from app.api.openapi import Answer, describe
+from app.api.openapi import Answer, Operation
 from app.api.outgoing import OrderPage, OrderView, OrderWithTimeline, PlacedOrder, UserView, view
 from app.api.reading import read_body, read_query
 from app.bus import queries
@@ -22,7 +22,7 @@ SOURCE = "/api/create_order"
 
 
 @routes.post(SOURCE)
-@describe(
+@Operation(
     "Place an order",
     body=NewOrder,
     answers={
@@ -63,7 +63,7 @@ def create_order() -> ResponseReturnValue:
 
 
 @routes.get("/api/orders")
-@describe(
+@Operation(
     "List orders, newest first",
     query=OrderQuery,
     answers={200: Answer("a page of orders", OrderPage, headers=("Link",))},
@@ -82,7 +82,7 @@ def show_orders() -> ResponseReturnValue:
 
 
 @routes.get("/api/orders/<order_id>")
-@describe(
+@Operation(
     "Show an order and everything that happened to it",
     answers={
         200: Answer("the order, and its events with their causes, deliveries and attempts", OrderWithTimeline),
@@ -99,7 +99,7 @@ def show_order(order_id: str) -> ResponseReturnValue:
 
 
 @routes.get("/api/users/<user_id>")
-@describe(
+@Operation(
     "Show a user's record",
     answers={
         200: Answer("the user's record, into which confirmed orders are counted", UserView),

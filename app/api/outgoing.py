@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from app.api.incoming import Notification, State, Status
 from app.db import iso
 from app.errors import Outcome
 
@@ -46,8 +47,8 @@ class OrderView(Given):
     user_id: str
     total_price: Amount
     email: str | None
-    status: Literal["created", "confirmed"]
-    notification: Literal["pending", "skipped", "failed", "sent"]
+    status: Status
+    notification: Notification
     created_at: Moment
     event_id: str = Field(description="of the OrderCreated event")
 
@@ -67,7 +68,7 @@ class Delivery(Given):
 
     delivery_id: int
     receiver: str
-    state: Literal["ready", "leased", "done", "dead", "discarded"]
+    state: State
     due_at: Moment | None
     settled_at: Moment | None
     attempts_spent: int
@@ -116,17 +117,19 @@ class CloudEvent(Given):
     """An event as CloudEvents 1.0 has it. Data that is damaged comes as it is, as data_base64 instead of data."""
 
     specversion: Literal["1.0"]
-    id: str
+    id: str = Field(validation_alias="event_id")
     source: str
     type: str
-    subject: str = Field(description="the order_id")
-    time: Moment
+    subject: str = Field(validation_alias="order_id", description="the order_id")
+    time: Moment = Field(validation_alias="occurred_at")
     datacontenttype: Literal["application/json", "application/octet-stream"]
     data: Any = None
     data_base64: str = ""
-    dataversion: int = Field(description="of the type: another version has other fields")
-    correlationid: str = Field(description="the id of the event that began it all")
-    causationid: str = Field("", description="the id of the event that this one followed from")
+    dataversion: int = Field(validation_alias="version", description="of the type: another version has other fields")
+    correlationid: str = Field(validation_alias="correlation_id", description="the id of the event that began it all")
+    causationid: str = Field(
+        "", validation_alias="cause_id", description="the id of the event that this one followed from"
+    )
 
 
 class EventPage(Given):

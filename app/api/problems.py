@@ -56,13 +56,10 @@ def answer_problem(error: HTTPException) -> ResponseReturnValue:
 
 @routes.errorhandler(OrderNotFound)
 @routes.errorhandler(UserNotFound)
-def answer_not_found(error: AppError) -> ResponseReturnValue:
-    return answer_problem(Problem(HTTPStatus.NOT_FOUND, str(error)))
-
-
 @routes.errorhandler(OrderConflict)
-def answer_conflict(error: OrderConflict) -> ResponseReturnValue:
-    return answer_problem(Problem(HTTPStatus.CONFLICT, str(error)))
+def answer_refusal(error: AppError) -> ResponseReturnValue:
+    status = HTTPStatus.CONFLICT if isinstance(error, OrderConflict) else HTTPStatus.NOT_FOUND
+    return answer_problem(Problem(status, str(error)))
 
 
 @routes.errorhandler(DatabaseUnavailable)

@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -18,7 +19,7 @@ from app.bus.dispatcher import Settled
 from app.bus.operate import Filter
 from app.bus.record import Recorded
 from app.bus.store import Lease
-from app.errors import DatabaseUnavailable, Outcome
+from app.errors import DatabaseUnavailable
 from config import Settings
 
 _UNCLEAR = re.compile(r"""[\s="']""")
@@ -138,75 +139,45 @@ def delivery_settled(_: object, settled: Settled) -> None:
         case "discarded":
             log.warning("delivery discarded", **facts, reason=settled.reason)
         case "dead":
-            log.error("delivery dead", **facts, outcome=_word(settled.outcome), reason=settled.reason)
+            log.error("delivery dead", **facts, outcome=str(settled.outcome or "none"), reason=settled.reason)
         case _ if settled.outcome is None:
             log.info("delivery postponed", **facts, reason=settled.reason, due_at=str(settled.due_at))
         case _:
-            words = {"outcome": _word(settled.outcome), "reason": settled.reason, "due_at": str(settled.due_at)}
+            words = {"outcome": str(settled.outcome), "reason": settled.reason, "due_at": str(settled.due_at)}
             log.warning("delivery failed", **facts, **words)
-
-
-def lease_lost(_: object, lease: Lease) -> None:
-    log.warning("lease lost", **_of(lease))
-
-
-def lease_expired(_: object, lease: Lease) -> None:
-    log.warning("lease taken over", **_of(lease))
-
-
-def receiver_raised(_: object, lease: Lease, error: Exception) -> None:
-    log.error("receiver raised", **_of(lease), error=error)
-
-
-def receiver_missing(_: object, lease: Lease) -> None:
-    log.error("receiver missing", **_of(lease))
 
 
 def operator_acted(_: object, action: str, which: Filter, count: int, by: str) -> None:
     log.info("operator acted", action=action, which=str(which), count=count, by=by)
 
 
-def events_pruned(_: object, count: int) -> None:
-    log.info("events pruned", count=count)
-
-
-def dispatcher_started(_: object, name: str) -> None:
-    log.info("dispatcher started", name=name)
-
-
-def dispatcher_stopped(_: object, name: str, unfinished: int) -> None:
-    log.info("dispatcher stopped", name=name, unfinished=unfinished)
-
-
-def dispatcher_failed(_: object, error: Exception) -> None:
-    log.error("dispatcher failed", error=error)
-
-
 def database_lost(_: object, error: DatabaseUnavailable) -> None:
     log.error("database lost", reason=error.reason)
 
 
-def database_back(_: object) -> None:
-    log.info("database back")
+def _line(level: str, message: str) -> Callable[..., None]:
+    """A listener that tells the facts as they come."""
+
+    def listen(_: object, lease: Lease | None = None, **facts: Any) -> None:
+        getattr(log, level)(message, **(_of(lease) if lease else {}), **facts)
+
+    return listen
 
 
-LISTENERS = {
-    listener.__name__: listener
-    for listener in (
-        event_recorded,
-        delivery_settled,
-        lease_lost,
-        lease_expired,
-        receiver_raised,
-        receiver_missing,
-        operator_acted,
-        events_pruned,
-        dispatcher_started,
-        dispatcher_stopped,
-        dispatcher_failed,
-        database_lost,
-        database_back,
-    )
+LISTENERS: dict[str, Callable[..., None]] = {
+    "event_recorded": event_recorded,
+    "delivery_settled": delivery_settled,
+    "lease_lost": _line("warning", "lease lost"),
+    "lease_expired": _line("warning", "lease taken over"),
+    "receiver_raised": _line("error", "receiver raised"),
+    "receiver_missing": _line("error", "receiver missing"),
+    "operator_acted": operator_acted,
+    "events_pruned": _line("info", "events pruned"),
+    "dispatcher_started": _line("info", "dispatcher started"),
+    "dispatcher_stopped": _line("info", "dispatcher stopped"),
+    "dispatcher_failed": _line("error", "dispatcher failed"),
+    "database_lost": database_lost,
+    "database_back": _line("info", "database back"),
 }
 
 
@@ -217,7 +188,3 @@ def _of(lease: Lease) -> dict[str, Any]:
         "event_id": lease.event_id,
         "attempt": lease.spent + 1,
     }
-
-
-def _word(outcome: Outcome | None) -> str:
-    return str(outcome) if outcome else "none"

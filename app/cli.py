@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from datetime import UTC
-from typing import Any
+from typing import Any, cast
 
 import click
 from flask import Flask, current_app
@@ -17,10 +17,23 @@ from app.bus import Bus, Filter, operate, queries
 from app.db import Database, iso
 from app.errors import AppError, DatabaseUnavailable, Outcome
 
-bus_group = AppGroup("bus", help="Run a dispatcher, and see to deliveries.")
-orders_group = AppGroup("orders", help="Look at orders.")
-users_group = AppGroup("users", help="Look at users, and set their addresses.")
-db_group = AppGroup("db", help="The database schema.")
+
+class _Group(AppGroup):
+    """Commands whose expected errors are one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DatabaseUnavailable as error:
+            raise click.ClickException(f"{error} ({error.reason})") from error
+        except AppError as error:
+            raise click.ClickException(str(error)) from error
+
+
+bus_group = _Group("bus", help="Run a dispatcher, and see to deliveries.")
+orders_group = _Group("orders", help="Look at orders.")
+users_group = _Group("users", help="Look at users, and set their addresses.")
+db_group = _Group("db", help="The database schema.")
 
 
 def init_app(app: Flask) -> None:
@@ -30,8 +43,7 @@ def init_app(app: Flask) -> None:
 
 
 def _any_database() -> Database:
-    database: Database = current_app.extensions["database"]
-    return database
+    return cast(Database, current_app.extensions["database"])
 
 
 def _database() -> Database:
@@ -43,23 +55,10 @@ def _database() -> Database:
 
 def _bus() -> Bus:
     _database()
-    bus: Bus = current_app.extensions["bus"]
-    return bus
+    return cast(Bus, current_app.extensions["bus"])
 
 
-class _Clean(click.Command):
-    """A command whose expected errors are one line, without a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except DatabaseUnavailable as error:
-            raise click.ClickException(f"{error} ({error.reason})") from error
-        except AppError as error:
-            raise click.ClickException(str(error)) from error
-
-
-@bus_group.command("run", cls=_Clean)
+@bus_group.command("run")
 def run_bus() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
     with contextlib.suppress(DatabaseUnavailable):  # at the start as later, the worker waits until it is back
@@ -75,7 +74,7 @@ def run_bus() -> None:
         raise click.ClickException("some receivers were still running; their deliveries will be tried again")
 
 
-@bus_group.command("status", cls=_Clean)
+@bus_group.command("status")
 def bus_status() -> None:
     """Which dispatchers are alive, and what is waiting or dead."""
     database = _database()
@@ -112,46 +111,44 @@ def _filter_options(command: Any) -> Any:
     return command
 
 
-@bus_group.command("retry", cls=_Clean)
+@bus_group.command("retry")
 @_filter_options
 def retry(yes: bool, **which: Any) -> None:
     """Make dead and discarded deliveries due again, with a new budget of attempts. Says first how many."""
-    chosen = _chosen(which)
-    if _confirmed("retry", chosen, yes):
+    if chosen := _agreed("retry", which, yes):
         click.echo(f"retried {_bus().retry(chosen, by=_who())}")
 
 
-@bus_group.command("discard", cls=_Clean)
+@bus_group.command("discard")
 @_filter_options
 @click.option("--because", required=True, help="Why: kept with each delivery.")
 def discard(yes: bool, because: str, **which: Any) -> None:
     """Give waiting and dead deliveries up for good. Says first how many."""
     if not because.strip():
         raise click.BadParameter("say why", param_hint="--because")
-    chosen = _chosen(which)
-    if _confirmed("discard", chosen, yes):
+    if chosen := _agreed("discard", which, yes):
         click.echo(f"discarded {_bus().discard(chosen, because, by=_who())}")
 
 
-@bus_group.command("prune", cls=_Clean)
+@bus_group.command("prune")
 def prune() -> None:
     """Forget finished events older than RETENTION_DAYS now; a dispatcher does so every hour. Orders are kept."""
     click.echo(f"forgot {_bus().prune()} events")
 
 
-def _chosen(which: dict[str, Any]) -> Filter:
+def _agreed(action: str, which: dict[str, Any], yes: bool) -> Filter | None:
+    """What to act on, once a person has agreed to how many that is; None where it is none."""
     if which["older_than"] is not None:
         which["older_than"] = which["older_than"].replace(tzinfo=UTC)
-    return Filter(**which)
-
-
-def _confirmed(action: str, chosen: Filter, yes: bool) -> bool:
+    chosen = Filter(**which)
     with _database().read() as session:
         count = operate.count(session, action, chosen)
     if count == 0:
         click.echo("no delivery matches")
-        return False
-    return yes or click.confirm(f"{action} {count} deliveries?", abort=True)
+        return None
+    if not yes:
+        click.confirm(f"{action} {count} deliveries?", abort=True)
+    return chosen
 
 
 def _who() -> str:
@@ -161,22 +158,22 @@ def _who() -> str:
         return f"cli:{os.getuid()}"
 
 
-@orders_group.command("list", cls=_Clean)
+@orders_group.command("list")
 @click.option("--user", "user_id")
 @click.option("--status", type=click.Choice(orders.STATUSES))
 @click.option("--notification", type=click.Choice(orders.NOTIFICATIONS))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-def list_orders(user_id: str | None, status: str | None, notification: str | None, limit: int) -> None:
+def list_orders(limit: int, **which: Any) -> None:
     """Orders, the newest first."""
     with _database().read() as session:
-        page, more = orders.list_orders(session, user_id=user_id, status=status, notification=notification, limit=limit)
+        page, more = orders.list_orders(session, **which, limit=limit)
     columns = ["order_id", "user_id", "total_price", "email", "status", "notification", "created_at"]
     _table(columns, [[_shown(getattr(order, name)) for name in columns] for order in page], "no orders")
     if more:
         click.echo(f"and more; --limit {limit * 2} shows them")
 
 
-@orders_group.command("show", cls=_Clean)
+@orders_group.command("show")
 @click.argument("order_id")
 def show_order(order_id: str) -> None:
     """An order and all that happened to it."""
@@ -195,7 +192,7 @@ def show_order(order_id: str) -> None:
                 click.echo(f"        {iso(attempt['ended_at'])}  {attempt['outcome']}{detail}")
 
 
-@users_group.command("show", cls=_Clean)
+@users_group.command("show")
 @click.argument("user_id")
 def show_user(user_id: str) -> None:
     """A user's record."""
@@ -203,7 +200,7 @@ def show_user(user_id: str) -> None:
         _record(orders.find_user(session, user_id))
 
 
-@users_group.command("set-email", cls=_Clean)
+@users_group.command("set-email")
 @click.argument("user_id")
 @click.argument("address")
 def set_email(user_id: str, address: str) -> None:
@@ -227,20 +224,20 @@ def set_email(user_id: str, address: str) -> None:
         )
 
 
-@db_group.command("upgrade", cls=_Clean)
+@db_group.command("upgrade")
 def upgrade() -> None:
     """Bring the schema up to date."""
     schema.upgrade(_any_database())
     click.echo(f"the schema is at {_any_database().schema_revision()}")
 
 
-@db_group.command("current", cls=_Clean)
+@db_group.command("current")
 def current() -> None:
     """The revision that the database is at."""
     click.echo(_any_database().schema_revision() or "empty; run 'flask db upgrade'")
 
 
-@db_group.command("check", cls=_Clean)
+@db_group.command("check")
 def check() -> None:
     """Fail when models and migrations differ."""
     schema.check(_any_database())

@@ -1,7 +1,7 @@
 """What is easily forgotten, checked: each finding with its cure."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,18 +34,17 @@ class Finding:
 
 def examine(app: Flask) -> list[Finding]:
     """Every check, in the order in which a person would mend things."""
-    checks: tuple[Callable[[Flask], Iterator[Finding]], ...] = (
-        _check_database,
-        _check_disk,
-        _check_mail,
-        _check_bus,
-        _check_exposure,
-    )
-    return [finding for check in checks for finding in check(app)]
+    settings, database = app.extensions["settings"], app.extensions["database"]
+    return [
+        *_check_database(database),
+        *_check_disk(settings, database),
+        *_check_mail(settings, app),
+        *_check_bus(database),
+        *_check_exposure(settings),
+    ]
 
 
-def _check_database(app: Flask) -> Iterator[Finding]:
-    database: Database = app.extensions["database"]
+def _check_database(database: Database) -> Iterator[Finding]:
     try:
         database.check_schema()
     except DatabaseUnavailable as error:
@@ -64,9 +63,7 @@ def _check_database(app: Flask) -> Iterator[Finding]:
         yield Finding("note", WAL_RESET_BUG.format(version))
 
 
-def _check_disk(app: Flask) -> Iterator[Finding]:
-    settings: Settings = app.extensions["settings"]
-    database: Database = app.extensions["database"]
+def _check_disk(settings: Settings, database: Database) -> Iterator[Finding]:
     written = [Path(database.url.database or "").absolute().parent] if database.is_sqlite else []
     written += [settings.instance_path] if settings.mail_backend == "file" else []
     for folder in dict.fromkeys(written):
@@ -76,8 +73,7 @@ def _check_disk(app: Flask) -> Iterator[Finding]:
         yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {there}{cure}")
 
 
-def _check_mail(app: Flask) -> Iterator[Finding]:
-    settings: Settings = app.extensions["settings"]
+def _check_mail(settings: Settings, app: Flask) -> Iterator[Finding]:
     try:
         with app.app_context():
             app.extensions["mailer"].check()
@@ -99,8 +95,7 @@ def _check_mail(app: Flask) -> Iterator[Finding]:
         yield Finding("note", f"mail: kept by the {settings.mail_backend} backend; set MAIL_SERVER to send it")
 
 
-def _check_bus(app: Flask) -> Iterator[Finding]:
-    database: Database = app.extensions["database"]
+def _check_bus(database: Database) -> Iterator[Finding]:
     known = {name for signal in SIGNALS.values() for name in signal.subscriptions}
     try:
         database.check_schema()
@@ -125,8 +120,7 @@ def _check_bus(app: Flask) -> Iterator[Finding]:
             )
 
 
-def _check_exposure(app: Flask) -> Iterator[Finding]:
-    settings: Settings = app.extensions["settings"]
+def _check_exposure(settings: Settings) -> Iterator[Finding]:
     if settings.api_token is None:
         yield Finding("note", "the API is open to whoever reaches it; set API_TOKEN to demand a bearer token")
     else:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from app.db import Database, is_passing, sqlite_module
@@ -92,22 +92,17 @@ def _alone(database: Database) -> Iterator[Connection]:
     file.touch(mode=0o600)  # nobody else is to hold it
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        engine = create_engine(database.url, module=sqlite_module())
-
-        # Foreign keys are off here (SQLite's default): a batch migration drops and rebuilds a table, and with them on
-        # that would delete the rows that point to it. upgrade() checks them at the end.
-        @event.listens_for(engine, "connect")
-        def configure(connection: Any, _: Any) -> None:
-            connection.isolation_level = None
-            connection.execute("PRAGMA busy_timeout=30000")
-            connection.execute("PRAGMA journal_mode=wal")
-            connection.execute("PRAGMA synchronous=FULL")
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Any) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
+        engine = create_engine(database.url, module=sqlite_module(), connect_args={"isolation_level": None})
         with engine.begin() as connection:
+            # Foreign keys are off here (SQLite's default): a batch migration drops and rebuilds a table, and with them
+            # on that would delete the rows that point to it. upgrade() checks them at the end.
+            for statement in (
+                "PRAGMA busy_timeout=30000",
+                "PRAGMA journal_mode=wal",
+                "PRAGMA synchronous=FULL",
+                "BEGIN IMMEDIATE",
+            ):
+                connection.exec_driver_sql(statement)
             yield connection
         engine.dispose()
 

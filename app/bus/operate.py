@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from app.bus.queries import DELIVERY_COLUMNS
@@ -36,8 +36,9 @@ class Filter:
     older_than: datetime | None = None
     """The delivery was made before."""
 
-    def narrow(self, query: Select[Any]) -> Select[Any]:
-        """``query`` on deliveries and their events, with these conditions."""
+    def find(self, *columns: Any) -> Select[Any]:
+        """A query of ``columns`` of the deliveries that are meant, and of their events."""
+        query = select(*columns).join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
         for column, value in (
             (Delivery.delivery_id, self.delivery_id),
             (Delivery.state, self.state),
@@ -63,9 +64,8 @@ class Filter:
 def find(session: Session, which: Filter, *, after: int = 0, limit: int = 50) -> tuple[list[Any], int | None]:
     """A page of deliveries with their events, oldest first, and the cursor of the next page: None at the end."""
     about = (StoredEvent.type.label("event_type"), StoredEvent.order_id, StoredEvent.user_id)
-    page = which.narrow(select(*DELIVERY_COLUMNS, *about).join(StoredEvent, StoredEvent.event_id == Delivery.event_id))
-    page = page.where(Delivery.delivery_id > after).order_by(Delivery.delivery_id).limit(limit + 1)
-    found = list(session.execute(page))
+    page = which.find(*DELIVERY_COLUMNS, *about).where(Delivery.delivery_id > after).order_by(Delivery.delivery_id)
+    found = list(session.execute(page.limit(limit + 1)))
     return found[:limit], found[limit - 1].delivery_id if len(found) > limit else None
 
 
@@ -94,17 +94,14 @@ def act(database: Database, action: str, which: Filter, *, by: str, reason: str 
 
 
 def _chosen(action: str, which: Filter) -> Select[Any]:
-    query = select(Delivery.delivery_id).join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
-    return which.narrow(query).where(Delivery.state.in_(ACTIONS[action]))
+    return which.find(Delivery.delivery_id).where(Delivery.state.in_(ACTIONS[action]))
 
 
 def _record(session: Transaction, action: str, which: Filter, by: str, reason: str | None) -> int:
-    act_id: int = session.execute(
-        insert(OperatorAct)
-        .values(acted_at=session.now, acted_by=by, action=action, filter=str(which), reason=reason, deliveries=0)
-        .returning(OperatorAct.act_id)
-    ).scalar_one()
-    return act_id
+    act = OperatorAct(acted_at=session.now, acted_by=by, action=action, filter=str(which), reason=reason)
+    session.add(act)
+    session.flush()
+    return act.act_id
 
 
 def _act_on_batch(

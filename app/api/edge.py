@@ -30,7 +30,7 @@ class Edge:
         if environ["REQUEST_METHOD"] != "POST":
             return self.inner(environ, start)
         database: Database = self.extensions["database"]
-        with database.expected():
+        with database.commits.expected():
             return self.inner(environ, start)
 
 

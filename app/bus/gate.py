@@ -12,8 +12,8 @@ from sqlalchemy import bindparam, delete, select, update
 
 from app.bus.tables import UNFINISHED, Delivery, Gate
 from app.db import Transaction, insert, table
+from app.db.prepared import Prepared, Reader, utc
 from app.errors import Outcome
-from app.prepared import Prepared, Reader, utc
 from app.retry import probe_wait
 
 DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)

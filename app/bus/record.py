@@ -12,7 +12,7 @@ from app import events
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
 from app.db import current, table
-from app.prepared import Prepared
+from app.db.prepared import Prepared
 
 
 class Cause(NamedTuple):

@@ -19,8 +19,8 @@ from app.bus.queries import raw_data
 from app.bus.tables import DONE, LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
 from app.db import Transaction, table
 from app.db import insert as upsert
+from app.db.prepared import Prepared, Reader, utc
 from app.errors import LeaseLost, Outcome
-from app.prepared import Prepared, Reader, utc
 
 HELD = update(table(Delivery)).where(
     Delivery.delivery_id == bindparam("of_delivery"),

@@ -14,9 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db import Base, Database, Transaction, table
+from app.db.prepared import Prepared, money, utc
 from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
-from app.prepared import Prepared, money, utc
 
 __all__ = [
     "ID_PATTERN",

@@ -15,10 +15,11 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from app.db import Database, Transaction, sqlite_module
+from app.db.commits import Commits
+from app.db.turns import PATIENCE, Turns
 from app.errors import DatabaseUnavailable
 from app.orders import set_email
 from app.orders.models import User
-from app.turns import PATIENCE, Turns
 from tests.support.waiting import until
 
 Work = Callable[[Transaction], Any]
@@ -33,18 +34,19 @@ class Crowd:
     def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         self.database = database
         self.batches: list[int] = []
-        monkeypatch.setattr("app.db.PATIENCE", 20)  # nobody leads beside another
-        commit = Database._commit
+        """The sizes of all that was tried at once."""
+        monkeypatch.setattr("app.db.commits.PATIENCE", 20)  # nobody leads beside another
+        fill = Commits.fill
 
-        def counting(self_: Database, connection: Connection, batch: list[Any]) -> None:
+        def counting(commits: Commits, batch: list[Any]) -> None:
+            fill(commits, batch)
             self.batches.append(len(batch))
-            commit(self_, connection, batch)
 
-        monkeypatch.setattr(Database, "_commit", counting)
+        monkeypatch.setattr(Commits, "fill", counting)
 
     def transact(self, work: Work) -> Any:
         """As a request does it: on PostgreSQL only these share a commit."""
-        with self.database.expected():
+        with self.database.commits.expected():
             return self.database.transact(work)
 
     def do(self, *works: Work) -> list[Any]:
@@ -68,7 +70,7 @@ class Crowd:
         threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
         for n, thread in enumerate(threads, 1):
             thread.start()
-            until(lambda n=n: len(self.database._queue) == n)  # type: ignore[misc]
+            until(lambda n=n: len(self.database.commits.queue) == n)  # type: ignore[misc]
         go_on.set()
         for thread in (leader, *threads):
             thread.join(20)
@@ -125,14 +127,14 @@ def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sql
     assert held.wait(20)
     refused: list[BaseException] = []
 
-    give_up = crowd.database._give_up
+    give_up = crowd.database.commits._give_up
 
     def counting(waiting: Any, pause: float, error: Exception) -> None:
         refused.append(error)
         let_go.set()
         give_up(waiting, pause, error)
 
-    crowd.database._give_up = counting  # type: ignore[method-assign]
+    crowd.database.commits._give_up = counting  # type: ignore[method-assign]
     assert crowd.database.transact(adds("a")) == "a"
     holder.join(20)
     assert refused
@@ -141,14 +143,14 @@ def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sql
 
 
 def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.COMPANY_SECONDS", 20)
+    monkeypatch.setattr("app.db.commits.COMPANY_SECONDS", 20)
     database = crowd.database
     on_the_way = threading.Event()
 
     def late() -> None:
-        with database.expected():
+        with database.commits.expected():
             on_the_way.set()
-            until(lambda: database._leads)
+            until(lambda: database.commits.leads)
             database.transact(adds("b"))
 
     other = threading.Thread(target=late)
@@ -161,14 +163,14 @@ def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.
 
 
 def test_who_was_expected_and_turns_back_is_not_waited_for(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.COMPANY_SECONDS", 20)
+    monkeypatch.setattr("app.db.commits.COMPANY_SECONDS", 20)
     database = crowd.database
     on_the_way = threading.Event()
 
     def turns_back() -> None:
-        with database.expected():
+        with database.commits.expected():
             on_the_way.set()
-            until(lambda: database._leads)
+            until(lambda: database.commits.leads)
 
     other = threading.Thread(target=turns_back)
     other.start()
@@ -191,7 +193,7 @@ def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
 
     first, error, last = crowd.do(adds("a"), wrong, adds("b"))
     assert (first, str(error), last) == ("a", "no", "b")
-    assert crowd.batches == [1, 1, 1], "then each is alone"
+    assert crowd.batches == [1, 3, 1, 1, 1], "all together, then each alone"
     assert users(crowd.database) == ["a", "b"]
 
 
@@ -203,28 +205,22 @@ def test_a_flush_that_fails_undoes_its_own_work_only(crowd: Crowd) -> None:
     assert users(crowd.database) == ["a", "b", "c"]
 
 
-def failing_commits(error: Exception, when: Callable[[int], object]) -> Callable[..., None]:
-    """A ``Database._commit`` that raises ``error`` when ``when(how many works)`` says so."""
+def failing_commits(error: Exception, when: Callable[[], object]) -> Callable[..., None]:
+    """A ``Database._commit`` that raises ``error`` when ``when()`` says so."""
     commit = Database._commit
 
-    def fail(self: Database, connection: Connection, batch: list[Any]) -> None:
-        if when(len(batch)):
+    def fail(self: Database, connection: Connection) -> None:
+        if when():
             raise error
-        commit(self, connection, batch)
+        commit(self, connection)
 
     return fail
 
 
 def test_when_a_shared_commit_fails_each_runs_again_by_itself(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-
-    def once(size: int) -> bool:
-        sizes.append(size)
-        return size > 1
-
-    monkeypatch.setattr(Database, "_commit", failing_commits(BUSY, once))
+    monkeypatch.setattr(Database, "_commit", failing_commits(BUSY, lambda: crowd.batches[-1] > 1))
     assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
-    assert sizes == [1, 3, 1, 1, 1]
+    assert crowd.batches == [1, 3, 1, 1, 1]
     assert users(crowd.database) == ["a", "b", "c"]
 
 
@@ -267,7 +263,7 @@ def test_when_a_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_
 
     with crowd.database.committed.connected_to(listener):
         with monkeypatch.context() as broken:
-            broken.setattr(Database, "_commit", failing_commits(trouble, lambda _: crowd.batches))
+            broken.setattr(Database, "_commit", failing_commits(trouble, lambda: crowd.batches[1:]))
             results = crowd.do(adds("a"), notes)
         assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable]
         assert told == []
@@ -283,7 +279,7 @@ def test_a_row_that_somebody_keeps_locked_holds_up_only_who_wants_it(
 ) -> None:
     database, other = Database(postgres_url), Database(postgres_url)
     crowd = Crowd(database, monkeypatch)
-    monkeypatch.setattr("app.db.PATIENCE", 0.5)
+    monkeypatch.setattr("app.db.commits.PATIENCE", 0.5)
     database.transact(adds("locked"))
     held, let_go = threading.Event(), threading.Event()
 
@@ -328,20 +324,20 @@ def test_on_postgresql_one_that_hangs_holds_up_neither_requests_nor_a_dispatcher
         assert go_on.wait(20)
 
     def request(work: Work) -> Any:
-        with database.expected():
+        with database.commits.expected():
             return database.transact(work)
 
     hanging = threading.Thread(target=request, args=[hangs])
     hanging.start()
     assert entered.wait(20)
     assert [request(adds("a")), request(adds("b"))] == ["a", "b"]
-    monkeypatch.setattr("app.db.PATIENCE", 20)
+    monkeypatch.setattr("app.db.commits.PATIENCE", 20)
     began = time.monotonic()
     assert database.transact(adds("c")) == "c", "a dispatcher's transactions run side by side"
     assert time.monotonic() - began < 10
     go_on.set()
     hanging.join(20)
-    assert database._leads == 0
+    assert database.commits.leads == 0
     database.close()
 
 
@@ -354,15 +350,18 @@ def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """A file is damaged, say, or a lock can't be opened: an order must not be answered as if it were stored."""
+    broken, once = [True], Database._once
+
+    def fail(self: Database, batch: list[Any]) -> None:
+        if broken:
+            raise error
+        once(self, batch)
+
+    monkeypatch.setattr(Database, "_once", fail)
     database = Database(sqlite_url)
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Database, "_once", fail)
-        with pytest.raises(type(error)):
-            database.transact(adds("a"))
+    with pytest.raises(type(error)):
+        database.transact(adds("a"))
+    broken.clear()
     assert database.transact(adds("b")) == "b"
     assert users(database) == ["b"]
     database.close()
@@ -370,7 +369,7 @@ def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
 
 def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
     malformed = sqlite_module().DatabaseError("malformed")
-    monkeypatch.setattr(Database, "_commit", failing_commits(malformed, lambda _: crowd.batches))
+    monkeypatch.setattr(Database, "_commit", failing_commits(malformed, lambda: crowd.batches[1:]))
     results = crowd.do(adds("a"), adds("b"), adds("c"))
     assert [str(result) for result in results] == ["malformed"] * 3
     assert users(crowd.database) == []
@@ -409,15 +408,14 @@ def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
 
 def test_who_leads_waits_for_its_own_sake_and_no_longer(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database is busy. Who came first is told when its own time is up, though another shares its commit."""
-    database, once = Database(sqlite_url, timeout=0.5), Database._once
+    once = Database._once
     entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
     ends: dict[str, Any] = {}
 
-    def busy_until_told(self: Database, batch: list[Any], **how: Any) -> None:
+    def busy_until_told(self: Database, batch: list[Any]) -> None:
         if entered.is_set() and not told.is_set():
-            self._fill(batch)
             raise BUSY
-        once(self, batch, **how)
+        once(self, batch)
 
     def holder(_: Transaction) -> None:
         entered.set()
@@ -431,14 +429,15 @@ def test_who_leads_waits_for_its_own_sake_and_no_longer(sqlite_url: str, monkeyp
             told.set()
 
     monkeypatch.setattr(Database, "_once", busy_until_told)
+    database = Database(sqlite_url, timeout=0.5)
     threads = [threading.Thread(target=database.transact, args=[holder])]
     threads[0].start()
     assert entered.wait(20)
     for n, user_id in enumerate(("first", "second"), 1):
         threads.append(threading.Thread(target=place, args=[user_id]))
         threads[-1].start()
-        until(lambda n=n: len(database._queue) == n)  # type: ignore[misc]
-    database._queue[1].began += 5  # as if it had come so much later
+        until(lambda n=n: len(database.commits.queue) == n)  # type: ignore[misc]
+    database.commits.queue[1].began += 5  # as if it had come so much later
     go_on.set()
     for thread in threads:
         thread.join(20)

@@ -18,11 +18,12 @@ from app.bus.record import insert_deliveries, record
 from app.bus.tables import UNFINISHED
 from app.clock import uuid7
 from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
+from app.db import engine as db_engine
+from app.db.prepared import Prepared
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
 from app.orders import confirm_order, place_order
 from app.orders.models import User
-from app.prepared import Prepared
 from config import Settings
 from tests.support.shop import Shop
 from tests.support.waiting import until
@@ -43,7 +44,7 @@ def test_a_pragma_that_sqlite_refuses_is_an_error() -> None:
     """A database in memory can't be in WAL mode, and does not say so."""
     connection = sqlite_module().connect(":memory:")
     with pytest.raises(DatabaseUnavailable, match="refuses PRAGMA journal_mode=wal"):
-        db._set_pragmas(connection, 1)
+        db_engine._set_pragmas(connection, 1)
     connection.close()
 
 
@@ -71,7 +72,7 @@ def test_versions_with_the_wal_reset_bug_are_known(
     class Module:
         sqlite_version_info = version
 
-    monkeypatch.setattr(db, "sqlite_module", lambda: Module)
+    monkeypatch.setattr(db_engine, "sqlite_module", lambda: Module)
     assert sqlite_is_safe() is safe
 
 
@@ -92,7 +93,7 @@ def test_without_pysqlite3_the_standard_library_serves(monkeypatch: pytest.Monke
     def absent(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(db.importlib, "import_module", absent)
+    monkeypatch.setattr(db_engine.importlib, "import_module", absent)
     assert db.sqlite_module() is sqlite3
 
 
@@ -153,10 +154,10 @@ def test_a_write_lost_to_a_passing_fault_runs_again_as_a_whole(shop: Shop, monke
     seen: list[datetime] = []
     commit = Database._commit
 
-    def failing(self: Database, connection: Connection, batch: list[Any]) -> None:
+    def failing(self: Database, connection: Connection) -> None:
         if faults:
             raise faults.pop()
-        commit(self, connection, batch)
+        commit(self, connection)
 
     monkeypatch.setattr(Database, "_commit", failing)
 

@@ -26,7 +26,7 @@ from typing import Any
 from sqlalchemy import event
 
 import app.clock
-import app.db
+import app.db.commits
 from app import logs
 from app.bus import Filter
 from app.bus import signals as lifecycle
@@ -891,13 +891,13 @@ def _simulated_time(clock: Any) -> Iterator[None]:
         sleep=clock.advance,
         time_ns=lambda: int(clock.now().timestamp() * 1_000_000) * 1000,
     )
-    real = app.db.time, app.clock.time, app.clock.os, app.clock._last
-    app.db.time = app.clock.time = time  # type: ignore[assignment, misc]
+    real = app.db.commits.time, app.clock.time, app.clock.os, app.clock._last
+    app.db.commits.time = app.clock.time = time  # type: ignore[assignment, misc]
     app.clock.os = SimpleNamespace(urandom=random.randbytes)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        app.db.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
+        app.db.commits.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -14,12 +14,10 @@ ALLOWED = {
     "events": set(),
     "retry": set(),
     "answers": {"events"},
-    "turns": set(),
-    "prepared": set(),
-    "db": {"clock", "errors", "prepared", "turns"},
+    "db": {"clock", "errors"},
     "schema": {"db", "errors"},
-    "bus": {"answers", "clock", "db", "errors", "events", "prepared", "retry"},
-    "orders": {"db", "errors", "prepared"},
+    "bus": {"answers", "clock", "db", "errors", "events", "retry"},
+    "orders": {"db", "errors"},
     "mail": {"errors"},
     "receivers": {"answers", "db", "errors", "events", "mail", "orders"},
     "api": {"bus", "clock", "db", "errors", "events", "orders"},
@@ -32,7 +30,8 @@ ALLOWED = {
 
 
 TRANSACTIONS_OF_THEIR_OWN = {
-    "app.db": "transact() is there",
+    "app.db.database": "transact() is there",
+    "app.db.transaction": "a session learns there of the transaction that it is in",
     "app.schema": "a revision changes tables, and must be alone",
     "app.bus.wakeup": "NOTIFY is heard once it is committed; it writes nothing",
 }

@@ -48,7 +48,7 @@ def create_order() -> ResponseReturnValue:
             order_created.send(SOURCE, event=event, event_id=event_id)
         return earlier
 
-    earlier = database().transact(place)
+    earlier = database().transact(place, lock_order=order.user_id)
     if isinstance(earlier, OrderConflict):
         raise earlier
     answer = {

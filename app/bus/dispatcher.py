@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from app import events
@@ -142,7 +143,8 @@ class Dispatcher:
         if subscription is None or not subscription.transactional:
             return self.settle([(lease, answer) for lease in batch if (answer := self.call(lease)) is not None])
         try:
-            held = [lease for lease in batch if self._still_held(lease)]
+            # In the order of users, whose rows they may lock, as do others: see Database.transact().
+            held = sorted((lease for lease in batch if self._still_held(lease)), key=attrgetter("user_id"))
             results = self._store(lambda session: self._attempt_all(session, held))
         finally:
             self._let_go(batch)

@@ -46,6 +46,7 @@ FIND_DUE = Prepared(
             StoredEvent.version,
             StoredEvent.source,
             StoredEvent.order_id,
+            StoredEvent.user_id,
             StoredEvent.occurred_at,
             StoredEvent.cause_id,
             StoredEvent.correlation_id,
@@ -93,6 +94,7 @@ class Lease:
     version: int
     source: str
     order_id: str
+    user_id: str
     data: bytes | str
     occurred_at: datetime
     cause_id: str | None
@@ -159,7 +161,7 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
 def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> Lease:
     """From a row of FIND_DUE."""
     delivery_id, token, state, attempts, created_at, _, _, outcome, *event = row
-    event_id, type_, version, source, order_id, occurred_at, cause_id, correlation_id, data = event
+    event_id, type_, version, source, order_id, user_id, occurred_at, cause_id, correlation_id, data = event
     expired = state == LEASED
     return Lease(
         delivery_id=delivery_id,
@@ -170,6 +172,7 @@ def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> 
         version=version,
         source=source,
         order_id=order_id,
+        user_id=user_id,
         data=data,
         occurred_at=utc(occurred_at),
         cause_id=cause_id,

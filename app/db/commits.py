@@ -41,10 +41,10 @@ _expected: ContextVar[bool] = ContextVar("expected", default=False)
 class Work:
     """What one caller of ``transact`` wants done, and what came of it."""
 
-    __slots__ = ("alone", "began", "context", "done", "error", "facts", "result", "turn", "work")
+    __slots__ = ("alone", "began", "context", "done", "error", "facts", "lock_order", "result", "turn", "work")
 
-    def __init__(self, work: Callable[[Transaction], Any], began: float, context: Context) -> None:
-        self.work, self.began, self.context = work, began, context
+    def __init__(self, work: Callable[[Transaction], Any], began: float, context: Context, lock_order: str) -> None:
+        self.work, self.began, self.context, self.lock_order = work, began, context, lock_order
         self.alone = False
         """Whether nobody's work is to share its transaction."""
         self.done = False
@@ -82,13 +82,13 @@ class Commits:
         self._line: list[float] = []  # when each transaction that is not over began
         self._last_end = 0.0
 
-    def do(self, work: Callable[[Transaction], Any]) -> tuple[Work, list[Work]]:
+    def do(self, work: Callable[[Transaction], Any], lock_order: str) -> tuple[Work, list[Work]]:
         """Returns the work when it is done, and all works that were done in this thread.
 
         Raises DatabaseUnavailable when enough wait already.
         """
         with self._in_line() as began:
-            mine = Work(work, began, copy_context())
+            mine = Work(work, began, copy_context(), lock_order)
             if self._one_writer or _expected.get():
                 return mine, self._join(mine)
             mine.alone = True  # on PostgreSQL a dispatcher's transactions run side by side

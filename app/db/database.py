@@ -4,6 +4,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -64,17 +65,20 @@ class Database:
         """How often of late this process found another one writing, from 0 to 1. On PostgreSQL nobody is in the way."""
         return self._turns.crowding if self._turns else 0.0
 
-    def transact(self, work: Callable[[Transaction], T]) -> T:
+    def transact(self, work: Callable[[Transaction], T], lock_order: str = "") -> T:
         """Run ``work(session)`` in one write transaction, and return what it returns once that is durable.
 
         An exception rolls everything back. When the database is busy, gone or has chosen this transaction as the
         victim of a deadlock, or when another's work that shares it fails, the whole ``work`` runs again; so it must
-        have no effects but on the session. Raises DatabaseUnavailable after ``timeout``, and sooner where the database
-        is stuck and others here wait already; NestedTransaction inside another transaction.
+        have no effects but on the session. Works that share a transaction are done in the order of ``lock_order``: who
+        locks rows in that order, here and in other processes, makes no deadlock.
+
+        Raises DatabaseUnavailable after ``timeout``, and sooner where the database is stuck and others here wait already;
+        NestedTransaction inside another transaction.
         """
         if in_transaction():
             raise NestedTransaction
-        mine, done = self.commits.do(work)
+        mine, done = self.commits.do(work, lock_order)
         if facts := [each.facts for each in done if each.facts and each.error is None]:
             self.committed.send(self, facts=facts)
         if mine.error is not None:
@@ -98,7 +102,7 @@ class Database:
             self.commits.fill(batch)  # now that the write lock is ours
             now = self.clock.now()
             with self._working:
-                for each in batch:
+                for each in sorted(batch, key=attrgetter("lock_order")):
                     each.do(Transaction(connection, now))
             self._commit(connection)
 

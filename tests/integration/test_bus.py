@@ -126,6 +126,20 @@ def test_what_a_failing_receiver_published_is_gone(shop: Shop) -> None:
 # Delivering
 
 
+def test_a_batch_locks_users_rows_in_the_order_in_which_others_do(shop: Shop) -> None:
+    """Two dispatchers, or a dispatcher and the orders of a commit, would else wait for each other."""
+    seen: list[tuple[str, str]] = []
+
+    def look(sender: str, event: OrderCreated, session: Transaction) -> None:
+        seen.append((event.user_id, event.order_id))
+
+    shop.only(look)
+    for order_id, user_id in (("1", "b"), ("2", "a"), ("3", "b"), ("4", "a")):
+        shop.place_order(order_id, user_id)
+    shop.dispatch()
+    assert seen == [("a", "2"), ("a", "4"), ("b", "1"), ("b", "3")]
+
+
 def test_one_bad_receiver_does_not_affect_the_others(shop: Shop) -> None:
     failing = Failing()
     shop.receive(failing)

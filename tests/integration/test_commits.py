@@ -47,7 +47,7 @@ class Crowd:
     def transact(self, work: Work) -> Any:
         """As a request does it: on PostgreSQL only these share a commit."""
         with self.database.commits.expected():
-            return self.database.transact(work)
+            return self.database.transact(work, getattr(work, "lock_order", ""))
 
     def do(self, *works: Work) -> list[Any]:
         """What each returned, or the exception that it ended with."""
@@ -108,6 +108,21 @@ def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) ->
     assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
     assert crowd.batches == [1, 3]
     assert users(crowd.database) == ["a", "b", "c"]
+
+
+def test_works_lock_rows_in_one_order_whoever_came_first(crowd: Crowd) -> None:
+    done: list[str] = []
+
+    def of(user_id: str) -> Work:
+        def work(_: Transaction) -> None:
+            done.append(user_id)
+
+        work.lock_order = user_id  # type: ignore[attr-defined]
+        return work
+
+    crowd.do(of("b"), of("c"), of("a"))
+    assert crowd.batches == [1, 3]
+    assert done == ["a", "b", "c"]
 
 
 def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sqlite_url: str) -> None:

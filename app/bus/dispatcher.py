@@ -126,7 +126,10 @@ class Dispatcher:
 
     @staticmethod
     def batches(leases: Iterable[Lease]) -> list[list[Lease]]:
-        """Leases that are settled together: those of receivers with a session share a transaction."""
+        """Leases that are settled together: those of receivers with a session share a transaction.
+
+        They come in the order of users, whose rows they may lock: see Database.transact().
+        """
         shared: list[Lease] = []
         alone: list[list[Lease]] = []
         for lease in leases:
@@ -135,6 +138,7 @@ class Dispatcher:
                 shared.append(lease)
             else:
                 alone.append([lease])
+        shared.sort(key=attrgetter("user_id"))
         return [shared[i : i + BATCH] for i in range(0, len(shared), BATCH)] + alone
 
     def attempt(self, batch: list[Lease]) -> list[Settled]:
@@ -143,8 +147,7 @@ class Dispatcher:
         if subscription is None or not subscription.transactional:
             return self.settle([(lease, answer) for lease in batch if (answer := self.call(lease)) is not None])
         try:
-            # In the order of users, whose rows they may lock, as do others: see Database.transact().
-            held = sorted((lease for lease in batch if self._still_held(lease)), key=attrgetter("user_id"))
+            held = [lease for lease in batch if self._still_held(lease)]
             results = self._store(lambda session: self._attempt_all(session, held))
         finally:
             self._let_go(batch)

@@ -73,8 +73,8 @@ class Database:
         have no effects but on the session. Works that share a transaction are done in the order of ``lock_order``: who
         locks rows in that order, here and in other processes, makes no deadlock.
 
-        Raises DatabaseUnavailable after ``timeout``, and sooner where the database is stuck and others here wait already;
-        NestedTransaction inside another transaction.
+        Raises DatabaseUnavailable after ``timeout``, and sooner where the database is stuck and others here wait
+        already; NestedTransaction inside another transaction.
         """
         if in_transaction():
             raise NestedTransaction

@@ -6,7 +6,6 @@ recipient: ``smtp`` to a server, ``file`` to a Maildir, ``console`` to stdout, `
 
 import collections
 import contextlib
-from typing import TYPE_CHECKING
 
 import flask_mail
 from flask import Flask, current_app
@@ -16,9 +15,7 @@ from app.mail.local import ConsoleBackend, FileBackend, MemoryBackend
 from app.mail.messages import order_notification
 from app.mail.parcel import Address, Backend, pack
 from app.mail.smtp import SmtpBackend
-
-if TYPE_CHECKING:
-    from config import Settings
+from config import Settings
 
 __all__ = ["Mailer", "init_app", "order_notification"]
 
@@ -31,7 +28,7 @@ BACKENDS: dict[str, type[Backend]] = {
 SETTINGS = ("SERVER", "PORT", "USERNAME", "PASSWORD", "USE_TLS", "USE_SSL", "DEFAULT_SENDER")
 
 
-def init_app(app: Flask, settings: "Settings") -> "Mailer":
+def init_app(app: Flask, settings: Settings) -> "Mailer":
     """Put a Mailer in ``app.extensions["mailer"]``, and where Flask-Mail looks, ``app.extensions["mail"]``.
 
     Opens no connection and no file.

@@ -7,15 +7,12 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flask_mail import Message
 
 from app.errors import AttemptFailed, Deferred, Unreachable
 from app.mail.parcel import Backend, Parcel
-
-if TYPE_CHECKING:
-    from config import Settings
+from config import Settings
 
 OUTBOX_LIMIT = 1000
 
@@ -27,7 +24,7 @@ class FileBackend(Backend):
     is not used because it doesn't sync the directory, and two processes that make the folder at once collide.
     """
 
-    def __init__(self, settings: "Settings") -> None:
+    def __init__(self, settings: Settings) -> None:
         self.folder = settings.instance_path / "mail"
 
     def deliver(self, parcel: Parcel) -> None:
@@ -85,7 +82,7 @@ class ConsoleBackend(Backend):
 class MemoryBackend(Backend):
     """Remembers the last thousand messages."""
 
-    def __init__(self, settings: "Settings") -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.outbox: collections.deque[Message] = collections.deque(maxlen=OUTBOX_LIMIT)
 

@@ -7,15 +7,12 @@ import time
 from collections.abc import Iterator
 from email.errors import MessageError
 from email.utils import parseaddr
-from typing import TYPE_CHECKING
 
 import idna
 from flask_mail import Message
 
 from app.errors import Refused
-
-if TYPE_CHECKING:
-    from config import Settings
+from config import Settings
 
 Address = str | tuple[str, str]
 
@@ -51,7 +48,7 @@ class Parcel:
 class Backend:
     """Hands messages over. One object serves all threads."""
 
-    def __init__(self, settings: "Settings") -> None: ...
+    def __init__(self, settings: Settings) -> None: ...
 
     def deliver(self, parcel: Parcel) -> None:
         """Hand the message over for good. Raises one of app.errors' kinds of AttemptFailed."""

@@ -16,14 +16,12 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from app.errors import AttemptFailed, InDoubt, Throttled, TimedOut, Unreachable
 from app.mail import replies
 from app.mail.parcel import Backend, Parcel
-
-if TYPE_CHECKING:
-    from config import Settings
+from config import Settings
 
 IDLE_SECONDS = 30
 """A connection unused for longer is not used again; servers close it after minutes (RFC 5321, section 4.5.3.2.7)."""
@@ -205,7 +203,7 @@ class EncryptedConversation(Conversation, smtplib.SMTP_SSL):
 class SmtpBackend(Backend):
     """Sends to MAIL_SERVER. Certificates are always verified, with STARTTLS and with TLS from the first byte."""
 
-    def __init__(self, settings: "Settings", monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.settings = settings
         self.where = f"{settings.mail_server}:{settings.mail_port}"
         self.monotonic = monotonic

@@ -25,7 +25,6 @@ BACKENDS: dict[str, type[Backend]] = {
     "console": ConsoleBackend,
     "memory": MemoryBackend,
 }
-SETTINGS = ("SERVER", "PORT", "USERNAME", "PASSWORD", "USE_TLS", "USE_SSL", "DEFAULT_SENDER")
 
 
 def init_app(app: Flask, settings: Settings) -> "Mailer":
@@ -34,7 +33,7 @@ def init_app(app: Flask, settings: Settings) -> "Mailer":
     Opens no connection and no file.
     """
     app.config.update(
-        {f"MAIL_{name}": getattr(settings, f"mail_{name.lower()}") for name in SETTINGS},
+        {name.upper(): value for name, value in settings if name.startswith("mail_")},
         MAIL_DEBUG=False,  # true prints the password; Flask-Mail's default is the application's debug mode
         MAIL_SUPPRESS_SEND=False,  # the memory backend is for tests
     )

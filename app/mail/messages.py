@@ -19,6 +19,10 @@ from app.mail.parcel import ascii_address, refuse_control_characters
 LANGUAGE = {"zh": "zh-CN", "en": "en"}
 FACTS = ("order_id", "user_id", "total_price", "created_at")
 
+SEVEN_BIT = Charset("utf-8")
+SEVEN_BIT.header_encoding = SHORTEST
+SEVEN_BIT.body_encoding = QP  # base64 isn't shorter, as most of the HTML is ASCII, and looks like spam to filters
+
 
 def order_notification(
     *,
@@ -84,7 +88,7 @@ class OrderNotification(Message):
             "recipients": [self._envelope[1]],
             "date": self.timestamp,
             "msgId": self.message_id,
-            "charset": _seven_bit(),
+            "charset": SEVEN_BIT,
             "extra_headers": {"Auto-Submitted": "auto-generated", "Content-Language": LANGUAGE[self.locale]},
         }
         vars(self).update(made | vars(self))  # what was set before stays
@@ -159,14 +163,6 @@ def _quoted_printable(text: str) -> bytes:
 def _blank() -> dict[str, Any]:
     """A Message's attributes. Message() asks DNS for this host's full name, for a Message-ID: ask only once."""
     return vars(Message(sender="unset"))
-
-
-@functools.cache
-def _seven_bit() -> Charset:
-    charset = Charset("utf-8")
-    charset.header_encoding = SHORTEST
-    charset.body_encoding = QP  # base64 isn't shorter, as most of the HTML is ASCII, and looks like spam to filters
-    return charset
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """A message with its envelope, and what every backend does with it."""
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -96,19 +97,12 @@ def ascii_address(address: Address) -> str:
     local, _, domain = found.rpartition("@")
     if not local.isascii():
         raise Refused(f"{shown} has letters before the @ that only SMTPUTF8 could carry; use an ASCII address.")
-    domain = _ascii_domain(domain)
+    if not domain.isascii():
+        with contextlib.suppress(idna.IDNAError):
+            domain = idna.encode(domain, uts46=True).decode()
     if not (_LOCAL_PART.fullmatch(local) and _DOMAIN.fullmatch(domain)) or len(local) > 64 or len(domain) > 253:
         raise Refused(f"{shown} is not an e-mail address.")
     return f"{local}@{domain}"
-
-
-def _ascii_domain(domain: str) -> str:
-    if domain.isascii():
-        return domain
-    try:
-        return idna.encode(domain, uts46=True).decode()
-    except idna.IDNAError:
-        return ""
 
 
 def _written(message: Message) -> bytes:

@@ -13,7 +13,7 @@ from flask_mail import Message, email_dispatched
 
 from app.mail.local import ConsoleBackend, FileBackend, MemoryBackend
 from app.mail.messages import order_notification
-from app.mail.parcel import Address, Backend, pack
+from app.mail.parcel import Backend, pack
 from app.mail.smtp import SmtpBackend
 from config import Settings
 
@@ -52,14 +52,14 @@ class Mailer(flask_mail.Mail):
         self.outbox: collections.deque[Message] = getattr(backend, "outbox", collections.deque())
         """What the memory backend took, newest last; with the others it stays empty."""
 
-    def send(self, message: Message, envelope_from: Address | None = None) -> None:
+    def send(self, message: Message) -> None:
         """Send ``message`` to its one recipient; returns when the backend has accepted it. Needs an app context.
 
         Raises Refused (permanent: a 5xx reply, a bad address, a header with a line break), Deferred (4xx), Throttled
         (421, 452 and replies about rate), Unreachable or TimedOut; the exception's message holds the server's own
         words. Where the reply to the whole message is missing it is InDoubt: a copy may have arrived.
         """
-        self.backend.deliver(pack(message, envelope_from))
+        self.backend.deliver(pack(message))
         try:
             email_dispatched.send(self.app, message=message)
         except Exception:  # the mail is accepted: an error from here would send it again

@@ -15,8 +15,6 @@ from flask_mail import Message
 from app.errors import Refused
 from config import Settings
 
-Address = str | tuple[str, str]
-
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -62,9 +60,9 @@ class Backend:
         """Give up what is held open."""
 
 
-def pack(message: Message, envelope_from: Address | None = None) -> Parcel:
+def pack(message: Message) -> Parcel:
     """The message with its envelope. Raises Refused unless it goes to one good address and its headers are safe."""
-    if envelope_from is None and (checked := getattr(message, "envelope", None)):
+    if checked := getattr(message, "envelope", None):
         return Parcel(message, *checked)  # an OrderNotification that nobody touched
     recipients = message.send_to
     if len(recipients) != 1:
@@ -73,7 +71,7 @@ def pack(message: Message, envelope_from: Address | None = None) -> Parcel:
         refuse_control_characters("header", text)
     if message.date is None:
         message.date = time.time()
-    return Parcel(message, ascii_address(envelope_from or message.sender), ascii_address(*recipients))
+    return Parcel(message, ascii_address(message.sender), ascii_address(*recipients))
 
 
 def refuse_control_characters(name: str, value: str) -> None:
@@ -82,7 +80,7 @@ def refuse_control_characters(name: str, value: str) -> None:
         raise Refused(f"The mail's {name} has a control character (U+{ord(found[0]):04X}): {value!a:.80}.")
 
 
-def ascii_address(address: Address) -> str:
+def ascii_address(address: str | tuple[str, str]) -> str:
     """The address as SMTP without SMTPUTF8 takes it: ``user@domain``, an international domain as IDNA (RFC 5891).
 
     Takes also ``Name <user@domain>`` and ``(name, address)``. Raises Refused for anything else, and for a local part

@@ -15,7 +15,7 @@ import smtplib
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from app.errors import AttemptFailed, InDoubt, Throttled, TimedOut, Unreachable
@@ -203,10 +203,10 @@ class EncryptedConversation(Conversation, smtplib.SMTP_SSL):
 class SmtpBackend(Backend):
     """Sends to MAIL_SERVER. Certificates are always verified, with STARTTLS and with TLS from the first byte."""
 
-    def __init__(self, settings: Settings, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.where = f"{settings.mail_server}:{settings.mail_port}"
-        self.monotonic = monotonic
+        self.monotonic = time.monotonic
         self._idle: collections.deque[Conversation] = collections.deque()
 
     def deliver(self, parcel: Parcel) -> None:

@@ -7,12 +7,11 @@ the bus calls the receivers later. All else that blinker users know keeps workin
 """
 
 import dataclasses
-import functools
 import inspect
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, TypeVar
 
 from blinker import ANY, NamedSignal, Namespace
 
@@ -78,22 +77,17 @@ class Subscription:
         return "session" in self.parameters
 
 
-class Recorder(Protocol):
-    """Stores an event and a delivery for each subscription in the running transaction. The bus provides it."""
-
-    def __call__(
-        self, event: Event, *, source: str, subscriptions: list[Subscription], event_id: str | None
-    ) -> None: ...
-
-
 class DurableSignal(NamedSignal):
     """A blinker signal that carries one type of event, and survives a crash."""
 
-    recorder: ClassVar[Recorder | None] = None
+    recorder: ClassVar[Callable[..., None] | None] = None
+    """Stores an event and a delivery for each subscription in the running transaction. The bus provides it."""
 
     def __init__(self, name: str, event_type: type[Event]) -> None:
         super().__init__(name, doc=event_type.__doc__)
         self.event_type = event_type
+        self.fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(event_type)}
+        """What an event of the type holds: names and declared types."""
         self.subscriptions: dict[str, Subscription] = {}
 
     def connect(
@@ -155,17 +149,15 @@ class DurableSignal(NamedSignal):
         if self.recorder is None:
             raise RuntimeError("there is no bus yet; call create_app() first")
         sender = _unwrapped(sender)
-        owed = [] if self.is_muted else self._subscriptions_for(sender)
-        type(self).recorder(event, source=_source(sender), subscriptions=owed, event_id=event_id)  # type: ignore[misc]
+        source = str(getattr(sender, "name", sender) or "unknown")
+        receivers = [] if self.is_muted else list(self.receivers_for(sender))
+        owed = [subscription for subscription in self.subscriptions.values() if subscription.receiver in receivers]
+        type(self).recorder(event, source=source, subscriptions=owed, event_id=event_id)  # type: ignore[misc]
         return [(subscription.receiver, None) for subscription in owed]
 
     async def send_async(self, *_: Any, **__: Any) -> Any:
         """Recording is one local transaction: there is nothing to await. Raises TypeError; use send()."""
         raise TypeError(f"{self.name} is durable: use send() inside db.transact(work)")
-
-    def _subscriptions_for(self, sender: Any) -> list[Subscription]:
-        receivers = list(self.receivers_for(sender))
-        return [subscription for subscription in self.subscriptions.values() if subscription.receiver in receivers]
 
 
 def _name_of(receiver: Receiver) -> str:
@@ -186,10 +178,6 @@ def _unwrapped(sender: Any) -> Any:
     """The object behind a proxy such as ``current_app``: receivers are connected to the object, not to the proxy."""
     real = getattr(type(sender), "_get_current_object", None)
     return sender._get_current_object() if real else sender
-
-
-def _source(sender: Any) -> str:
-    return str(getattr(sender, "name", sender) or "unknown")
 
 
 _namespace = Namespace()
@@ -215,22 +203,16 @@ notification_skipped = signal("notification_skipped", NotificationSkipped)
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-@functools.cache
-def _fields(event_type: Hashable) -> dict[str, Any]:
-    """The declared types, by name."""
-    return {field.name: field.type for field in dataclasses.fields(cast(type[Event], event_type))}
-
-
 def encode(event: Event) -> str:
     """The event's data as a JSON object; a Decimal as its exact text."""
-    return _encoder.encode({name: getattr(event, name) for name in _fields(cast(Hashable, type(event)))})
+    return _encoder.encode({name: getattr(event, name) for name in SIGNALS[type(event).__name__].fields})
 
 
 def decode(type_name: str, version: int, data: bytes | str) -> Event:
     """The event that encode() wrote. Raises ValueError that says what is wrong with it."""
     if type_name not in SIGNALS:
         raise ValueError(f"no signal carries events of type {type_name!r}")
-    event_type = SIGNALS[type_name].event_type
+    event_type, fields = SIGNALS[type_name].event_type, SIGNALS[type_name].fields
     if version != event_type.version:
         raise ValueError(f"{type_name} has version {version} here and {event_type.version} in the code")
     try:
@@ -239,7 +221,6 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
         raise ValueError("the data is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("the data is not a JSON object")
-    fields = _fields(cast(Hashable, event_type))
     if unknown := values.keys() - fields.keys():
         raise ValueError(f"the data has unknown fields: {', '.join(sorted(unknown))}")
     if missing := fields.keys() - values.keys():

@@ -13,12 +13,6 @@ from app.mail import Mailer, order_notification
 from app.orders import checked_email, known_email, mark_notification
 from config import Settings
 
-NO_ADDRESS = (
-    "there is no address for user {user_id}{why}: send one with an order as 'email', or run "
-    "'flask users set-email {user_id} ADDRESS'{or_else}; then retry this"
-)
-
-
 PLAIN_LOCAL_PART = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 """Small letters only: of some names, such as Postmaster, checked_email() changes the capitals (RFC 2142)."""
 
@@ -28,8 +22,8 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
 
     Answers Discard where there is no address. Raises one of the kinds of AttemptFailed as the mail server says.
     """
-    recipient = _address(event)
     settings: Settings = current_app.extensions["settings"]
+    recipient = _address(event, settings.user_email_domain)
     if recipient is None:
         reason = _no_address(event.user_id, settings.user_email_domain)
         return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
@@ -69,25 +63,28 @@ def update_order_notification(sender: str, event: Event, session: Transaction) -
     mark_notification(session, event.order_id, STATES[type(event)])
 
 
-def _address(event: OrderCreated) -> str | None:
-    """The order's own address, else the user's known one, else one made with USER_EMAIL_DOMAIN."""
+def _address(event: OrderCreated, domain: str | None) -> str | None:
+    """The order's own address, else the user's known one, else one made with ``domain``, USER_EMAIL_DOMAIN."""
     if event.email is not None:
         return event.email
     database: Database = current_app.extensions["database"]
-    settings: Settings = current_app.extensions["settings"]
     known = known_email(database, event.user_id)
-    if known is not None or settings.user_email_domain is None:
+    if known is not None or domain is None:
         return known
     try:
-        return _made_address(event.user_id, settings.user_email_domain)
+        return _made_address(event.user_id, domain)
     except ValueError:  # not every user_id makes an address: "a:b" doesn't
         return None
 
 
 def _no_address(user_id: str, domain: str | None) -> str:
-    if domain is None:
-        return NO_ADDRESS.format(user_id=user_id, why="", or_else=", or set USER_EMAIL_DOMAIN")
-    return NO_ADDRESS.format(user_id=user_id, why=f", and {user_id}@{domain} can't be one", or_else="")
+    why, or_else = "", ", or set USER_EMAIL_DOMAIN"
+    if domain is not None:
+        why, or_else = f", and {user_id}@{domain} can't be one", ""
+    return (
+        f"there is no address for user {user_id}{why}: send one with an order as 'email', or run "
+        f"'flask users set-email {user_id} ADDRESS'{or_else}; then retry this"
+    )
 
 
 def _made_address(user_id: str, domain: str) -> str:

@@ -394,7 +394,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._shed(now)
         if self.crowded or self.nr_conns >= self.worker_connections:
             self.crowded = False
-            self._make_room()
+            # Who has been idle the longest goes first, then whose request is arriving for the longest.
+            if place := self.leaving or self.keepalived_conns or self.pending_conns or self.sending:
+                self._forget(place[0], place)
 
     def _shed(self, now: float) -> None:
         """Cancel what waits for a thread for too long; finish_request() answers it."""
@@ -403,13 +405,6 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             queue.popleft()
         while queue and now - queue[0].handed_over > QUEUE_SECONDS:
             queue.popleft().future.cancel()
-
-    def _make_room(self) -> None:
-        """Who has been idle the longest goes first, then whose request is arriving for the longest."""
-        for waiting in (self.leaving, self.keepalived_conns, self.pending_conns, self.sending):
-            if waiting:
-                self._forget(waiting[0], waiting)
-                return
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker is stopping: who is at sending or reading may finish it, but soon."""

@@ -109,10 +109,7 @@ class Settings(BaseModel):
             raise ValueError("it holds control characters")
         bare = parseaddr(address)[1]
         checked = f"{bare}.example" if bare.endswith("@localhost") else bare
-        try:
-            validate_email(checked, check_deliverability=False, allow_smtputf8=False, test_environment=True)
-        except EmailNotValidError as problem:
-            raise ValueError(f"{problem}".rstrip(".")) from None
+        _check_address(checked)
         return address
 
     @field_validator("mail_server", "web_host")
@@ -126,12 +123,7 @@ class Settings(BaseModel):
     @classmethod
     def _domain(cls, domain: str | None) -> str | None:
         if domain is not None:
-            try:
-                validate_email(
-                    f"user@{domain}", check_deliverability=False, allow_smtputf8=False, test_environment=True
-                )
-            except EmailNotValidError as problem:
-                raise ValueError(f"{problem}".rstrip(".")) from None
+            _check_address(f"user@{domain}")
         return domain
 
     @field_validator("mail_ca_file")
@@ -164,16 +156,14 @@ class Settings(BaseModel):
             raise ValueError("RETRY_BASE_SECONDS is more than RETRY_MAX_SECONDS; lower the one or raise the other")
         if bool(self.mail_username) != bool(self.mail_password):
             raise ValueError("MAIL_USERNAME and MAIL_PASSWORD belong together; set both or neither")
+        cure = f"set it to {type(self).model_fields['database_url'].description}"
         try:
             url = make_url(self.database_url)
             scheme = url.drivername
         except (ArgumentError, ValueError):  # whose words may hold the password
             scheme = ""
         if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
-            raise ValueError(
-                f"DATABASE_URL begins with {scheme!r}; set it to "
-                + str(type(self).model_fields["database_url"].description)
-            )
+            raise ValueError(f"DATABASE_URL begins with {scheme!r}; {cure}")
         if scheme == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError("DATABASE_URL names a database in memory, which loses orders; name a file")
         if scheme != "sqlite" and importlib.util.find_spec("psycopg") is None:
@@ -181,15 +171,19 @@ class Settings(BaseModel):
         try:
             url.get_dialect()().create_connect_args(url)
         except (ArgumentError, ValueError):
-            raise ValueError(
-                "DATABASE_URL has a wrong host or port, or a wrong value after its '?'; set it to "
-                + str(type(self).model_fields["database_url"].description)
-            ) from None
+            raise ValueError(f"DATABASE_URL has a wrong host or port, or a wrong value after its '?'; {cure}") from None
         return self
 
     @property
     def is_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite:")
+
+
+def _check_address(address: str) -> None:
+    try:
+        validate_email(address, check_deliverability=False, allow_smtputf8=False, test_environment=True)
+    except EmailNotValidError as problem:
+        raise ValueError(f"{problem}".rstrip(".")) from None
 
 
 def _cure(problem: Any) -> str:

@@ -640,10 +640,10 @@ def test_when_the_database_is_away_after_the_server_accepted_the_record_is_made_
     def take_away(*_: object, **__: object) -> None:
         away.set()
 
-    def refuse(work: Any) -> Any:
+    def refuse(work: Any, **how: Any) -> Any:
         if away.is_set():
             raise DatabaseUnavailable
-        return transact(work)
+        return transact(work, **how)
 
     with email_dispatched.connected_to(take_away):
         monkeypatch.setattr(shop.database, "transact", refuse)

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from app import logs
-from app.bus import prune, wakeup, worker
+from app.bus import lanes, prune, wakeup, worker
 from app.bus import signals as lifecycle
 from app.clock import Clock
 from app.db import Database
@@ -237,7 +237,7 @@ def test_while_others_queue_for_the_write_lock_deliveries_are_put_off_and_yet_do
     monkeypatch.setattr(stopping, "wait", counting)
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
-    assert {worker.COURTESY_SECONDS, worker.GATHER_SECONDS} <= set(waits)
+    assert {worker.COURTESY_SECONDS, lanes.GATHER_SECONDS} <= set(waits)
 
 
 def test_starting_twice_is_starting_once(shop: LiveShop) -> None:

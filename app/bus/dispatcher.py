@@ -15,6 +15,7 @@ from app.answers import Discard, Done, RetryAfter
 from app.bus import signals, store
 from app.bus.record import Cause, because_of
 from app.bus.store import Lease
+from app.bus.store import Settled as Settled  # whoever listens to delivery_settled finds it here
 from app.bus.tables import DEAD, DISCARDED, DONE, READY
 from app.clock import uuid7
 from app.db import Database, Transaction, is_passing
@@ -46,22 +47,12 @@ class Failure:
 Answer = Done | Discard | RetryAfter | Failure
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What became of one lease: the delivery's new state and, where an attempt was counted, its outcome."""
-
-    lease: Lease
-    state: str
-    outcome: Outcome | None = None
-    reason: str | None = None
-    due_at: datetime | None = None
-
-
 class Dispatcher:
     """Takes due deliveries under a lease, calls their receivers and settles the results.
 
     ``context`` is entered around every call of a receiver: a Flask application context. ``outlast(error)`` is asked
-    when a result can't be stored because the database is away: it waits and answers whether to try again.
+    when a result can't be stored because the database is away: it waits and answers whether to try again. Without a
+    worker, which sets it, nobody waits.
     """
 
     def __init__(
@@ -73,8 +64,6 @@ class Dispatcher:
         sender: object = None,
         lease_seconds: float = 30,
         missing_receiver_seconds: float = 86400,
-        outlast: Callable[[DatabaseUnavailable], bool] = lambda _: False,
-        name: str | None = None,
     ) -> None:
         self.database = database
         self.clock = database.clock
@@ -83,8 +72,8 @@ class Dispatcher:
         self.sender = sender or self
         self.lease = timedelta(seconds=lease_seconds)
         self.missing_after = timedelta(seconds=missing_receiver_seconds)
-        self.outlast = outlast
-        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
+        self.outlast: Callable[[DatabaseUnavailable], bool] = lambda _: False
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
         self._held: dict[Lease, float] = {}
         self._held_lock = threading.Lock()
 
@@ -125,33 +114,21 @@ class Dispatcher:
         return self.claim(dict.fromkeys(unknown, BATCH)) if unknown else []
 
     @staticmethod
-    def batches(leases: Iterable[Lease]) -> list[list[Lease]]:
+    def batches(leases: list[Lease]) -> list[list[Lease]]:
         """Leases that are settled together: those of receivers with a session share a transaction.
 
         They come in the order of users, whose rows they may lock: see Database.transact().
         """
-        shared: list[Lease] = []
-        alone: list[list[Lease]] = []
-        for lease in leases:
-            subscription = find(lease)
-            if subscription is not None and subscription.transactional:
-                shared.append(lease)
-            else:
-                alone.append([lease])
-        shared.sort(key=attrgetter("user_id"))
+        shared = sorted(filter(_takes_session, leases), key=attrgetter("user_id"))
+        alone = [[lease] for lease in leases if not _takes_session(lease)]
         return [shared[i : i + BATCH] for i in range(0, len(shared), BATCH)] + alone
 
     def attempt(self, batch: list[Lease]) -> list[Settled]:
         """Try the deliveries of one batch and settle them. Raises DatabaseUnavailable; then their leases run out."""
-        subscription = find(batch[0])
-        if subscription is None or not subscription.transactional:
+        if not _takes_session(batch[0]):
             return self.settle([(lease, answer) for lease in batch if (answer := self.call(lease)) is not None])
-        try:
-            held = [lease for lease in batch if self._still_held(lease)]
-            results = self._store(lambda session: self._attempt_all(session, held))
-        finally:
-            self._let_go(batch)
-        return self._report(held, results)
+        held = [lease for lease in batch if self._still_held(lease)]
+        return self._report(held, self._store(batch, lambda session: self._attempt_all(session, held)))
 
     def call(self, lease: Lease) -> Answer | None:
         """Call a receiver that has its effects elsewhere, outside any transaction. None: the lease was lost before.
@@ -161,7 +138,7 @@ class Dispatcher:
         answer = None
         try:
             if self._still_held(lease):
-                answer = self._call(lease, find(lease), None)
+                answer = self._call(lease)
             return answer
         finally:
             if answer is None:
@@ -170,24 +147,21 @@ class Dispatcher:
     def settle(self, answers: list[tuple[Lease, Answer]]) -> list[Settled]:
         """Store what receivers answered, in one transaction. Raises DatabaseUnavailable; then their leases run out."""
         leases = [lease for lease, _ in answers]
-        try:
-            results = self._store(lambda session: self._settle_all(session, answers))
-        finally:
-            self._let_go(leases)
-        return self._report(leases, results)
+        return self._report(leases, self._store(leases, lambda session: self._settle_all(session, answers)))
 
     def _let_go(self, leases: Iterable[Lease]) -> None:
         with self._held_lock:
             for lease in leases:
                 self._held.pop(lease, None)
 
-    def _report(self, leases: list[Lease], results: list[Settled | None]) -> list[Settled]:
-        for lease, settled in zip(leases, results, strict=True):
-            if settled is None:
-                self._report_lost(lease)
+    def _report(self, leases: list[Lease], settled: list[Settled]) -> list[Settled]:
+        ends = {each.lease: each for each in settled}
+        for lease in leases:
+            if lease in ends:
+                signals.report(signals.delivery_settled, self.sender, settled=ends[lease])
             else:
-                signals.report(signals.delivery_settled, self.sender, settled=settled)
-        return [settled for settled in results if settled is not None]
+                self._report_lost(lease)
+        return [ends[lease] for lease in leases if lease in ends]
 
     def extend(self) -> None:
         """Say that this dispatcher is alive, and let every lease it holds run on from now."""
@@ -207,24 +181,21 @@ class Dispatcher:
                 elif lease in self._held:
                     self._held[lease] = deadline
 
-    def release(self, leases: Iterable[Lease]) -> None:
+    def release(self, leases: list[Lease]) -> None:
         """Give back leases whose receivers were not called: due again at once, no attempt spent.
 
         Raises DatabaseUnavailable; then they run out, for nobody holds them any more.
         """
-        leases = list(leases)
 
         def work(session: Transaction) -> None:
             for lease in leases:
                 try:
-                    store.settle(session, lease, READY, outcome=None, due_at=session.now)
+                    store.settle(session, [Settled(lease, READY)])
                 except LeaseLost:
                     self._report_lost(lease)
 
-        try:
-            self._store(work)
-        finally:
-            self._let_go(leases)
+        if leases:
+            self._store(leases, work)
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
@@ -239,88 +210,70 @@ class Dispatcher:
         self._report_lost(lease)
         return False
 
-    def _store(self, work: Callable[[Transaction], T]) -> T:
-        """A transaction whose result must not get lost: the receiver has done its work."""
-        while True:
-            try:
-                return self.database.transact(work)
-            except DatabaseUnavailable as error:
-                if not self.outlast(error):
-                    raise
+    def _store(self, leases: list[Lease], work: Callable[[Transaction], T]) -> T:
+        """The end of these leases, in a transaction that must not get lost: the receivers have done their work."""
+        try:
+            while True:
+                try:
+                    return self.database.transact(work)
+                except DatabaseUnavailable as error:
+                    if not self.outlast(error):
+                        raise
+        finally:
+            self._let_go(leases)
 
-    def _attempt_all(self, session: Transaction, leases: list[Lease]) -> list[Settled | None]:
+    def _attempt_all(self, session: Transaction, leases: list[Lease]) -> list[Settled]:
         """Receivers with a session: their writes and their deliveries' ends stand or fall together.
 
         Whose lease holds is looked up first; until the transaction ends, nobody else can take it.
         """
-        held = store.held(session, leases)
-        answers = [(lease, self._call_inside(session, lease)) for lease in leases if lease in held]
-        done = [lease for lease, answer in answers if isinstance(answer, Done)]
-        store.settle_done(session, done)
-        settled: dict[Lease, Settled] = {lease: Settled(lease, DONE, Outcome.OK) for lease in done}
-        for lease, answer in answers:
-            if isinstance(answer, Settled):
-                settled[lease] = answer
-            elif lease not in settled and (result := self._settle_one(session, lease, answer)) is not None:
-                settled[lease] = result
-        return [settled.get(lease) for lease in leases]
-
-    def _call_inside(self, session: Transaction, lease: Lease) -> Answer | Settled:
-        """The answer of a receiver with a session, when all of it but the delivery's end is stored, or nothing.
-
-        Where it is not needed, that end is stored too: should it not be possible, none of its work must stay.
-        """
-        try:
-            with _savepoint(session):
-                answer = self._call(lease, find(lease), session)
-                if isinstance(answer, Failure | RetryAfter):
-                    raise _RolledBack(answer)
-                if isinstance(answer, Discard):
-                    return self._settle(session, lease, answer)
-                if isinstance(answer, Done):
-                    self._publish(lease, answer.publish)
-                return answer
-        except _RolledBack as undone:
-            return undone.answer
-        except Exception as error:
-            if is_passing(error):
-                raise
-            return _bug(error)
-
-    def _settle_all(self, session: Transaction, answers: list[tuple[Lease, Answer]]) -> list[Settled | None]:
-        """What is done is ended in one go; where that can't be, one by one."""
-        done = [(lease, answer.publish) for lease, answer in answers if isinstance(answer, Done)]
-        settled: dict[Lease, Settled] = {}
-        try:
-            if done:
+        settled: list[Settled] = []
+        undone: list[tuple[Lease, Answer]] = []
+        for lease in store.held(session, leases):
+            try:
                 with _savepoint(session):
-                    store.settle_done(session, [lease for lease, _ in done])
-                    for lease, published in done:
-                        self._publish(lease, published)
-            settled = {lease: Settled(lease, DONE, Outcome.OK) for lease, _ in done}
+                    answer = self._call(lease, session)
+                    if isinstance(answer, Failure | RetryAfter):
+                        raise _RolledBack(answer)
+                    end = self._end(session, lease, answer)
+            except _RolledBack as rolled_back:
+                undone.append((lease, rolled_back.answer))
+            except Exception as error:
+                if is_passing(error):
+                    raise
+                undone.append((lease, _bug(error)))
+            else:
+                settled.append(end)
+        store.settle(session, settled)
+        return settled + self._settle_all(session, undone)
+
+    def _settle_all(self, session: Transaction, answers: list[tuple[Lease, Answer]]) -> list[Settled]:
+        """All in one go; where that can't be, one by one. Of a lease that was lost nothing stays, and none is returned.
+
+        An answer that can't be stored, for it publishes what is no event, say, is a failed attempt.
+        """
+        if not answers:
+            return []
+        try:
+            with _savepoint(session):
+                settled = [self._end(session, lease, answer) for lease, answer in answers]
+                store.settle(session, settled)
+                return settled
         except Exception as error:
             if is_passing(error):
                 raise
-        return [
-            settled[lease] if lease in settled else self._settle_one(session, lease, answer)
-            for lease, answer in answers
-        ]
-
-    def _settle_one(self, session: Transaction, lease: Lease, answer: Answer) -> Settled | None:
-        """Returns None when the lease was lost; then nothing of it stays."""
-        try:
-            with _savepoint(session):
-                return self._settle(session, lease, answer)
-        except LeaseLost:
-            return None
-        except Exception as error:
-            if isinstance(error, AppError) or is_passing(error):
+            if len(answers) > 1:
+                return [settled for each in answers for settled in self._settle_all(session, [each])]
+            ((lease, answer),) = answers
+            if isinstance(error, LeaseLost):
+                return []
+            if isinstance(error, AppError) or isinstance(answer, Failure):
                 raise
-            failure = _bug(error)  # the answer can't be stored: it publishes what is no event, say
-        return self._settle_one(session, lease, failure)
+            return self._settle_all(session, [(lease, _bug(error))])
 
-    def _call(self, lease: Lease, subscription: events.Subscription | None, session: Transaction | None) -> Answer:
+    def _call(self, lease: Lease, session: Transaction | None = None) -> Answer:
         """The receiver's answer. Lets through only what is the database's trouble and not the receiver's."""
+        subscription = find(lease)
         if subscription is None:
             return self._without_receiver(lease)
         if lease.in_doubt and subscription.hold_unknown:
@@ -342,7 +295,7 @@ class Dispatcher:
             held = error.outcome is Outcome.UNKNOWN and subscription.hold_unknown
             return Failure(error.outcome, _words(str(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
-            return RetryAfter(DATABASE_WAIT, _words(str(error)))
+            return RetryAfter(DATABASE_WAIT, str(error))
         except Exception as error:
             if session is not None and is_passing(error):
                 raise
@@ -363,37 +316,33 @@ class Dispatcher:
             return Failure(None, reason, final=True)
         return RetryAfter(MISSING_RECEIVER_WAIT, reason)
 
-    def _settle(self, session: Transaction, lease: Lease, answer: Answer) -> Settled:
-        """Record the answer in the transaction, under the lease. Raises LeaseLost."""
+    def _end(self, session: Transaction, lease: Lease, answer: Answer) -> Settled:
+        """How the lease is to end. What is published with that is stored here, the end itself by store.settle()."""
         match answer:
-            case Done(publish=published):
-                store.settle(session, lease, DONE, outcome=Outcome.OK)
-                self._publish(lease, published)
+            case Done():
+                self._publish(lease, answer.publish)
                 return Settled(lease, DONE, Outcome.OK)
-            case Discard(reason=reason, publish=published):
-                store.settle(session, lease, DISCARDED, outcome=None, detail=reason)
-                self._publish(lease, published)
-                return Settled(lease, DISCARDED, reason=reason)
-            case RetryAfter(seconds=seconds, reason=reason):
-                due_at = session.now + timedelta(seconds=max(1.0, seconds))
-                store.settle(session, lease, READY, outcome=None, detail=reason, due_at=due_at)
-                return Settled(lease, READY, reason=reason, due_at=due_at)
+            case Discard():
+                self._publish(lease, answer.publish)
+                return Settled(lease, DISCARDED, reason=_words(answer.reason))
+            case RetryAfter():
+                due_at = session.now + timedelta(seconds=max(1.0, answer.seconds))
+                return Settled(lease, READY, reason=_words(answer.reason), due_at=due_at)
             case Failure():
-                return self._settle_failure(session, lease, answer)
+                return self._end_failed(session, lease, answer)
 
-    def _settle_failure(self, session: Transaction, lease: Lease, failure: Failure) -> Settled:
+    def _end_failed(self, session: Transaction, lease: Lease, failure: Failure) -> Settled:
         outcome, detail = failure.outcome, failure.detail
         seconds = None if failure.final else self.policy.wait(lease.spent + 1, str(outcome))
         if seconds is not None:
-            due_at = session.now + timedelta(seconds=seconds)
-            store.settle(session, lease, READY, outcome=outcome, detail=detail, due_at=due_at)
-            return Settled(lease, READY, outcome, detail, due_at)
+            return Settled(lease, READY, outcome, detail, session.now + timedelta(seconds=seconds))
         try:
-            last_words = self._last_words(lease, detail)
+            with _savepoint(session):
+                self._publish(lease, self._last_words(lease, detail))
         except Exception as error:
-            last_words, detail = [], f"{detail}; and when_dead failed: {_bug(error).detail}"
-        store.settle(session, lease, DEAD, outcome=outcome, detail=detail)
-        self._publish(lease, last_words)
+            if is_passing(error):
+                raise
+            detail = f"{detail}; and when_dead failed: {_bug(error).detail}"
         return Settled(lease, DEAD, outcome, detail)
 
     @staticmethod
@@ -447,16 +396,17 @@ def _words(text: str) -> str:
     return text[:2000].replace("\0", "").encode(errors="replace").decode()
 
 
-def subscriptions() -> dict[str, int]:
-    """Every connected receiver's name, with how many of its deliveries one process may try at once."""
-    return {
-        subscription.name: BATCH if subscription.transactional else subscription.concurrency
-        for signal in events.SIGNALS.values()
-        for subscription in signal.subscriptions.values()
-    }
+def subscriptions() -> dict[str, events.Subscription]:
+    """Every connected receiver, by its name."""
+    return {name: found for signal in events.SIGNALS.values() for name, found in signal.subscriptions.items()}
 
 
 def find(lease: Lease) -> events.Subscription | None:
     """The subscription that the delivery was recorded for, if it still exists."""
     signal = events.SIGNALS.get(lease.type)
     return signal.subscriptions.get(lease.receiver) if signal else None
+
+
+def _takes_session(lease: Lease) -> bool:
+    subscription = find(lease)
+    return subscription is not None and subscription.transactional

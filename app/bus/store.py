@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.bus import gate
 from app.bus.queries import raw_data
-from app.bus.tables import DONE, LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
+from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
 from app.db import Transaction, table
 from app.db import insert as upsert
 from app.db.prepared import Prepared, Reader, utc
@@ -30,6 +30,9 @@ HELD = update(table(Delivery)).where(
 EARLIEST = Prepared(
     select(func.min(Delivery.due_at)).where(Delivery.receiver == bindparam("name", type_=String), UNFINISHED)
 )
+EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
+"""What a lease takes over from its event as it is."""
+
 FIND_DUE = Prepared(
     lambda dialect: (
         select(
@@ -37,20 +40,13 @@ FIND_DUE = Prepared(
             Delivery.lease_token,
             Delivery.state,
             Delivery.attempts,
+            Delivery.outcome,
             Delivery.created_at,
             Delivery.leased_at,
             Delivery.leased_by,
-            Delivery.outcome,
-            StoredEvent.event_id,
-            StoredEvent.type,
-            StoredEvent.version,
-            StoredEvent.source,
-            StoredEvent.order_id,
-            StoredEvent.user_id,
             StoredEvent.occurred_at,
-            StoredEvent.cause_id,
-            StoredEvent.correlation_id,
             raw_data(dialect).label("data"),
+            *(table(StoredEvent).c[name] for name in EVENT),
         )
         .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
         .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
@@ -73,9 +69,9 @@ CLAIM = Prepared(
     )
 )
 EXTEND = Prepared(HELD.values(due_at=bindparam("due_at")))
-_END = HELD.values({name: bindparam(name) for name in ("state", "reason", "due_at", "settled_at")})
-SETTLE = Prepared(_END)
-SETTLE_WITH_OUTCOME = Prepared(_END.values({name: bindparam(name) for name in ("attempts", "outcome")}))
+SETTLE = Prepared(
+    HELD.values({name: bindparam(name) for name in ("state", "attempts", "outcome", "reason", "due_at", "settled_at")})
+)
 INSERT_ATTEMPT = Prepared(
     insert(table(Attempt)).inline(),
     *("delivery_id", "lease_token", "outcome", "detail", "started_at", "ended_at", "dispatcher"),
@@ -89,27 +85,42 @@ class Lease:
     delivery_id: int
     token: int
     receiver: str
+    spent: int
+    """Attempts counted before this one, in the present budget."""
+    outcome: str | None
+    """Of the attempt before this one."""
+    created_at: datetime
+    leased_at: datetime
+    leased_by: str
+    expired: bool
+    """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
+    probe: bool
+    """Whether it was let through a closed gate, to see whether the other side is back."""
     event_id: str
     type: str
     version: int
     source: str
     order_id: str
     user_id: str
-    data: bytes | str
-    occurred_at: datetime
-    cause_id: str | None
     correlation_id: str
-    spent: int
-    """Attempts counted before this one, in the present budget."""
-    created_at: datetime
-    leased_at: datetime
-    leased_by: str
-    expired: bool = False
-    """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
-    in_doubt: bool = False
-    """Whether nobody knows how the attempt before it ended, and no person has had it retried since."""
-    probe: bool = False
-    """Whether it was let through a closed gate, to see whether the other side is back."""
+    occurred_at: datetime
+    data: bytes | str
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether nobody knows how the attempt before it ended, and no person has had it retried since."""
+        return self.outcome == Outcome.UNKNOWN and self.spent > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What becomes of one lease: the delivery's new state and, where an attempt was counted, its outcome."""
+
+    lease: Lease
+    state: str
+    outcome: Outcome | None = None
+    reason: str | None = None
+    due_at: datetime | None = None
 
 
 def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
@@ -127,73 +138,61 @@ def claim(session: Transaction, receiver: str, limit: int, lease: timedelta, who
     is closed, it is one at the most.
     """
     probe = gate.take_probe(session, receiver, lease)
-    if probe is not None:
-        limit = 1 if probe else 0
-    if limit == 0:
+    if probe is False:
         return []
-    rows = FIND_DUE(session, {"name": receiver, "now": session.now, "most": limit}).fetchall()
-    found = [_lease(row, receiver, session.now, who, probe=bool(probe)) for row in rows]
-    if not found:
-        if probe:
-            gate.release_probe(session, receiver)
-        return []
-    for row, leased in zip(rows, found, strict=True):
-        if leased.expired:
-            _record_unknown(session, leased, leased_at=utc(row[5]), leased_by=row[6])
-    CLAIM.many(
-        session,
-        [
-            {
-                "of_delivery": leased.delivery_id,
-                "token": leased.token,
-                "spent": leased.spent,
-                "until": session.now + lease,
-                "now": session.now,
-                "who": who,
-                "last": Outcome.UNKNOWN if leased.expired else row[7],
-            }
-            for row, leased in zip(rows, found, strict=True)
-        ],
-    )
-    return found
+    due = FIND_DUE(session, {"name": receiver, "now": session.now, "most": 1 if probe else limit})
+    leases = [_lease(session, row, receiver, who, probe=bool(probe)) for row in due.fetchall()]
+    if leases:
+        CLAIM.many(
+            session,
+            [
+                {
+                    "of_delivery": each.delivery_id,
+                    "token": each.token,
+                    "spent": each.spent,
+                    "until": session.now + lease,
+                    "now": session.now,
+                    "who": who,
+                    "last": each.outcome,
+                }
+                for each in leases
+            ],
+        )
+    elif probe:
+        gate.release_probe(session, receiver)
+    return leases
 
 
-def _lease(row: Any, receiver: str, now: datetime, who: str, *, probe: bool) -> Lease:
+def _lease(session: Transaction, row: Any, receiver: str, who: str, *, probe: bool) -> Lease:
     """From a row of FIND_DUE."""
-    delivery_id, token, state, attempts, created_at, _, _, outcome, *event = row
-    event_id, type_, version, source, order_id, user_id, occurred_at, cause_id, correlation_id, data = event
+    delivery_id, token, state, attempts, outcome, created_at, leased_at, leased_by, occurred_at, data, *event = row
     expired = state == LEASED
+    if expired:
+        _record_unknown(session, delivery_id, token, utc(leased_at), leased_by)
     return Lease(
         delivery_id=delivery_id,
         token=token + 1,
         receiver=receiver,
-        event_id=event_id,
-        type=type_,
-        version=version,
-        source=source,
-        order_id=order_id,
-        user_id=user_id,
-        data=data,
-        occurred_at=utc(occurred_at),
-        cause_id=cause_id,
-        correlation_id=correlation_id,
         spent=attempts + expired,
+        outcome=Outcome.UNKNOWN if expired else outcome,
         created_at=utc(created_at),
-        leased_at=now,
+        leased_at=session.now,
         leased_by=who,
         expired=expired,
-        in_doubt=expired or (outcome == Outcome.UNKNOWN and attempts > 0),
         probe=probe,
+        occurred_at=utc(occurred_at),
+        data=data,
+        **dict(zip(EVENT, event, strict=True)),
     )
 
 
-def _record_unknown(session: Transaction, lease: Lease, *, leased_at: datetime, leased_by: str) -> None:
+def _record_unknown(session: Transaction, delivery_id: int, token: int, leased_at: datetime, leased_by: str) -> None:
     """The attempt of a dispatcher that did not come back: nobody knows how far it got."""
     INSERT_ATTEMPT(
         session,
         {
-            "delivery_id": lease.delivery_id,
-            "lease_token": lease.token - 1,
+            "delivery_id": delivery_id,
+            "lease_token": token,
             "outcome": Outcome.UNKNOWN,
             "detail": "the dispatcher died, or hung past its lease, before it recorded a result",
             "started_at": leased_at,
@@ -213,38 +212,6 @@ def extend(session: Transaction, leases: Iterable[Lease], lease: timedelta) -> l
     ]
 
 
-def settle(
-    session: Transaction,
-    lease: Lease,
-    state: str,
-    *,
-    outcome: Outcome | None,
-    detail: str | None = None,
-    due_at: datetime | None = None,
-) -> None:
-    """End the lease: the delivery goes to ``state``; with an ``outcome`` the attempt is counted and recorded.
-
-    Raises LeaseLost, having changed nothing, when the lease is no longer the delivery's.
-    """
-    changed = (SETTLE if outcome is None else SETTLE_WITH_OUTCOME)(
-        session,
-        {
-            "of_delivery": lease.delivery_id,
-            "under_token": lease.token,
-            "state": state,
-            "reason": detail,
-            "due_at": due_at or session.now,
-            "settled_at": None if state == READY else session.now,
-        }
-        | ({"attempts": lease.spent + 1, "outcome": outcome} if outcome is not None else {}),
-    )
-    if changed.rowcount != 1:
-        raise LeaseLost
-    _see_to_gate(session, lease, outcome)
-    if outcome is not None:
-        INSERT_ATTEMPT(session, _attempt(lease, outcome, detail, session.now))
-
-
 @functools.cache
 def _select_held(count: int) -> Prepared:
     ids: list[Any] = [bindparam(f"id_{n}") for n in range(count)]
@@ -252,44 +219,54 @@ def _select_held(count: int) -> Prepared:
     return Prepared(leased.where(Delivery.delivery_id.in_(ids)).with_for_update())
 
 
-def held(session: Transaction, leases: list[Lease]) -> set[Lease]:
+def held(session: Transaction, leases: list[Lease]) -> list[Lease]:
     """Those that are still their deliveries', and stay so until the transaction ends."""
     if not leases:
-        return set()
+        return []
     ids = {f"id_{n}": lease.delivery_id for n, lease in enumerate(leases)}
     tokens = dict(_select_held(len(leases))(session, ids).fetchall())
-    return {lease for lease in leases if tokens.get(lease.delivery_id) == lease.token}
+    return [lease for lease in leases if tokens.get(lease.delivery_id) == lease.token]
 
 
-def settle_done(session: Transaction, leases: list[Lease]) -> None:
-    """End all these leases, each with an attempt that was ``ok``.
+def settle(session: Transaction, ends: list[Settled]) -> None:
+    """End leases as it says there; where there is an outcome, the attempt is counted and recorded.
 
     Raises LeaseLost when any is no longer its delivery's; the caller has to undo what this did to the others.
     """
-    if not leases:
+    if not ends:
         return
-    done = {"state": DONE, "reason": None, "due_at": session.now, "settled_at": session.now, "outcome": Outcome.OK}
     rows = [
-        done | {"of_delivery": lease.delivery_id, "under_token": lease.token, "attempts": lease.spent + 1}
-        for lease in leases
+        {
+            "of_delivery": end.lease.delivery_id,
+            "under_token": end.lease.token,
+            "state": end.state,
+            "attempts": end.lease.spent + (end.outcome is not None),
+            "outcome": end.outcome or end.lease.outcome,
+            "reason": end.reason,
+            "due_at": end.due_at or session.now,
+            "settled_at": None if end.state == READY else session.now,
+        }
+        for end in ends
     ]
-    if SETTLE_WITH_OUTCOME.many(session, rows) != len(rows):
+    if SETTLE.many(session, rows) != len(rows):
         raise LeaseLost
-    for lease in leases:
-        _see_to_gate(session, lease, Outcome.OK)
-    INSERT_ATTEMPT.many(session, [_attempt(lease, Outcome.OK, None, session.now) for lease in leases])
-
-
-def _attempt(lease: Lease, outcome: Outcome, detail: str | None, ended_at: datetime) -> dict[str, Any]:
-    return {
-        "delivery_id": lease.delivery_id,
-        "lease_token": lease.token,
-        "outcome": outcome,
-        "detail": detail,
-        "started_at": lease.leased_at,
-        "ended_at": ended_at,
-        "dispatcher": lease.leased_by,
-    }
+    for end in ends:
+        _see_to_gate(session, end.lease, end.outcome)
+    attempts = [
+        {
+            "delivery_id": end.lease.delivery_id,
+            "lease_token": end.lease.token,
+            "outcome": end.outcome,
+            "detail": end.reason,
+            "started_at": end.lease.leased_at,
+            "ended_at": session.now,
+            "dispatcher": end.lease.leased_by,
+        }
+        for end in ends
+        if end.outcome is not None
+    ]
+    if attempts:
+        INSERT_ATTEMPT.many(session, attempts)
 
 
 def _see_to_gate(session: Transaction, lease: Lease, outcome: Outcome | None) -> None:

@@ -104,11 +104,12 @@ def test_a_seed_plays_the_same_script_each_time(world: World) -> None:
 def unfenced(settle: Callable[..., None]) -> Callable[..., None]:
     """A settle that does not ask whose lease it is."""
 
-    def settle_anyway(session: Any, lease: Any, *arguments: Any, **more: Any) -> None:
-        held = Delivery.delivery_id == lease.delivery_id
-        session.execute(update(Delivery).where(held).values(state="leased"))
-        token = session.scalar(select(Delivery.lease_token).where(held))
-        settle(session, replace(lease, token=token), *arguments, **more)
+    def settle_anyway(session: Any, ends: list[Any]) -> None:
+        for end in ends:
+            held = Delivery.delivery_id == end.lease.delivery_id
+            session.execute(update(Delivery).where(held).values(state="leased"))
+            token = session.scalar(select(Delivery.lease_token).where(held))
+            settle(session, [replace(end, lease=replace(end.lease, token=token))])
 
     return settle_anyway
 

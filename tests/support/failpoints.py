@@ -61,23 +61,22 @@ def _commit_of_a_post(original: Callable[..., Any]) -> Callable[..., Any]:
     return commit
 
 
-def _end_of_some(original: Callable[..., None]) -> Callable[..., None]:
+def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
     """It is called also where there is nothing to end."""
 
-    def settle_done(session: Any, leases: list[Any]) -> None:
-        original(session, leases)
-        if leases:
+    def wrapped(session: Any, ends: list[Any]) -> None:
+        settle(session, ends)
+        if ends:
             reach("inside-settle")
 
-    return settle_done
+    return wrapped
 
 
 assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
 Database._commit = _commit_of_a_post(Database._commit)  # type: ignore[method-assign]
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
-_wrap(store, "settle", after="inside-settle")
-store.settle_done = _end_of_some(store.settle_done)
+store.settle = _end_of_some(store.settle)
 _wrap(op, "create_table", after="during-upgrade")
 
 from wsgi import app  # noqa: E402 - the wrapping comes first

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from app import events
 from app.answers import Discard, Done, RetryAfter
 from app.bus import signals, store
-from app.bus.record import Cause, because_of
+from app.bus.record import because_of
 from app.bus.store import Lease
 from app.bus.store import Settled as Settled  # whoever listens to delivery_settled finds it here
 from app.bus.tables import DEAD, DISCARDED, DONE, READY
@@ -287,7 +287,7 @@ class Dispatcher:
         offered = {"event": event, "delivery": lease, "session": session}
         arguments = {name: value for name, value in offered.items() if name in subscription.parameters}
         try:
-            with self.context(), because_of(Cause(lease.event_id, lease.correlation_id)):
+            with self.context(), because_of(lease):
                 answer = subscription.receiver(lease.source, **arguments)
                 if session is not None:
                     session.write_out()
@@ -362,7 +362,7 @@ class Dispatcher:
 
     @staticmethod
     def _publish(lease: Lease, published: Iterable[events.Event]) -> None:
-        with because_of(Cause(lease.event_id, lease.correlation_id)):
+        with because_of(lease):
             for event in published:
                 events.SIGNALS[type(event).__name__].send(lease.receiver, event=event)
 

@@ -9,17 +9,11 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, Text, bindparam, cast, func, insert
 
 from app import events
+from app.bus.store import Lease
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
 from app.db import current, table
 from app.db.prepared import Prepared
-
-
-class Cause(NamedTuple):
-    """The event whose delivery is running: what is published meanwhile happened because of it."""
-
-    event_id: str
-    correlation_id: str
 
 
 class Recorded(NamedTuple):
@@ -57,13 +51,14 @@ def insert_deliveries(count: int) -> Prepared:
     return Prepared(insert(table(Delivery)).values(rows))
 
 
-_cause: ContextVar[Cause | None] = ContextVar("cause", default=None)
+_cause: ContextVar[Lease | None] = ContextVar("cause", default=None)
+"""The delivery that is running: what is published meanwhile happened because of its event."""
 
 
 @contextmanager
-def because_of(cause: Cause) -> Iterator[None]:
-    """Within the block, recorded events carry this cause and its correlation id."""
-    token = _cause.set(cause)
+def because_of(lease: Lease) -> Iterator[None]:
+    """Within the block, recorded events carry its event as their cause, and its correlation id."""
+    token = _cause.set(lease)
     try:
         yield
     finally:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 
-from app import events
 from app.bus import gate, signals
-from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure
+from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure, subscriptions
 from app.bus.lanes import LATE_SECONDS, Lane, Settler
 from app.bus.store import Lease
 from app.bus.wakeup import Wakeup
@@ -95,7 +94,7 @@ class Worker:
             lane.end()
         deadline = self.dispatcher.clock.monotonic() + seconds
         with contextlib.suppress(DatabaseUnavailable):  # the leases run out by themselves
-            self._give_back(unbegun)
+            self.dispatcher.release(unbegun)
         unfinished = sum(
             not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
         )
@@ -140,7 +139,7 @@ class Worker:
         due = self.dispatcher.next_due()
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
-        self._give_back([lease for lane in self._lanes.values() if lane.is_late() for lease in lane.take_back()])
+        self.dispatcher.release([each for lane in self._lanes.values() if lane.is_late() for each in lane.take_back()])
         capacity = {receiver: room for receiver in overdue if (room := self._room(receiver)) > 0}
         if capacity:
             self._give_way(COURTESY_SECONDS)
@@ -161,10 +160,6 @@ class Worker:
         lane = self._lane(receiver)
         return lane.room if lane.name == SHARED else min(lane.room, self._settler.room)
 
-    def _give_back(self, leases: list[Lease]) -> None:
-        if leases:
-            self.dispatcher.release(leases)
-
     def _share(self, saturated: bool) -> None:
         """There is more to do than room for it here: tell the others, once."""
         if saturated and not self._saturated:
@@ -176,16 +171,15 @@ class Worker:
             self._lane(batch[0].receiver).put(batch)
 
     def _lane(self, receiver: str) -> Lane:
-        known = _subscription(receiver)
+        known = subscriptions().get(receiver)
         name = SHARED if known and known.transactional else receiver
         if name not in self._lanes:
-            threads = known.concurrency if known else 1
             if name == SHARED:
                 self._lanes[name] = Lane(name, 1, BATCH, self._attempt, self.wakeup.wake)
             else:
-                call = partial(self._call, name)
+                threads = known.concurrency if known else 1
                 ahead = 0 if known and known.hold_unknown else MOST_AHEAD
-                self._lanes[name] = Lane(name, threads, threads, call, self.wakeup.wake, ahead)
+                self._lanes[name] = Lane(name, threads, threads, partial(self._call, name), self.wakeup.wake, ahead)
         return self._lanes[name]
 
     def _attempt(self, batch: list[Lease]) -> None:
@@ -206,7 +200,7 @@ class Worker:
                 if isinstance(answer, Failure):  # it may close the gate: before more is begun
                     unbegun = lane.take_back() if answer.outcome in gate.DOWN else []
                     self.dispatcher.settle([(lease, answer)])
-                    self._give_back(unbegun)
+                    self.dispatcher.release(unbegun)
                 else:
                     self._settler.put(lease, answer)
 
@@ -229,12 +223,8 @@ class Worker:
             self._beat_once()
 
     def _beat_once(self) -> None:
-        try:
+        with self._reporting():
             self.dispatcher.extend()
-        except DatabaseUnavailable as error:
-            self._database_is_away(error)
-        except Exception as error:
-            self._report_fault(error)
 
     def _report_fault(self, error: Exception) -> None:
         signals.report(signals.dispatcher_failed, self.dispatcher.sender, error=error)
@@ -262,8 +252,3 @@ class Worker:
             self._away = False
             signals.report(signals.database_back, self.dispatcher.sender)
         self._stopping.wait(2 * AWAY_PAUSE)
-
-
-def _subscription(receiver: str) -> events.Subscription | None:
-    named = (signal.subscriptions.get(receiver) for signal in events.SIGNALS.values())
-    return next((subscription for subscription in named if subscription), None)

@@ -22,7 +22,7 @@ DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN
 
 ALL_GATES = Prepared(select(table(Gate).c.receiver, table(Gate).c.probe_at))
 FIND_GATE = Prepared(select(table(Gate).c.probe_at).where(Gate.receiver == bindparam("name")).with_for_update())
-PUT_OFF_PROBE = Prepared(update(table(Gate)).where(Gate.receiver == bindparam("name")).values(probe_at=bindparam("at")))
+MOVE_PROBE = Prepared(update(table(Gate)).where(Gate.receiver == bindparam("name")).values(probe_at=bindparam("at")))
 
 
 def probes(reader: Reader) -> dict[str, datetime]:
@@ -37,7 +37,7 @@ def take_probe(session: Transaction, receiver: str, lease: timedelta) -> bool | 
         return None
     if utc(gate[0]) > session.now:
         return False
-    PUT_OFF_PROBE(session, {"name": receiver, "at": session.now + lease})
+    MOVE_PROBE(session, {"name": receiver, "at": session.now + lease})
     return True
 
 
@@ -47,22 +47,14 @@ def close(session: Transaction, receiver: str, *, probe: bool) -> None:
     session.execute(first.on_conflict_do_nothing(index_elements=["receiver"]))
     if probe:
         failures = session.scalar(select(Gate.failures).where(Gate.receiver == receiver)) or 0
-        session.execute(
-            update(Gate)
-            .where(Gate.receiver == receiver)
-            .values(failures=failures + 1, probe_at=session.now + timedelta(seconds=probe_wait(failures + 1)))
-            .execution_options(synchronize_session=False)
-        )
+        probe_at = session.now + timedelta(seconds=probe_wait(failures + 1))
+        longer = update(table(Gate)).where(Gate.receiver == receiver)
+        session.execute(longer.values(failures=failures + 1, probe_at=probe_at))
 
 
 def release_probe(session: Transaction, receiver: str) -> None:
     """The probe was not made, or says nothing: another may be taken at once."""
-    session.execute(
-        update(Gate)
-        .where(Gate.receiver == receiver)
-        .values(probe_at=session.now)
-        .execution_options(synchronize_session=False)
-    )
+    MOVE_PROBE(session, {"name": receiver, "at": session.now})
 
 
 def open_(session: Transaction, receiver: str) -> None:
@@ -70,13 +62,12 @@ def open_(session: Transaction, receiver: str) -> None:
 
     When the first probe came through, it was not down: it hung for one message, which waits as long as its policy says.
     """
-    closed = delete(Gate).where(Gate.receiver == receiver).returning(Gate.failures)
-    if session.execute(closed.execution_options(synchronize_session=False)).scalar() == 1:
+    closed = delete(table(Gate)).where(Gate.receiver == receiver).returning(Gate.failures)
+    if session.execute(closed).scalar() == 1:
         return
     session.execute(
-        update(Delivery)
+        update(table(Delivery))
         .where(Delivery.receiver == receiver, UNFINISHED, Delivery.state == "ready", Delivery.due_at > session.now)
         .where(Delivery.outcome.in_(DOWN))
         .values(due_at=session.now)
-        .execution_options(synchronize_session=False)
     )

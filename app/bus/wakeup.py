@@ -55,7 +55,7 @@ class Wakeup:
 
     def wake(self) -> None:
         """Wake the worker that waits here."""
-        with contextlib.suppress(BlockingIOError, OSError):  # full: it has been woken already; closed: it is gone
+        with contextlib.suppress(OSError):  # full: it has been woken already; closed: it is gone
             self._writer.send(b"!")
 
     def wait(self, timeout: float) -> bool:
@@ -84,11 +84,14 @@ class Wakeup:
 
     def _drain(self, end: Any) -> None:
         if end is self._listener:
-            self._drain_listener()
-            return
-        with contextlib.suppress(BlockingIOError):
-            while end.recv(16):
-                pass
+            try:
+                list(end.notifies(timeout=0))
+            except Exception as error:  # psycopg.Error, whose import may be absent here
+                self._stop_listening(error)
+        else:
+            with contextlib.suppress(BlockingIOError):
+                while end.recv(16):
+                    pass
 
     def _listen(self) -> None:
         """LISTEN on a connection of our own; while the server is away the poll serves."""
@@ -102,12 +105,6 @@ class Wakeup:
             self._stop_listening(error)
         else:
             self._told = False
-
-    def _drain_listener(self) -> None:
-        try:
-            list(self._listener.notifies(timeout=0))
-        except Exception as error:  # psycopg.Error, whose import may be absent here
-            self._stop_listening(error)
 
     def _stop_listening(self, why: object) -> None:
         """Say so once, however often it is tried again."""

@@ -224,6 +224,17 @@ def test_a_receiver_that_cannot_even_give_up_goes_dead_nonetheless(shop: Shop) -
     assert (delivery.state, delivery.reason) == ("dead", "never; and when_dead failed: LookupError: oh")
 
 
+def test_last_words_that_cannot_be_stored_keep_no_delivery_from_going_dead(shop: Shop) -> None:
+    unstorable = NotificationSent(order_id="\ud800", user_id="42", recipient="", message_id="")
+    shop.only(Failing(error=Refused("never")), when_dead=lambda event, reason: unstorable)
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("failing")
+    assert (delivery.state, shop.outcomes("failing")) == ("dead", ["refused"])
+    assert delivery.reason.startswith("never; and when_dead failed: ")
+    assert len(shop.timeline()) == 1
+
+
 @pytest.mark.parametrize("transactional", [True, False])
 def test_not_yet_spends_no_attempt(shop: Shop, transactional: bool) -> None:
     answers = [RetryAfter(10, "the stock is being counted"), None]
@@ -253,6 +264,20 @@ def test_a_receiver_may_answer_that_it_is_not_needed(shop: Shop) -> None:
     shop.dispatch_all()
     delivery = shop.delivery("sunday")
     assert (delivery.state, delivery.reason) == ("discarded", "not on Sundays")
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_reason_is_stored_though_a_column_cannot_take_all_of_it(shop: Shop, transactional: bool) -> None:
+    answer = Discard("no\0t on \ud800" + 2000 * "x")
+
+    def inside(sender: str, event: OrderCreated, session: Transaction) -> Any:
+        return answer
+
+    shop.only(inside if transactional else lambda sender, event: answer, name="odd")
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("odd")
+    assert (delivery.state, delivery.reason[:9]) == ("discarded", "not on ?x")
 
 
 @pytest.mark.parametrize("answer", ["fine", Discard, 0, False])

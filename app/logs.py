@@ -15,10 +15,9 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from app.bus import signals
-from app.bus.dispatcher import Settled
 from app.bus.operate import Filter
 from app.bus.record import Recorded
-from app.bus.store import Lease
+from app.bus.store import Lease, Settled
 from app.errors import DatabaseUnavailable
 from config import Settings
 

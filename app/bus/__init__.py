@@ -11,9 +11,10 @@ from flask import Flask
 
 from app import events
 from app.bus import operate, prune, signals
-from app.bus.dispatcher import Dispatcher, Settled
+from app.bus.dispatcher import Dispatcher
 from app.bus.operate import Filter
 from app.bus.record import record
+from app.bus.store import Settled
 from app.bus.wakeup import Caller, Wakeup
 from app.bus.worker import Worker
 from app.db import Database

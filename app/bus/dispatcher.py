@@ -14,8 +14,7 @@ from app import events
 from app.answers import Discard, Done, RetryAfter
 from app.bus import signals, store
 from app.bus.record import because_of
-from app.bus.store import Lease
-from app.bus.store import Settled as Settled  # whoever listens to delivery_settled finds it here
+from app.bus.store import Lease, Settled
 from app.bus.tables import DEAD, DISCARDED, DONE, READY
 from app.clock import uuid7
 from app.db import Database, Transaction, is_passing
@@ -228,7 +227,7 @@ class Dispatcher:
         Whose lease holds is looked up first; until the transaction ends, nobody else can take it.
         """
         settled: list[Settled] = []
-        undone: list[tuple[Lease, Answer]] = []
+        done: list[Settled] = []
         for lease in store.held(session, leases):
             try:
                 with _savepoint(session):
@@ -237,15 +236,19 @@ class Dispatcher:
                         raise _RolledBack(answer)
                     end = self._end(session, lease, answer)
             except _RolledBack as rolled_back:
-                undone.append((lease, rolled_back.answer))
+                settled += self._settle_all(session, [(lease, rolled_back.answer)])
             except Exception as error:
                 if is_passing(error):
                     raise
-                undone.append((lease, _bug(error)))
+                settled += self._settle_all(session, [(lease, _bug(error))])
             else:
-                settled.append(end)
-        store.settle(session, settled)
-        return settled + self._settle_all(session, undone)
+                done.append(end)
+            if lease.probe:  # what it found must not undo what those after it find
+                store.settle(session, done)
+                settled += done
+                done = []
+        store.settle(session, done)
+        return settled + done
 
     def _settle_all(self, session: Transaction, answers: list[tuple[Lease, Answer]]) -> list[Settled]:
         """All in one go; where that can't be, one by one. Of a lease that was lost nothing stays, and none is returned.

@@ -1,12 +1,11 @@
 """Remember: store an event and its deliveries in the transaction that made it a fact."""
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Text, bindparam, cast, func, insert
+from sqlalchemy import BigInteger, Text, cast, func, insert
 
 from app import events
 from app.bus.store import Lease
@@ -40,16 +39,10 @@ INSERT_EVENT = Prepared(
 )
 
 
-@functools.cache
-def insert_deliveries(count: int) -> Prepared:
-    """One statement for all the deliveries of an event."""
-    common = {"state": READY, "attempts": 0, "lease_token": 0} | {
-        name: bindparam(f"the_{name}", type_=table(Delivery).c[name].type)
-        for name in ("event_id", "due_at", "created_at")
-    }
-    rows = [common | {"receiver": bindparam(f"receiver_{n}")} for n in range(count)]
-    return Prepared(insert(table(Delivery)).values(rows))
-
+INSERT_DELIVERY = Prepared(
+    insert(table(Delivery)).values(state=READY, attempts=0, lease_token=0).inline(),
+    *("event_id", "receiver", "due_at", "created_at"),
+)
 
 _cause: ContextVar[Lease | None] = ContextVar("cause", default=None)
 """The delivery that is running: what is published meanwhile happened because of its event."""
@@ -73,26 +66,24 @@ def record(
     receivers = tuple(subscription.name for subscription in subscriptions)
     event_id = event_id or uuid7()
     cause = _cause.get()
-    with session.together():
-        INSERT_EVENT(
-            session,
-            {
-                "event_id": event_id,
-                "type": type(event).__name__,
-                "version": event.version,
-                "source": source,
-                "order_id": event.order_id,
-                "user_id": event.user_id,
-                "data": events.encode(event),
-                "occurred_at": session.now,
-                "cause_id": cause.event_id if cause else None,
-                "correlation_id": cause.correlation_id if cause else event_id,
-            },
-        )
-        if receivers:
-            owed = {"the_event_id": event_id, "the_due_at": session.now, "the_created_at": session.now}
-            owed |= {f"receiver_{n}": name for n, name in enumerate(receivers)}
-            insert_deliveries(len(receivers))(session, owed)
+    session.add_row(
+        INSERT_EVENT,
+        {
+            "event_id": event_id,
+            "type": type(event).__name__,
+            "version": event.version,
+            "source": source,
+            "order_id": event.order_id,
+            "user_id": event.user_id,
+            "data": events.encode(event),
+            "occurred_at": session.now,
+            "cause_id": cause.event_id if cause else None,
+            "correlation_id": cause.correlation_id if cause else event_id,
+        },
+    )
+    for name in receivers:
+        owed = {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
+        session.add_row(INSERT_DELIVERY, owed)
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

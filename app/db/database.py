@@ -18,7 +18,7 @@ from app.clock import Clock
 from app.db.commits import Commits, Work
 from app.db.engine import is_passing, make_engine
 from app.db.prepared import Reader
-from app.db.transaction import Transaction, in_transaction
+from app.db.transaction import Rows, Transaction, in_transaction
 from app.db.turns import Turns
 from app.errors import DatabaseUnavailable, NestedTransaction, SchemaBehind
 
@@ -101,9 +101,12 @@ class Database:
                 connection.connection.dbapi_connection.execute("BEGIN IMMEDIATE")  # type: ignore[union-attr]
             self.commits.fill(batch)  # now that the write lock is ours
             now = self.clock.now()
+            rows: Rows = {}
             with self._working:
                 for each in sorted(batch, key=attrgetter("lock_order")):
-                    each.do(Transaction(connection, now))
+                    session = Transaction(connection, now, rows)
+                    each.do(session)
+                session.write_rows()
             self._commit(connection)
 
     def _commit(self, connection: Connection) -> None:

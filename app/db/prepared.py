@@ -5,7 +5,7 @@ for it. Each is compiled once for each kind of database. Values are given by nam
 their columns' types say; rows come as the driver gives them (see ``utc``, ``money``).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
@@ -52,6 +52,11 @@ class Prepared:
         cursor.executemany(compiled.sql, [compiled.bind(row) for row in rows])
         return int(cursor.rowcount)
 
+    def at_once(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Run an INSERT, for all the rows in one statement."""
+        compiled = self._for(session.dialect)
+        session.driver.execute(compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)])
+
     def _for(self, dialect: Dialect) -> "_Compiled":
         found = self._compiled.get(dialect.name)
         if found is None:
@@ -62,23 +67,26 @@ class Prepared:
 
 class _Compiled:
     def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
-        compiled = statement.compile(dialect=dialect, column_keys=list(names) or None)
+        made: Any = type(dialect)
+        by_position = dialect if dialect.positional else made(paramstyle="format")
+        compiled = statement.compile(dialect=by_position, column_keys=list(names) or None)
         self.sql = str(compiled)
-        self._positional = bool(compiled.positional)
-        order = compiled.positiontup if self._positional else list(compiled.binds)
         self._slots = []
-        for name in order:
+        for name in compiled.positiontup:
             bound = compiled.binds[name]
             process = bound.type.dialect_impl(dialect).bind_processor(dialect)
             fixed = bound.value if not bound.required else None
             self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
 
-    def bind(self, values: Mapping[str, Any]) -> Any:
-        bound = [
+    def bind(self, values: Mapping[str, Any]) -> list[Any]:
+        return [
             fixed if not required else process(values[name]) if process else values[name]
             for name, process, required, fixed in self._slots
         ]
-        return bound if self._positional else dict(zip((slot[0] for slot in self._slots), bound, strict=True))
+
+    def repeated(self, count: int) -> str:
+        into, values = self.sql.split(" VALUES ")
+        return f"{into} VALUES {', '.join([values] * count)}"
 
 
 def utc(value: Any) -> datetime:

@@ -11,9 +11,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.db.columns import Base
+from app.db.prepared import Prepared
 from app.errors import OutsideTransaction
 
 T = TypeVar("T")
+Rows = dict[Prepared, list[dict[str, Any]]]
+"""What is to be inserted, by the statement that does it, in the order in which these were first used."""
 
 
 class Transaction(Session):
@@ -23,8 +26,11 @@ class Transaction(Session):
     of its own.
     """
 
-    def __init__(self, connection: Connection, now: datetime) -> None:
-        """Most work needs prepared statements alone, so what a Session consists of is made when it is first used."""
+    def __init__(self, connection: Connection, now: datetime, rows: "Rows") -> None:
+        """Most work needs prepared statements alone, so what a Session consists of is made when it is first used.
+
+        ``rows`` are those of all who share the transaction.
+        """
         self.now = now
         """When the transaction began, by the injected clock."""
         self.facts: dict[str, Any] = {}
@@ -33,6 +39,7 @@ class Transaction(Session):
         """The driver's own connection, for prepared statements."""
         self.dialect = connection.dialect
         self._made_on: Connection | None = connection
+        self._rows = rows
 
     def __getattr__(self, name: str) -> Any:
         """Called for what is not there: the first time, all that a Session consists of."""
@@ -59,6 +66,7 @@ class Transaction(Session):
     def get_bind(self, *_: Any, **__: Any) -> Connection:
         """The connection. SQLAlchemy learns here of the transaction that it is in; prepared statements need no help."""
         assert isinstance(self.bind, Connection)  # noqa: S101 - for the type checker
+        self.write_rows()
         if not self.bind.in_transaction():
             self.bind.begin()
         return self.bind
@@ -67,11 +75,14 @@ class Transaction(Session):
     def savepoint(self) -> Iterator[None]:
         """What is done in the block stays or goes as one: an exception undoes it, and is passed on."""
         self.write_out()
+        self.write_rows()
         self.driver.execute("SAVEPOINT part")
         try:
             yield
             self.write_out()
+            self.write_rows()
         except Exception:
+            self._rows.clear()
             if self.is_used:
                 super().rollback()
             self.driver.execute("ROLLBACK TO SAVEPOINT part")
@@ -79,11 +90,18 @@ class Transaction(Session):
             raise
         self.driver.execute("RELEASE SAVEPOINT part")
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Prepared statements in the block go to PostgreSQL in one packet; no result of theirs may be looked at."""
-        with self.driver.pipeline() if on_postgresql(self) else contextlib.nullcontext():
-            yield
+    def add_row(self, statement: Prepared, row: dict[str, Any]) -> None:
+        """Insert the row by a prepared INSERT when the transaction, or the savepoint that one is in, ends, and sooner
+        when the session asks the database. All rows that gather until then, be they others', take one statement."""
+        self._rows.setdefault(statement, []).append(row)
+
+    def write_rows(self) -> None:
+        """Insert what was added. To PostgreSQL it goes in one packet."""
+        if self._rows:
+            with self.driver.pipeline() if on_postgresql(self) else contextlib.nullcontext():
+                for statement, rows in self._rows.items():
+                    statement.at_once(self, rows)
+            self._rows.clear()
 
     def write_out(self) -> None:
         """Send what waits in the session to the database, where it joins the transaction."""

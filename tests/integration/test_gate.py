@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.bus import Dispatcher
+from app.db import Transaction
 from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated
 from app.retry import probe_wait
@@ -169,3 +170,28 @@ def test_a_gate_is_one_receivers_own(shop: Shop, server: Server) -> None:
 @pytest.mark.parametrize(("failures", "longest"), [(1, 0), (2, 0.5), (3, 1), (8, 30), (10_000, 30)])
 def test_probes_come_later_and_later(failures: int, longest: float) -> None:
     assert longest * 0.9 <= probe_wait(failures) <= longest
+
+
+@pytest.mark.parametrize(("answers", "closed"), [([Unreachable(), None], False), ([None, Unreachable()], True)])
+def test_in_a_batch_the_gate_is_as_the_last_try_that_says_something_found_it(
+    shop: Shop, answers: list[Exception | None], closed: bool
+) -> None:
+    """One was under way when the gate was closed, the other is the probe; who comes first is who has the lower id."""
+    left = [Unreachable(), *answers]
+
+    def server(sender: str, event: OrderCreated, session: Transaction) -> None:
+        if error := left.pop(0):
+            raise error
+
+    shop.only(server)
+    users = ("1", "2", "3") if closed is False else ("1", "3", "2")
+    for user_id in users:
+        shop.place_order(f"of {user_id}".replace(" ", "-"), user_id)
+    first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
+    early, under_way = first.claim({"server": 1}), second.claim({"server": 1})
+    first.attempt(early)
+    probe = second.claim({"server": 4})
+    assert [lease.probe for lease in probe] == [True]
+    attempt(second, under_way + probe)
+    assert left == []
+    assert shop.count("gates") == closed

@@ -15,6 +15,7 @@ from alembic import op
 from app import mail
 from app.bus import dispatcher, store
 from app.db import Database
+from app.db.commits import Work
 
 POINTS = ("before-commit", "after-commit", "after-claim", "after-send", "inside-settle", "during-upgrade")
 
@@ -47,18 +48,24 @@ def _wrap(owner: Any, name: str, before: str | None = None, after: str | None = 
     setattr(owner, name, wrapped)
 
 
-def _commit_of_a_post(original: Callable[..., Any]) -> Callable[..., Any]:
+def _commit_of_a_post(do: Callable[..., Any], commit: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
     """Only commits that store an order count, not those of the dispatcher."""
+    orders = threading.local()
 
-    def commit(self: Database, connection: Any, batch: list[Any]) -> None:
-        recorded = [event.type for work in batch for event in work.facts.get("recorded", ())]
-        if "OrderCreated" in recorded:
+    def noticed(work: Work, session: Any) -> None:
+        do(work, session)
+        if any(event.type == "OrderCreated" for event in work.facts.get("recorded", ())):
+            orders.are_there = True
+
+    def reported(database: Database, connection: Any) -> None:
+        are_there = vars(orders).pop("are_there", False)
+        if are_there:
             reach("before-commit")
-        original(self, connection, batch)
-        if "OrderCreated" in recorded:
+        commit(database, connection)
+        if are_there:
             reach("after-commit")
 
-    return commit
+    return noticed, reported
 
 
 def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +80,7 @@ def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
 
 
 assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
-Database._commit = _commit_of_a_post(Database._commit)  # type: ignore[method-assign]
+Work.do, Database._commit = _commit_of_a_post(Work.do, Database._commit)  # type: ignore[method-assign]
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
 store.settle = _end_of_some(store.settle)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from app.db import Database, Transaction, sqlite_module
+from app.bus.record import record
+from app.bus.tables import StoredEvent
+from app.db import Database, Prepared, Transaction, sqlite_module
 from app.db.commits import Commits
 from app.db.turns import PATIENCE, Turns
 from app.errors import DatabaseUnavailable
+from app.events import OrderCreated
 from app.orders import set_email
 from app.orders.models import User
 from tests.support.waiting import until
@@ -108,6 +112,25 @@ def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) ->
     assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
     assert crowd.batches == [1, 3]
     assert users(crowd.database) == ["a", "b", "c"]
+
+
+def test_what_all_of_them_record_takes_one_statement(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+    inserted: list[int] = []
+    at_once = Prepared.at_once
+
+    def counting(self: Prepared, session: Any, rows: Any) -> None:
+        inserted.append(len(rows))
+        at_once(self, session, rows)
+
+    def records(order_id: str) -> Work:
+        event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
+        return lambda _: record(event, source="test", subscriptions=[])
+
+    monkeypatch.setattr(Prepared, "at_once", counting)
+    crowd.do(records("a"), records("b"), records("c"))
+    assert inserted == [3]
+    with crowd.database.read() as session:
+        assert sorted(session.scalars(select(StoredEvent.order_id))) == ["a", "b", "c"]
 
 
 def test_works_lock_rows_in_one_order_whoever_came_first(crowd: Crowd) -> None:

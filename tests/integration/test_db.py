@@ -361,6 +361,17 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
     database.close()
 
 
+def test_who_asks_in_the_transaction_meets_what_was_recorded_in_it(shop: Shop) -> None:
+    """It is written when the transaction ends, and sooner for who looks."""
+
+    def work(session: Transaction) -> list[str]:
+        _record(session, "1")
+        return list(session.scalars(text("SELECT order_id FROM events")))
+
+    assert shop.database.transact(work) == ["1"]
+    assert shop.count("events") == 1
+
+
 def _record(session: Transaction, order_id: str) -> None:
     event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
     record(event, source="test", subscriptions=[])

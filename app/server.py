@@ -13,11 +13,14 @@ import contextlib
 import errno
 import json
 import mmap
+import queue
 import re
 import select
 import socket
+import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ as READABLE
@@ -75,9 +78,9 @@ CAUSES: tuple[tuple[type[Exception], HTTPStatus], ...] = (
 )
 """What gunicorn's exceptions mean to the client; the first that fits."""
 
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n", re.IGNORECASE)
-_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked[ \t]*\r\n", re.IGNORECASE)
-_CONTINUE = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)[ \t]*\r\n")
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding:[^\r]*chunked[ \t]*\r\n")
+_CONTINUE = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
 _CHUNK_SIZE = re.compile(rb"0*([0-9a-f]{1,8})[ \t]*(?:;|$)", re.IGNORECASE)
 
 
@@ -114,7 +117,7 @@ class Incoming:
         if found < 0:
             return
         self._head = found + 4
-        head = bytes(self.content[: self._head])
+        head = bytes(self.content[: self._head]).lower()
         if _CHUNKED.search(head):
             self._chunk = self._head
         else:
@@ -145,23 +148,29 @@ class AllThereIs(Unreader):  # type: ignore[misc]
 
 
 class Outlet:
-    """The socket that gunicorn writes an answer to. What the client isn't ready for is kept for the loop to send."""
+    """The socket that gunicorn writes an answer to. That leaves as a whole; what the client is not ready for is kept for
+    the loop to send."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
         self.rest = bytearray()
+        client.setblocking(False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.client, name)
 
+    def fileno(self) -> int:
+        return self.client.fileno()
+
     def setblocking(self, _: bool) -> None:
         """It never blocks, whatever gunicorn wishes."""
-        self.client.setblocking(False)
 
     def sendall(self, data: bytes) -> None:
         self.rest += data
-        self.flush()
+        if len(self.rest) <= KEPT_BYTES:
+            return
         deadline = time.monotonic() + SEND_SECONDS
+        self.flush()
         while len(self.rest) > KEPT_BYTES:
             readiness = select.poll()
             readiness.register(self.client, select.POLLOUT)
@@ -187,8 +196,18 @@ class Connection(TConn):  # type: ignore[misc]
         super().__init__(cfg, Outlet(client), *addresses)
         self.data_ready = True
         self.incoming = Incoming()
-        self.future: Any = None
+        self.begun = b""
+        """What came of the request after the one that is being answered."""
+        self.place: deque[Connection] | None = None
+        self.event = 0
+        """What the loop watches for."""
+        self.taken = threading.Lock()
+        """Held once a thread has the request, or nobody is to answer it any more."""
         self.handed_over = 0.0
+        self.is_early = False
+        """Whether the client sent more before it was answered."""
+        self.keeps = False
+        """Whether it is to be kept after the answer."""
 
     def init(self) -> None:
         """In a thread, before each request: all that it may read is here."""
@@ -196,6 +215,25 @@ class Connection(TConn):  # type: ignore[misc]
             super().init()
             self.parser.unreader = AllThereIs()
         self.parser.unreader.unread(bytes(self.incoming.content))
+
+
+class Threads:
+    """So many threads that call ``answer`` for each connection they are given."""
+
+    def __init__(self, count: int, answer: Callable[[Connection], None]) -> None:
+        self._answer, self._count = answer, count
+        self.waiting: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"request-{number}", daemon=True).start()
+
+    def _run(self) -> None:
+        while (conn := self.waiting.get()) is not None:
+            self._answer(conn)
+
+    def shutdown(self, wait: bool = False) -> None:
+        """Let them end after what was given to them."""
+        for _ in range(self._count):
+            self.waiting.put(None)
 
 
 crowds = memoryview(mmap.mmap(-1, 4 * 256)).cast("i")
@@ -208,6 +246,9 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
     A connection is in one of five places: ``pending_conns`` while a request arrives, ``handed_over`` until a thread has
     answered it, ``sending`` until the client has read that, ``keepalived_conns`` until the next request begins, or
     ``leaving`` when it is done with.
+
+    Most clients send, wait, read, and send again. For them the loop does nothing but receive: their sockets stay
+    watched while they are answered, and what was answered is put back when something next comes, of whomever.
     """
 
     _nr_conns = 0
@@ -217,6 +258,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.receive_seconds: float = Settings.load().request_read_seconds
         self.handed_over: deque[Connection] = deque()
+        self.answered: deque[Connection] = deque()
+        """Which threads are done with."""
         self.sending: deque[Connection] = deque()
         self.leaving: deque[Connection] = deque()
         self.crowded = False
@@ -245,7 +288,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         if cfg.is_ssl or cfg.proxy_protocol != "off" or cfg.protocol != "http" or cfg.http2_cleartext != "off":
             raise SystemExit("error: this service speaks plain HTTP/1.1; let TLS and the like end in a proxy before it")
 
+    def init_process(self) -> None:
+        # What never changes any more needs no search through gunicorn's settings, which it makes for every use.
+        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        super().init_process()
+
+    def get_thread_pool(self) -> Threads:
+        return Threads(self.cfg.threads, self._answer_in_thread)
+
     # Receiving, in the main loop
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        super().wait_for_and_dispatch_events(timeout)
+        self._take_back()
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and self.serves)
@@ -262,54 +317,86 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.nr_conns += 1
         self._expect(Connection(self.cfg, client, address, listener.getsockname()))
 
-    def on_client_socket_readable(self, conn: Connection, client: Any) -> None:
-        """A connection that was kept alive has its next request, or its end."""
-        self._withdraw(conn, self.keepalived_conns)
-        self._expect(conn)
+    def _on_readable(self, conn: Connection, client: Any) -> None:
+        """Something has come, or the end."""
+        self._take_back()
+        if conn.place is self.keepalived_conns:
+            self._withdraw(conn)
+            self._expect(conn)
+        elif conn.place is self.pending_conns:
+            self._receive(conn)
+        elif conn.place is self.leaving:
+            self._drain(conn)
+        elif conn.place is None:
+            self._watch_for(conn, 0)  # until it is answered
+            conn.is_early = True
+            self._take_back()  # should that have been a moment ago
 
     def _expect(self, conn: Connection, begun: bytes = b"") -> None:
         conn.incoming = Incoming()
-        patience = self.receive_seconds if self.alive else STOP_KEEPALIVE_LINGER
-        self._watch(conn, self.pending_conns, patience, READABLE, self.on_pending_socket_readable)
         if begun:
             self._take_in(conn, begun)
         else:
-            self.on_pending_socket_readable(conn, conn.sock)
+            self._receive(conn)
 
-    def on_pending_socket_readable(self, conn: Connection, client: Any) -> None:
+    def _receive(self, conn: Connection) -> None:
         try:
-            data = client.recv(LARGEST_REQUEST)
+            data = conn.sock.client.recv(LARGEST_REQUEST)
         except BlockingIOError:
-            return
+            self._await_more(conn)
         except OSError:
-            self._forget(conn, self.pending_conns)
-            return
-        if data:
-            self._take_in(conn, data)
-        elif conn.incoming.content:
-            self._refuse(conn, HTTPStatus.BAD_REQUEST)  # half a request is none, even where its JSON happens to end
+            self._forget(conn)
         else:
-            self._forget(conn, self.pending_conns)
+            if data:
+                self._take_in(conn, data)
+            elif conn.incoming.content:
+                self._refuse(conn, HTTPStatus.BAD_REQUEST)  # half a request is none, even where its JSON happens to end
+            else:
+                self._forget(conn)
 
     def _take_in(self, conn: Connection, data: bytes) -> None:
         status = conn.incoming.feed(data)
         if status == HTTPStatus.OK:
-            self._withdraw(conn, self.pending_conns)
+            self._withdraw(conn)
             self.enqueue_req(conn)
         elif status is not None:
             self._refuse(conn, status)
-        elif conn.incoming.expects_continue:
-            conn.incoming.expects_continue = False
-            with contextlib.suppress(OSError):
-                conn.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        else:
+            if conn.incoming.expects_continue:
+                conn.incoming.expects_continue = False
+                with contextlib.suppress(OSError):
+                    conn.sock.client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._await_more(conn)
+
+    def _await_more(self, conn: Connection) -> None:
+        if conn.place is not self.pending_conns:
+            self._put(conn, self.pending_conns, self.receive_seconds if self.alive else STOP_KEEPALIVE_LINGER)
 
     # Handing over, and what comes back
 
     def enqueue_req(self, conn: Connection) -> None:
         conn.handed_over = time.monotonic()
+        conn.taken = threading.Lock()
         self.handed_over.append(conn)
-        conn.future = self.tpool.submit(self.handle, conn)
-        conn.future.add_done_callback(lambda future: self.method_queue.defer(self.finish_request, conn, future))
+        self._watch_for(conn, READABLE)
+        self.tpool.waiting.put(conn)
+
+    def _answer_in_thread(self, conn: Connection) -> None:
+        if not conn.taken.acquire(blocking=False):
+            return
+        conn.keeps = False
+        try:
+            conn.keeps = self.handle(conn)
+            conn.begun = conn.parser.unreader.take_buffered() if conn.parser else b""
+            conn.sock.flush()
+        except OSError:  # the client has gone
+            conn.keeps = False
+        except BaseException as error:
+            conn.keeps = False
+            self.log.error("a request failed", exc_info=error)
+        self.answered.append(conn)
+        if not conn.keeps or conn.sock.rest or conn.begun or conn.is_early or not self.alive:
+            self.method_queue.defer(self._take_back)  # now, not when something next comes
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """gunicorn's would answer with an HTML page."""
@@ -321,42 +408,44 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             client.sendall(refusal(status))
 
-    def finish_request(self, conn: Connection, fs: Any) -> None:
-        if fs.cancelled():
-            self._answer(conn, HTTPStatus.SERVICE_UNAVAILABLE)
-        elif conn.sock.rest:
-            self._watch(conn, self.sending, SEND_SECONDS, WRITABLE, self._on_sending_socket_writable)
-        else:
-            self._go_on(conn)
+    def _take_back(self) -> None:
+        """Go on with what threads have answered."""
+        while self.answered:
+            conn = self.answered.popleft()
+            conn.is_early = False
+            if conn.sock.rest:
+                self._put(conn, self.sending, SEND_SECONDS, WRITABLE)
+            else:
+                self._go_on(conn)
 
-    def _on_sending_socket_writable(self, conn: Connection, client: Any) -> None:
+    def _on_writable(self, conn: Connection, client: Any) -> None:
         try:
             client.flush()
         except OSError:
-            self._forget(conn, self.sending)
+            self._forget(conn)
         else:
             if not client.rest:
-                self._withdraw(conn, self.sending)
+                self._withdraw(conn)
                 self._go_on(conn)
 
     def _go_on(self, conn: Connection) -> None:
         """The client has its answer."""
-        if conn.future.exception() is not None or not conn.future.result():
+        if not conn.keeps:
             self._leave(conn)
-        elif begun := conn.parser.unreader.take_buffered():  # it did not wait for it
-            self._expect(conn, begun)
+        elif conn.begun:
+            self._expect(conn, conn.begun)
         else:
-            super().finish_request(conn, conn.future)  # keeps it alive
+            self._put(conn, self.keepalived_conns, self.cfg.keepalive if self.alive else STOP_KEEPALIVE_LINGER)
 
     # Being done with a client
 
     def _refuse(self, conn: Connection, status: HTTPStatus) -> None:
-        self._withdraw(conn, self.pending_conns)
+        self._withdraw(conn)
         self._answer(conn, status)
 
     def _answer(self, conn: Connection, status: HTTPStatus) -> None:
         with contextlib.suppress(OSError):
-            conn.sock.send(refusal(status))
+            conn.sock.client.send(refusal(status))
         self._leave(conn)
 
     def _leave(self, conn: Connection) -> None:
@@ -364,20 +453,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.nr_conns -= 1
-            conn.close()
+            self._forget(conn)
         else:
-            self._watch(conn, self.leaving, LINGER_SECONDS, READABLE, self._on_leaving_socket_readable)
+            self._put(conn, self.leaving, LINGER_SECONDS)
 
-    def _on_leaving_socket_readable(self, conn: Connection, client: Any) -> None:
+    def _drain(self, conn: Connection) -> None:
         try:
-            more = client.recv(LARGEST_REQUEST)
+            more = conn.sock.client.recv(LARGEST_REQUEST)
         except BlockingIOError:
             return
         except OSError:
             more = b""
         if not more:
-            self._forget(conn, self.leaving)
+            self._forget(conn)
 
     def murder_pending(self) -> None:
         """Called after every round of the loop, and at least once a second: nobody waits for ever."""
@@ -387,24 +475,25 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             if late.incoming.content:
                 self._refuse(late, HTTPStatus.REQUEST_TIMEOUT)
             else:
-                self._forget(late, self.pending_conns)
+                self._forget(late)
         for place in (self.sending, self.leaving):
             while place and place[0].timeout <= now:
-                self._forget(place[0], place)
+                self._forget(place[0])
         self._shed(now)
         if self.crowded or self.nr_conns >= self.worker_connections:
             self.crowded = False
             # Who has been idle the longest goes first, then whose request is arriving for the longest.
             if place := self.leaving or self.keepalived_conns or self.pending_conns or self.sending:
-                self._forget(place[0], place)
+                self._forget(place[0])
 
     def _shed(self, now: float) -> None:
-        """Cancel what waits for a thread for too long; finish_request() answers it."""
-        queue = self.handed_over
-        while queue and (queue[0].future.running() or queue[0].future.done()):
-            queue.popleft()
-        while queue and now - queue[0].handed_over > QUEUE_SECONDS:
-            queue.popleft().future.cancel()
+        """Answer what waits for a thread for too long."""
+        waiting = self.handed_over
+        while waiting and waiting[0].taken.locked():
+            waiting.popleft()
+        while waiting and now - waiting[0].handed_over > QUEUE_SECONDS:
+            if (late := waiting.popleft()).taken.acquire(blocking=False):
+                self._answer(late, HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _cap_keepalive(self, deadline: float) -> None:
         """The worker is stopping: who is at sending or reading may finish it, but soon."""
@@ -414,17 +503,30 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     # The loop's books
 
-    def _watch(self, conn: Connection, place: "deque[Connection]", seconds: float, event: int, then: Any) -> None:
+    def _put(self, conn: Connection, place: "deque[Connection]", seconds: float, event: int = READABLE) -> None:
         conn.timeout = time.monotonic() + seconds
+        conn.place = place
         place.append(conn)
-        self.poller.register(conn.sock, event, partial(then, conn))
+        self._watch_for(conn, event)
 
-    def _withdraw(self, conn: Connection, place: "deque[Connection]") -> None:
-        self.poller.unregister(conn.sock)
-        place.remove(conn)
+    def _withdraw(self, conn: Connection) -> None:
+        if conn.place is not None:
+            conn.place.remove(conn)
+            conn.place = None
 
-    def _forget(self, conn: Connection, place: "deque[Connection]") -> None:
-        self._withdraw(conn, place)
+    def _watch_for(self, conn: Connection, event: int) -> None:
+        if event == conn.event:
+            return
+        if conn.event:
+            self.poller.unregister(conn.sock)
+        if event:
+            then = self._on_readable if event == READABLE else self._on_writable
+            self.poller.register(conn.sock, event, partial(then, conn))
+        conn.event = event
+
+    def _forget(self, conn: Connection) -> None:
+        self._withdraw(conn)
+        self._watch_for(conn, 0)
         self.nr_conns -= 1
         conn.close()
 

@@ -20,6 +20,12 @@ class Clock:
 
 _lock = threading.Lock()
 _last = 0
+_drawn: list[bytes] = []
+"""Random bytes for the next ids: the system is asked for many at a time, for each time another thread may cut in."""
+
+AT_ONCE = 256
+
+os.register_at_fork(after_in_child=_drawn.clear)  # they are the parent's
 
 
 def uuid7() -> str:
@@ -32,7 +38,11 @@ def uuid7() -> str:
     with _lock:
         ticks = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         _last = ticks
+        if not _drawn:
+            drawn = os.urandom(8 * AT_ONCE)
+            _drawn.extend(drawn[at : at + 8] for at in range(0, len(drawn), 8))
+        random = _drawn.pop()
     milliseconds, fraction = divmod(ticks, 4096)
-    tail = int.from_bytes(os.urandom(8)) & (2**62 - 1) | 0b10 << 62
+    tail = int.from_bytes(random) & (2**62 - 1) | 0b10 << 62
     text = f"{milliseconds:012x}7{fraction:03x}{tail:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

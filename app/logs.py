@@ -21,6 +21,9 @@ from app.bus.store import Lease, Settled
 from app.errors import DatabaseUnavailable
 from config import Settings
 
+_PLAIN = re.compile("[A-Za-z0-9._:/,+-]+").fullmatch
+"""What most values consist of, and what needs no second look."""
+
 _UNCLEAR = re.compile(r"""[\s="']""")
 _LOCAL_PART = re.compile(r"""(?<![^\s@<>()\[\]\\,:;"])[^\s@<>()\[\]\\,:;"]++@(?=\w)""")
 
@@ -52,24 +55,27 @@ class Log:
         self.write("error", message, facts, error)
 
     def write(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> None:
-        line = self.line(level, message, facts, error)
+        self.put(self.line(level, message, facts, error))
+
+    def put(self, *lines: str) -> None:
+        """Write lines at once."""
         # A full disk, a pipe that nobody reads, a stream that was closed: what the line tells of has happened all the
         # same. An error from here would answer 500 to an order that is stored, and end the threads that deliver.
         with contextlib.suppress(OSError, ValueError):
-            self.stream.write(f"{line}\n")
+            self.stream.write("\n".join([*lines, ""]))
 
-    def line(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None) -> str:
+    def line(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> str:
         time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         message = masked(message)
-        facts = {name: masked(value) if isinstance(value, str) else value for name, value in facts.items()}
         # The lines of a traceback are set in, so that none of them can pass for a line of the log.
         trace = [f"    {masked(each)}" for each in _lines(error)] if error else []
         if self.as_json:
+            facts = {name: masked(value) if isinstance(value, str) else value for name, value in facts.items()}
             line = {"message": message, "level": level, "timestamp": time} | facts
             if trace:
                 line["exception"] = "\n".join(trace)
             return json.dumps(line, ensure_ascii=False, default=str)
-        told = " ".join([f"{time} [{level:8}] {message:24}", *(f"{name}={_shown(facts[name])}" for name in facts)])
+        told = "".join([f"{time} [{level:8}] {message:24}", *(f" {name}={_shown(facts[name])}" for name in facts)])
         return "\n".join([told.rstrip(), *trace])
 
 
@@ -107,8 +113,11 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    """A value as it is, unless it would be hard to see where it ends."""
+    """A value as it is, unless something in it is to be masked, or it would be hard to see where it ends."""
     text = value if isinstance(value, str) else str(value)
+    if _PLAIN(text):
+        return text
+    text = masked(text)
     return text if text and text.isascii() and not _UNCLEAR.search(text) else repr(text)
 
 
@@ -119,15 +128,20 @@ def masked(text: str) -> str:
     return _LOCAL_PART.sub("***@", text) if "@" in text else text
 
 
-def event_recorded(_: object, event: Recorded) -> None:
-    log.info(
-        "event recorded",
-        type=event.type,
-        order_id=event.order_id,
-        event_id=event.event_id,
-        source=event.source,
-        receivers=",".join(event.receivers) or "none",
-    )
+def events_recorded(_: object, events: list[Recorded]) -> None:
+    """A commit's lines are written at once, for each writing lets another thread cut in."""
+    if log.level <= logging.INFO:
+        log.put(*(log.line("info", "event recorded", _recorded(event)) for event in events))
+
+
+def _recorded(event: Recorded) -> dict[str, Any]:
+    return {
+        "type": event.type,
+        "order_id": event.order_id,
+        "event_id": event.event_id,
+        "source": event.source,
+        "receivers": ",".join(event.receivers) or "none",
+    }
 
 
 def delivery_settled(_: object, settled: Settled) -> None:
@@ -164,7 +178,7 @@ def _line(level: str, message: str) -> Callable[..., None]:
 
 
 LISTENERS: dict[str, Callable[..., None]] = {
-    "event_recorded": event_recorded,
+    "events_recorded": events_recorded,
     "delivery_settled": delivery_settled,
     "lease_lost": _line("warning", "lease lost"),
     "lease_expired": _line("warning", "lease taken over"),

@@ -53,6 +53,9 @@ QUEUE_SECONDS = 5
 
 RETRY_AFTER_SECONDS = 2
 
+NOTICE_SECONDS = 1
+"""How often a process tells the master that it is alive. After a silence of ``timeout``, gunicorn's, it is killed."""
+
 YIELD_SECONDS = 0.002
 """How long a process that has more connections than another leaves the next one to that."""
 
@@ -148,8 +151,8 @@ class AllThereIs(Unreader):  # type: ignore[misc]
 
 
 class Outlet:
-    """The socket that gunicorn writes an answer to. That leaves as a whole; what the client is not ready for is kept for
-    the loop to send."""
+    """The socket that gunicorn writes an answer to. It leaves as a whole; what its client isn't ready for, the loop
+    sends."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
@@ -263,6 +266,7 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self.sending: deque[Connection] = deque()
         self.leaving: deque[Connection] = deque()
         self.crowded = False
+        self.next_notice = 0.0
         self.serves = True
         """Set by gunicorn.conf.py: false in the process that only dispatches."""
 
@@ -290,11 +294,17 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         # What never changes any more needs no search through gunicorn's settings, which it makes for every use.
-        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
+        self.cfg.__dict__.update({name: setting.get() for name, setting in self.cfg.settings.items()})
         super().init_process()
 
     def get_thread_pool(self) -> Threads:
         return Threads(self.cfg.threads, self._answer_in_thread)
+
+    def notify(self) -> None:
+        """Tell the master that the loop turns, which it wants to know only now and then."""
+        if (now := time.monotonic()) >= self.next_notice:
+            self.next_notice = now + NOTICE_SECONDS
+            super().notify()
 
     # Receiving, in the main loop
 

@@ -90,8 +90,8 @@ class Bus:
 
     def _on_commit(self, _: Database, facts: list[dict[str, Any]]) -> None:
         recorded = [event for each in facts for event in each.get("recorded", ())]
-        for event in recorded:
-            signals.report(signals.event_recorded, self, event=event)
+        if recorded:
+            signals.report(signals.events_recorded, self, events=recorded)
         if any(event.receivers for event in recorded):
             self._wake()
 

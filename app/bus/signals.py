@@ -10,7 +10,7 @@ from blinker import NamedSignal, Namespace
 log = logging.getLogger(__name__)
 lifecycle = Namespace()
 
-event_recorded = lifecycle.signal("event_recorded", "An event was stored. `event`: Recorded.")
+events_recorded = lifecycle.signal("events_recorded", "Events were stored by one commit. `events`: of Recorded.")
 delivery_settled = lifecycle.signal("delivery_settled", "An attempt ended. `settled`: Settled.")
 lease_lost = lifecycle.signal("lease_lost", "A result came too late: another dispatcher has taken over. `lease`.")
 lease_expired = lifecycle.signal("lease_expired", "Its dispatcher died or hung; another takes over. `lease`.")

@@ -108,8 +108,8 @@ def test_a_receiver_publishes_inside_its_own_transaction(shop: Shop) -> None:
 def test_what_a_failing_receiver_published_is_gone(shop: Shop) -> None:
     heard: list[Any] = []
 
-    def listener(_: object, event: Any) -> None:
-        heard.append(event.type)
+    def listener(_: object, events: list[Any]) -> None:
+        heard.extend(event.type for event in events)
 
     def publish_and_fail(sender: str, event: OrderCreated, session: Transaction) -> None:
         notification_sent.send("here", event=SENT)
@@ -117,7 +117,7 @@ def test_what_a_failing_receiver_published_is_gone(shop: Shop) -> None:
 
     shop.only(publish_and_fail)
     shop.place_order()
-    with lifecycle.event_recorded.connected_to(listener):
+    with lifecycle.events_recorded.connected_to(listener):
         shop.dispatch()
     assert [e["type"] for e in shop.timeline()] == ["OrderCreated"]
     assert heard == []
@@ -476,7 +476,7 @@ def test_a_listener_that_fails_harms_nobody(shop: Shop, caplog: pytest.LogCaptur
     def listener(*_: object, **__: object) -> None:
         raise RuntimeError("deaf")
 
-    with lifecycle.delivery_settled.connected_to(listener), lifecycle.event_recorded.connected_to(listener):
+    with lifecycle.delivery_settled.connected_to(listener), lifecycle.events_recorded.connected_to(listener):
         shop.place_order()
         shop.dispatch_all()
     assert set(shop.states().values()) == {"done"}

@@ -411,8 +411,8 @@ class Bench:
         meanwhile()
         return answer.act(session)
 
-    def on_event_recorded(self, _: object, event: Any) -> None:
-        self.reported.append(event.event_id)
+    def on_events_recorded(self, _: object, events: list[Any]) -> None:
+        self.reported.extend(event.event_id for event in events)
 
     def clean(self) -> None:
         self.shop.clock.time, self.shop.clock.seconds = START, 1000.0
@@ -777,5 +777,5 @@ def profile() -> settings:
 def test_the_bus_does_what_its_model_says(shop: Shop) -> None:
     shop.policy = shop.bus.policy = FixedWait(WAIT.total_seconds(), BUDGET)
     bench = Bench(shop)
-    with quiet(), lifecycle.event_recorded.connected_to(bench.on_event_recorded):
+    with quiet(), lifecycle.events_recorded.connected_to(bench.on_events_recorded):
         run_state_machine_as_test(lambda: BusMachine(bench), settings=profile())

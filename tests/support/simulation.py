@@ -159,7 +159,7 @@ class World:
         self._undo.callback(self.eye.close)
         self._undo.enter_context(quiet())
         self._undo.enter_context(_simulated_time(self.clock))
-        self._undo.enter_context(lifecycle.event_recorded.connected_to(self._on_event_recorded, self.bus))
+        self._undo.enter_context(lifecycle.events_recorded.connected_to(self._on_events_recorded, self.bus))
         _make_cheap(self.database.engine)
         _come_between(self, self.database.engine)
 
@@ -710,8 +710,8 @@ class World:
                 f"the mail of {lease.order_id} is begun under lease #{lease.token}; the delivery is {state} at #{token}"
             )
 
-    def _on_event_recorded(self, _: object, event: Any) -> None:
-        self.reported.add(event.event_id)
+    def _on_events_recorded(self, _: object, events: list[Any]) -> None:
+        self.reported.update(event.event_id for event in events)
 
     # Where the database can go wrong
 
@@ -894,9 +894,11 @@ def _simulated_time(clock: Any) -> Iterator[None]:
     real = app.db.commits.time, app.clock.time, app.clock.os, app.clock._last
     app.db.commits.time = app.clock.time = time  # type: ignore[assignment, misc]
     app.clock.os = SimpleNamespace(urandom=random.randbytes)  # type: ignore[assignment, misc]
+    app.clock._drawn.clear()
     try:
         yield
     finally:
+        app.clock._drawn.clear()
         app.db.commits.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
 
 

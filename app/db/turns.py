@@ -20,12 +20,18 @@ PATIENCE = 0.05
 PAUSE = 0.0001
 """Seconds between looks."""
 
+SURELY = 0.6
+"""Of the time that one waits for a turn of late: there is no use in looking sooner than after so much of it."""
+
 
 class Turns:
     """One for each process. ``with turns.taken(): write``. For one thread at a time."""
 
     crowding = 0.0
     """How often of late another process had the turn, from 0 to 1."""
+
+    usual_wait = 0.0
+    """Seconds from being the next to having the turn, of late."""
 
     def __init__(self, file: Path) -> None:
         self._paths = [file.with_name(f"{file.name}-{name}") for name in ("next", "turn")]
@@ -52,7 +58,10 @@ class Turns:
             if not _lock(following, deadline):
                 return None
             try:
-                return turn if _lock(turn, deadline) else None
+                began = time.monotonic()
+                taken = _lock(turn, deadline, self.usual_wait * SURELY)
+                self.usual_wait += (time.monotonic() - began - self.usual_wait) / 8
+                return turn if taken else None
             finally:
                 fcntl.flock(following, fcntl.LOCK_UN)
         except OSError:  # the disk is full, the file is another user's, the file system knows no locks
@@ -65,13 +74,15 @@ class Turns:
         self._locks = []
 
 
-def _lock(file: int, deadline: float) -> bool:
+def _lock(file: int, deadline: float, pause: float = 0) -> bool:
+    """Whether the lock was to be had by then. Not for the first ``pause`` seconds is it looked at twice."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(PAUSE)
+            time.sleep(max(pause, PAUSE))
+            pause = 0
         else:
             return True

@@ -194,6 +194,7 @@ class World:
     def _begin(self, seed: int) -> None:
         self._wipe()
         random.seed(seed)
+        app.clock._drawn.clear()
         self.dice = random.Random(seed)
         app.clock._last = 0
         self.clock.time, self.clock.seconds = START, 0.0
@@ -894,7 +895,6 @@ def _simulated_time(clock: Any) -> Iterator[None]:
     real = app.db.commits.time, app.clock.time, app.clock.os, app.clock._last
     app.db.commits.time = app.clock.time = time  # type: ignore[assignment, misc]
     app.clock.os = SimpleNamespace(urandom=random.randbytes)  # type: ignore[assignment, misc]
-    app.clock._drawn.clear()
     try:
         yield
     finally:

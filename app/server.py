@@ -53,7 +53,7 @@ QUEUE_SECONDS = 5
 
 RETRY_AFTER_SECONDS = 2
 
-NOTICE_SECONDS = 1
+NOTICE_SECONDS = 0.1
 """How often a process tells the master that it is alive. After a silence of ``timeout``, gunicorn's, it is killed."""
 
 YIELD_SECONDS = 0.002
@@ -405,7 +405,8 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             conn.keeps = False
             self.log.error("a request failed", exc_info=error)
         self.answered.append(conn)
-        if not conn.keeps or conn.sock.rest or conn.begun or conn.is_early or not self.alive:
+        in_a_hurry = not conn.keeps or conn.sock.rest or conn.begun or conn.is_early or not self.alive
+        if in_a_hurry or not self._accepting:
             self.method_queue.defer(self._take_back)  # now, not when something next comes
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:

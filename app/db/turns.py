@@ -23,6 +23,9 @@ PAUSE = 0.0001
 SURELY = 0.6
 """Of the time that one waits for a turn of late: there is no use in looking sooner than after so much of it."""
 
+SOONER = 0.002
+"""Seconds. Even where waits were long of late one looks after so many."""
+
 
 class Turns:
     """One for each process. ``with turns.taken(): write``. For one thread at a time."""
@@ -59,7 +62,7 @@ class Turns:
                 return None
             try:
                 began = time.monotonic()
-                taken = _lock(turn, deadline, self.usual_wait * SURELY)
+                taken = _lock(turn, deadline, min(self.usual_wait * SURELY, SOONER))
                 self.usual_wait += (time.monotonic() - began - self.usual_wait) / 8
                 return turn if taken else None
             finally:

@@ -280,6 +280,11 @@ def test_who_goes_away_in_the_middle_leaves_nothing(service: Service) -> None:
     assert len(order_ids(service)) == stored
 
 
+def processor_seconds(service: Service) -> float:
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in service.workers()]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+
+
 def open_files(service: Service) -> int:
     return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in service.workers())  # noqa: PTH208 - it is no folder
 
@@ -313,6 +318,32 @@ def test_requests_sent_without_waiting_are_answered_in_their_order(service: Serv
         wire.send(b"".join(posting(body(order_id=f"p{n}-{next(numbers)}")) for n in range(20)) + posting(b"{")[:-1])
         found = [wire.answer().headers["Location"] for _ in range(20)]
         assert [re.sub(".*/(p[0-9]+)-.*", r"\1", location or "") for location in found] == [f"p{n}" for n in range(20)]
+
+
+def test_who_sends_more_before_it_is_answered_waits_no_longer_for_that(service: Service) -> None:
+    """The loop does not look at it meanwhile, and has to be told that it may again."""
+    with Wire(service) as wire:
+        began = time.monotonic()
+        for _ in range(30):
+            for _ in range(2):
+                wire.send(posting(body()))
+            assert [status(wire.answer()) for _ in range(2)] == [201, 201]
+        assert time.monotonic() - began < 2 * PROMPT
+
+
+def test_who_sends_more_before_it_is_answered_keeps_nobody_busy(service: Service) -> None:
+    """Nor does who goes away: the answer is waited for with the processor at rest."""
+    seconds_for_an_order(service)
+    with contextlib.closing(sqlite3.connect(service.folder / "instance" / "orders.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with Wire(service) as waiting, Wire(service) as going:
+            waiting.send(posting(body())).send(posting(body())[:10])
+            going.send(posting(body())).socket.shutdown(socket.SHUT_WR)
+            before, began = processor_seconds(service), time.monotonic()
+            wait_until(lambda: time.monotonic() > began + 0.6, "a while")
+            assert processor_seconds(service) - before < 0.3
+            other.execute("ROLLBACK")
+            assert [status(wire.answer()) for wire in (waiting, going)] == [201, 201]
 
 
 def test_who_asks_first_whether_to_send_is_told_to(service: Service) -> None:

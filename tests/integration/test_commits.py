@@ -19,7 +19,7 @@ from app.bus.record import record
 from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
 from app.db.commits import Commits
-from app.db.turns import PATIENCE, Turns
+from app.db.turns import PATIENCE, PAUSE, SOONER, SURELY, Turns
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated
 from app.orders import set_email
@@ -540,4 +540,32 @@ def test_a_process_knows_whether_others_queue_for_the_turn(tmp_path: Path) -> No
             crowding()
     assert turns.crowding > 0.5
     until(lambda: crowding() < 0.1)
+    turns.forget()
+
+
+def test_who_usually_waits_for_the_turn_does_not_look_before_most_of_that_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, pauses, sleep = Turns(tmp_path / "orders.db"), [], time.sleep
+    with turns.taken():
+        pass
+    with (tmp_path / "orders.db-turn").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+
+        def wait(seconds: float) -> None:
+            pauses.append(seconds)
+            sleep(seconds)
+            if len(pauses) == 2:
+                fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr(time, "sleep", wait)
+        turns.usual_wait = 0.001
+        with turns.taken():
+            assert pauses == [SURELY * 0.001, PAUSE]
+        pauses.clear()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        turns.usual_wait = PATIENCE
+        with turns.taken():
+            assert pauses == [SOONER, PAUSE]
+        assert turns.usual_wait < PATIENCE
     turns.forget()

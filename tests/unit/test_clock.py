@@ -1,12 +1,13 @@
 """Ids made from the time: they sort in the order in which they were made."""
 
+import os
 import threading
 import time
 from uuid import RFC_4122, UUID
 
 import pytest
 
-from app.clock import uuid7
+from app.clock import AT_ONCE, uuid7
 
 
 def test_an_id_is_a_uuid_of_version_7_that_tells_when_it_was_made() -> None:
@@ -44,3 +45,19 @@ def test_threads_never_make_the_same_id_and_each_makes_its_own_in_order() -> Non
         thread.join()
     assert len({each for own in made for each in own}) == 8_000
     assert all(own == sorted(own) for own in made)
+
+
+def test_a_child_process_makes_no_id_of_what_its_parent_drew() -> None:
+    """Both have the same random bytes in memory, and the same time."""
+    uuid7()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, " ".join(uuid7()[-17:] for _ in range(AT_ONCE)).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        theirs = pipe.read().split()
+    os.waitpid(child, 0)
+    assert len(theirs) == AT_ONCE
+    assert not {uuid7()[-17:] for _ in range(AT_ONCE)} & set(theirs)

@@ -40,6 +40,8 @@ from processes import (
 Row = dict[str, Any]
 REFERENCE = "celery (rabbitmq)"
 DISPATCHERS = (1, 2, 4)
+TRIES = 12
+"""How often the empty route is measured until both of its processes are at work; four times in ten they are not."""
 SLOW_MAIL = 0.03
 """Seconds that a mail server far away takes for a mail."""
 
@@ -98,6 +100,21 @@ class Bench:
 # throughput
 
 
+def at_its_best(beside: Running, seconds: float) -> Row:
+    """The empty route with both of its processes at work.
+
+    Whichever process of gunicorn's is awake accepts a connection; now and then one takes all 16, or nearly all, while
+    the other has nothing to do. Then the route answers a third of what it could, and is no measure for others.
+    """
+    for _ in range(TRIES):
+        before = {pid: cpu_seconds([pid]) for pid in beside.pids}
+        found = load.full(beside.port, seconds, "e")
+        less, more = sorted(cpu_seconds([pid]) - spent for pid, spent in before.items())[-2:]
+        if less > more / 2:
+            return found
+    raise RuntimeError("one process of the empty route's takes all connections again and again")
+
+
 def throughput(bench: Bench) -> list[str]:
     seconds = bench.options.seconds
     empty = next(contender for contender in CONTENDERS if contender.name == "empty")
@@ -108,7 +125,7 @@ def throughput(bench: Bench) -> list[str]:
                 load.full(running.port, 1, "warm")
                 warm = running.drain().get("stored", 0)
                 pids = [*running.pids, *running.server_pids]
-                before = load.full(beside.port, min(2, seconds), "e")
+                before = at_its_best(beside, min(2, seconds))
                 burned = cpu_seconds(pids)
                 mails_before = bench.mails.ask("count")
                 found = load.full(running.port, seconds, "load")
@@ -116,7 +133,7 @@ def throughput(bench: Bench) -> list[str]:
                 mails = bench.mails.ask("count")
                 burned = cpu_seconds([*running.pids, *running.server_pids]) - burned
                 used = memory(running.pids)["pss"]
-                after = load.full(beside.port, min(2, seconds), "e")
+                after = at_its_best(beside, min(2, seconds))
             orders = counts.get("stored", warm + found["requests"]) - warm
             row = found | {
                 "paired_empty": [before, after],

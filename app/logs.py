@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
+from select import PIPE_BUF
 from typing import Any, TextIO
 
 from app.bus import signals
@@ -58,11 +59,17 @@ class Log:
         self.put(self.line(level, message, facts, error))
 
     def put(self, *lines: str) -> None:
-        """Write lines at once."""
+        """Write lines at once, in pieces that a pipe takes whole: nothing of another process' comes between."""
+        pieces = [""]
+        for line in lines:
+            if len(pieces[-1]) + len(line) >= PIPE_BUF:
+                pieces.append("")
+            pieces[-1] += f"{line}\n"
         # A full disk, a pipe that nobody reads, a stream that was closed: what the line tells of has happened all the
         # same. An error from here would answer 500 to an order that is stored, and end the threads that deliver.
         with contextlib.suppress(OSError, ValueError):
-            self.stream.write("\n".join([*lines, ""]))
+            for piece in pieces:
+                self.stream.write(piece)
 
     def line(self, level: str, message: str, facts: dict[str, Any], error: BaseException | None = None) -> str:
         time = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -75,7 +82,7 @@ class Log:
             if trace:
                 line["exception"] = "\n".join(trace)
             return json.dumps(line, ensure_ascii=False, default=str)
-        told = "".join([f"{time} [{level:8}] {message:24}", *(f" {name}={_shown(facts[name])}" for name in facts)])
+        told = " ".join([f"{time} [{level:8}] {message:24}", *(f"{name}={_shown(facts[name])}" for name in facts)])
         return "\n".join([told.rstrip(), *trace])
 
 

@@ -20,11 +20,11 @@ PATIENCE = 0.05
 PAUSE = 0.0001
 """Seconds between looks."""
 
-SURELY = 0.6
-"""Of the time that one waits for a turn of late: there is no use in looking sooner than after so much of it."""
+SKIPPED = 0.6
+"""Of the usual wait for a turn: in so much of it there is nothing to be seen yet, and each look costs two switches."""
 
-SOONER = 0.002
-"""Seconds. Even where waits were long of late one looks after so many."""
+LONGEST_PAUSE = 0.002
+"""Seconds between looks at most, however long the waits were of late."""
 
 
 class Turns:
@@ -62,7 +62,7 @@ class Turns:
                 return None
             try:
                 began = time.monotonic()
-                taken = _lock(turn, deadline, min(self.usual_wait * SURELY, SOONER))
+                taken = _lock(turn, deadline, min(self.usual_wait * SKIPPED, LONGEST_PAUSE))
                 self.usual_wait += (time.monotonic() - began - self.usual_wait) / 8
                 return turn if taken else None
             finally:
@@ -78,7 +78,7 @@ class Turns:
 
 
 def _lock(file: int, deadline: float, pause: float = 0) -> bool:
-    """Whether the lock was to be had by then. Not for the first ``pause`` seconds is it looked at twice."""
+    """Whether the lock was to be had by then. Between the first two looks lie ``pause`` seconds."""
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

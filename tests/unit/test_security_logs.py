@@ -7,7 +7,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from select import PIPE_BUF
+from types import SimpleNamespace
+from typing import Any, TextIO, cast
 
 import pytest
 from hypothesis import given, settings
@@ -134,3 +136,17 @@ def test_an_error_of_the_database_tells_no_values(tmp_path: Any) -> None:
     database.close()
     assert "nowhere" in str(problem.value)
     assert "ann@example.com" not in str(problem.value)
+
+
+def test_lines_that_come_together_are_written_together_but_never_more_than_a_pipe_takes_whole() -> None:
+    pieces: list[str] = []
+    stream = SimpleNamespace(write=pieces.append)
+    log = logs.Log(cast(TextIO, stream), "INFO", as_json=False)
+    log.put("one", "two")
+    assert pieces == ["one\ntwo\n"]
+    pieces.clear()
+    lines = ["x" * length for length in range(0, 1000, 9)]
+    log.put(*lines)
+    assert "".join(pieces) == "".join(f"{line}\n" for line in lines)
+    assert max(map(len, pieces)) <= PIPE_BUF
+    assert len(pieces) < len(lines) / 3

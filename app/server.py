@@ -195,6 +195,9 @@ class Outlet:
 class Connection(TConn):  # type: ignore[misc]
     """A client, and what has arrived of its next request."""
 
+    taken: threading.Lock
+    """Of the request that was handed over: held once a thread has it, or nobody is to answer it any more."""
+
     def __init__(self, cfg: Any, client: socket.socket, *addresses: Any) -> None:
         super().__init__(cfg, Outlet(client), *addresses)
         self.data_ready = True
@@ -204,8 +207,6 @@ class Connection(TConn):  # type: ignore[misc]
         self.place: deque[Connection] | None = None
         self.event = 0
         """What the loop watches for."""
-        self.taken = threading.Lock()
-        """Held once a thread has the request, or nobody is to answer it any more."""
         self.handed_over = 0.0
         self.is_early = False
         """Whether the client sent more before it was answered."""
@@ -221,22 +222,30 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class Threads:
-    """So many threads that call ``answer`` for each connection they are given."""
+    """At most ``count`` threads that call ``answer`` for each connection that the loop gives them.
+
+    One more begins with each, until all are there: a process that only dispatches has none.
+    """
 
     def __init__(self, count: int, answer: Callable[[Connection], None]) -> None:
         self._answer, self._count = answer, count
-        self.waiting: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
-        for number in range(count):
-            threading.Thread(target=self._run, name=f"request-{number}", daemon=True).start()
+        self._begun = 0
+        self._waiting: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
+
+    def give(self, conn: Connection) -> None:
+        self._waiting.put(conn)
+        if self._begun < self._count:
+            threading.Thread(target=self._run, name=f"request-{self._begun}", daemon=True).start()
+            self._begun += 1
 
     def _run(self) -> None:
-        while (conn := self.waiting.get()) is not None:
+        while (conn := self._waiting.get()) is not None:
             self._answer(conn)
 
     def shutdown(self, wait: bool = False) -> None:
         """Let them end after what was given to them."""
-        for _ in range(self._count):
-            self.waiting.put(None)
+        for _ in range(self._begun):
+            self._waiting.put(None)
 
 
 crowds = memoryview(mmap.mmap(-1, 4 * 256)).cast("i")
@@ -389,20 +398,20 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         conn.taken = threading.Lock()
         self.handed_over.append(conn)
         self._watch_for(conn, READABLE)
-        self.tpool.waiting.put(conn)
+        self.tpool.give(conn)
 
     def _answer_in_thread(self, conn: Connection) -> None:
         if not conn.taken.acquire(blocking=False):
             return
         conn.keeps = False
         try:
-            conn.keeps = self.handle(conn)
+            keeps = self.handle(conn)
             conn.begun = conn.parser.unreader.take_buffered() if conn.parser else b""
             conn.sock.flush()
-        except OSError:  # the client has gone
-            conn.keeps = False
+            conn.keeps = keeps
+        except OSError:
+            pass  # the client has gone
         except BaseException as error:
-            conn.keeps = False
             self.log.error("a request failed", exc_info=error)
         self.answered.append(conn)
         in_a_hurry = not conn.keeps or conn.sock.rest or conn.begun or conn.is_early or not self.alive

@@ -1,11 +1,14 @@
 """How answers leave, and how a process tells that it is alive. What clients see of it: test_hostile_clients.py."""
 
 import socket
+import threading
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from app.server import KEPT_BYTES, NOTICE_SECONDS, Outlet, PatientWorker
+from app.server import KEPT_BYTES, NOTICE_SECONDS, Connection, Outlet, PatientWorker, Threads
+from tests.support.waiting import until
 
 
 def test_an_answer_leaves_as_a_whole() -> None:
@@ -45,3 +48,25 @@ def test_the_master_is_told_now_and_then_that_the_loop_turns(monkeypatch: pytest
     now[0] += NOTICE_SECONDS
     worker.notify()
     assert len(told) == 2
+
+
+def test_threads_begin_when_there_is_something_to_answer_and_all_of_them_end() -> None:
+    answered: list[Connection] = []
+    both = threading.Barrier(2)
+
+    def answer(conn: Connection) -> None:
+        both.wait(10)
+        answered.append(conn)
+
+    def alive() -> int:
+        return sum(thread.name.startswith("request-") for thread in threading.enumerate())
+
+    threads = Threads(2, answer)
+    assert alive() == 0
+    given = [cast(Connection, SimpleNamespace(number=number)) for number in range(4)]
+    for conn in given:
+        threads.give(conn)
+    assert alive() == 2
+    threads.shutdown()
+    until(lambda: alive() == 0)
+    assert sorted(answered, key=given.index) == given

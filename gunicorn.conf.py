@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # for -c from another 
 import gunicorn.glogging
 
 import config as service  # gunicorn has a setting of its own named "config"
-from app import logs
+from app.observe import logs
 
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
@@ -70,8 +70,8 @@ generation = tempfile.TemporaryFile()  # noqa: SIM115
 def on_starting(server):
     """Bring the schema up to date, or say why not, once and before any worker."""
     from app.db import Database
+    from app.db.schema import prepare
     from app.errors import AppError, DatabaseUnavailable
-    from app.schema import prepare
 
     try:
         database = Database(settings.database_url, timeout=settings.database_timeout)

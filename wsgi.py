@@ -12,8 +12,8 @@ from werkzeug.serving import is_running_from_reloader
 
 import config
 from app import create_app
+from app.db.schema import prepare
 from app.errors import AppError, DatabaseUnavailable
-from app.schema import prepare
 
 # Whatever imports this in between: if it is gunicorn that loads the application, it stands in the stack.
 _callers = {str(frame.f_globals.get("__name__")) for frame, _ in walk_stack(sys._getframe())}

@@ -3,10 +3,11 @@
 from flask import Flask
 from sqlalchemy.orm import configure_mappers
 
-from app import api, cli, doctor, logs, mail, receivers, schema
+from app import api, cli, doctor, mail, receivers
 from app.bus import Bus
 from app.clock import Clock
-from app.db import Database, sqlite_is_safe, sqlite_module
+from app.db import Database, schema, sqlite_is_safe, sqlite_module
+from app.observe import logs
 from app.retry import ExponentialBackoff, Policy
 from config import Settings
 
@@ -38,7 +39,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     if database.is_sqlite and not sqlite_is_safe():
         app.logger.warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
     mail.init_app(app, settings)
-    receivers.connect_all(settings)
+    receivers.init_app(app)
     api.init_app(app)
     cli.init_app(app)
     return app

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from app.events import Event
+from app.signal import Event
 
 
 class Done:

@@ -10,7 +10,7 @@ from flask import Flask
 from app.bus import queries
 from app.db import Database, sqlite_is_safe, sqlite_module
 from app.errors import AppError, DatabaseUnavailable
-from app.events import SIGNALS
+from app.signal import SIGNALS
 from config import Settings
 
 SCARCE_BYTES = 500_000_000

@@ -3,21 +3,9 @@
 A class's docstring is its default message: what went wrong, and the cure.
 """
 
-import enum
 import inspect
 
-
-class Outcome(enum.StrEnum):
-    """How an attempt at a delivery ended."""
-
-    OK = "ok"
-    REFUSED = "refused"  # permanent: trying again cannot help
-    DEFERRED = "deferred"  # temporary: the other side asks to come back later
-    THROTTLED = "throttled"  # temporary: we send faster than the other side takes
-    UNREACHABLE = "unreachable"
-    TIMEOUT = "timeout"
-    BUG = "bug"  # an exception that nobody expected
-    UNKNOWN = "unknown"  # the process died or lost its lease in the middle, or the answer got lost
+from app.states import Outcome
 
 
 class AppError(Exception):

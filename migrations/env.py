@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection that app.schema hands over. Configures no logging: that is the application's."""
+"""Run by Alembic, on the connection that app.db.schema hands over. Configures no logging: that is the application's."""
 
 from alembic import context
 

@@ -10,8 +10,7 @@ import hypothesis
 import pytest
 from sqlalchemy import create_engine, make_url, text
 
-from app import schema
-from app.db import Base, Database
+from app.db import Base, Database, schema
 from config import Settings
 from tests.support import postgres
 from tests.support.shop import Shop

@@ -6,12 +6,10 @@ from typing import Any
 
 from flask.json.provider import DefaultJSONProvider
 
+from app.text import shortened
+
 LONGEST_INTEGER = 100
 """Digits. Python refuses to read integers beyond 4300; one so long is a Decimal here, and no field takes it."""
-
-
-LONGEST_NAME = 64
-"""Characters of a name from outside that are shown."""
 
 
 class ExactJSON(DefaultJSONProvider):
@@ -32,14 +30,6 @@ class ExactJSON(DefaultJSONProvider):
         return _encoder.encode(obj).encode("utf-8", "backslashreplace").decode()
 
 
-def printable(name: str) -> str:
-    """A name from outside, fit to be shown: short, and without characters that do something."""
-    if len(name) <= LONGEST_NAME and name.isprintable():
-        return name
-    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in short)
-
-
 def _number(text: str) -> Decimal:
     try:
         return Decimal(text)
@@ -56,7 +46,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         for name, _ in pairs:
             if found.pop(name, pairs) is pairs:  # taken out already
-                raise ValueError(f"it names {printable(name)!r} twice in one object")
+                raise ValueError(f"it names {shortened(name)!r} twice in one object")
     return found
 
 

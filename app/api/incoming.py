@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from app.errors import Outcome
 from app.orders import ID_PATTERN, checked_email, is_identifier
+from app.states import Outcome
 
 HIGHEST_PRICE = Decimal("9999999999.99")
 LONGEST_EMAIL = 254

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSche
 
 from app.api.incoming import Notification, State, Status
 from app.db import iso
-from app.errors import Outcome
+from app.states import Outcome
 
 Amount = Annotated[
     Decimal,

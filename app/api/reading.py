@@ -7,8 +7,8 @@ from flask import current_app, request
 from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from app.api.exactjson import printable
 from app.api.problems import LARGEST_BODY, Problem
+from app.text import shortened
 
 MOST_ERRORS = 100
 """A body can hold thousands of unknown fields; so many are named."""
@@ -66,7 +66,7 @@ def read_query(model: type[Checked]) -> Checked:
 def checked(model: type[Checked], given: Any) -> Checked:
     """``given`` as the model keeps it. Raises Problem with 422 that names every wrong field and what it may be."""
     if isinstance(given, dict):  # a lone surrogate in a name would be all that pydantic complains of
-        given = {printable(name): value for name, value in given.items()}
+        given = {shortened(name): value for name, value in given.items()}
     try:
         return model.model_validate(given)
     except ValidationError as error:

@@ -10,16 +10,20 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from app import events
+from app import signal
 from app.answers import Discard, Done, RetryAfter
-from app.bus import signals, store
-from app.bus.record import because_of
-from app.bus.store import Lease, Settled
+from app.bus import leases as store
+from app.bus import lifecycle as signals
+from app.bus.leases import Lease, Settled
+from app.bus.options import ReceiverOptions
+from app.bus.outbox import because_of
 from app.bus.tables import DEAD, DISCARDED, DONE, READY
 from app.clock import uuid7
 from app.db import Database, Transaction, is_passing
-from app.errors import AppError, AttemptFailed, DatabaseUnavailable, LeaseLost, Outcome
+from app.errors import AppError, AttemptFailed, DatabaseUnavailable, LeaseLost
 from app.retry import Policy
+from app.states import Outcome
+from app.text import storable
 
 T = TypeVar("T")
 
@@ -61,6 +65,7 @@ class Dispatcher:
         *,
         context: Callable[[], AbstractContextManager[Any]],
         sender: object = None,
+        options: Callable[[str], ReceiverOptions] = lambda _: ReceiverOptions(),
         lease_seconds: float = 30,
         missing_receiver_seconds: float = 86400,
     ) -> None:
@@ -69,6 +74,7 @@ class Dispatcher:
         self.policy = policy
         self.context = context
         self.sender = sender or self
+        self.options = options
         self.lease = timedelta(seconds=lease_seconds)
         self.missing_after = timedelta(seconds=missing_receiver_seconds)
         self.outlast: Callable[[DatabaseUnavailable], bool] = lambda _: False
@@ -83,7 +89,7 @@ class Dispatcher:
 
     def next_due(self) -> dict[str, datetime]:
         """For each receiver with unfinished deliveries, when the earliest is due. Takes no write lock."""
-        with self.database.look() as reader:
+        with self.database.autocommit() as reader:
             return store.next_due(reader, subscriptions())
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
@@ -279,15 +285,15 @@ class Dispatcher:
         subscription = find(lease)
         if subscription is None:
             return self._without_receiver(lease)
-        if lease.in_doubt and subscription.hold_unknown:
+        if lease.in_doubt and self.options(lease.receiver).hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
         if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
             return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
         try:
-            event = events.decode(lease.type, lease.version, lease.data)
+            event = signal.decode(lease.type, lease.version, lease.data)
         except ValueError as error:
-            return Failure(Outcome.BUG, _words(f"undecodable event: {error}"), final=True)
-        offered = {"event": event, "delivery": lease, "session": session}
+            return Failure(Outcome.BUG, storable(f"undecodable event: {error}"), final=True)
+        offered = {"event": event, "delivery": lease, "session": session and session.session, "transaction": session}
         arguments = {name: value for name, value in offered.items() if name in subscription.parameters}
         try:
             with self.context(), because_of(lease):
@@ -295,8 +301,8 @@ class Dispatcher:
                 if session is not None:
                     session.write_out()
         except AttemptFailed as error:
-            held = error.outcome is Outcome.UNKNOWN and subscription.hold_unknown
-            return Failure(error.outcome, _words(str(error)), final=held)
+            held = error.outcome is Outcome.UNKNOWN and self.options(lease.receiver).hold_unknown
+            return Failure(error.outcome, storable(str(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT, str(error))
         except Exception as error:
@@ -309,7 +315,7 @@ class Dispatcher:
                 return Done()
             case Done() | Discard() | RetryAfter():
                 return answer
-        return Failure(Outcome.BUG, _words(f"it returned {answer!r}; return nothing, Done, Discard or RetryAfter"))
+        return Failure(Outcome.BUG, storable(f"it returned {answer!r}; return nothing, Done, Discard or RetryAfter"))
 
     def _without_receiver(self, lease: Lease) -> Answer:
         """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""
@@ -327,10 +333,10 @@ class Dispatcher:
                 return Settled(lease, DONE, Outcome.OK)
             case Discard():
                 self._publish(lease, answer.publish)
-                return Settled(lease, DISCARDED, reason=_words(answer.reason))
+                return Settled(lease, DISCARDED, reason=storable(answer.reason))
             case RetryAfter():
                 due_at = session.now + timedelta(seconds=max(1.0, answer.seconds))
-                return Settled(lease, READY, reason=_words(answer.reason), due_at=due_at)
+                return Settled(lease, READY, reason=storable(answer.reason), due_at=due_at)
             case Failure():
                 return self._end_failed(session, lease, answer)
 
@@ -349,25 +355,25 @@ class Dispatcher:
         return Settled(lease, DEAD, outcome, detail)
 
     @staticmethod
-    def _last_words(lease: Lease, reason: str) -> list[events.Event]:
+    def _last_words(lease: Lease, reason: str) -> list[signal.Event]:
         """What is published when the delivery is given up: nothing when the event itself can't be read."""
         subscription = find(lease)
         if subscription is None or subscription.when_dead is None:
             return []
         try:
-            event = events.decode(lease.type, lease.version, lease.data)
+            event = signal.decode(lease.type, lease.version, lease.data)
         except ValueError:
             return []
         last_words = subscription.when_dead(event, reason)
-        if type(last_words).__name__ not in events.SIGNALS:
+        if type(last_words).__name__ not in signal.SIGNALS:
             raise TypeError(f"it returned {last_words!r}, which is no event that a signal carries")
         return [last_words]
 
     @staticmethod
-    def _publish(lease: Lease, published: Iterable[events.Event]) -> None:
+    def _publish(lease: Lease, published: Iterable[signal.Event]) -> None:
         with because_of(lease):
             for event in published:
-                events.SIGNALS[type(event).__name__].send(lease.receiver, event=event)
+                signal.SIGNALS[type(event).__name__].send(lease.receiver, event=event)
 
     def _report_lost(self, lease: Lease) -> None:
         signals.report(signals.lease_lost, self.sender, lease=lease)
@@ -391,23 +397,18 @@ class _RolledBack(Exception):
 
 
 def _bug(error: Exception) -> Failure:
-    return Failure(Outcome.BUG, _words(f"{type(error).__name__}: {error}"))
+    return Failure(Outcome.BUG, storable(f"{type(error).__name__}: {error}"))
 
 
-def _words(text: str) -> str:
-    """Foreign words as a database column takes them: at most 2,000 characters, no NUL, no lone surrogates."""
-    return text[:2000].replace("\0", "").encode(errors="replace").decode()
-
-
-def subscriptions() -> dict[str, events.Subscription]:
+def subscriptions() -> dict[str, signal.Subscription]:
     """Every connected receiver, by its name."""
-    return {name: found for signal in events.SIGNALS.values() for name, found in signal.subscriptions.items()}
+    return {name: found for each in signal.SIGNALS.values() for name, found in each.subscriptions.items()}
 
 
-def find(lease: Lease) -> events.Subscription | None:
+def find(lease: Lease) -> signal.Subscription | None:
     """The subscription that the delivery was recorded for, if it still exists."""
-    signal = events.SIGNALS.get(lease.type)
-    return signal.subscriptions.get(lease.receiver) if signal else None
+    found = signal.SIGNALS.get(lease.type)
+    return found.subscriptions.get(lease.receiver) if found else None
 
 
 def _takes_session(lease: Lease) -> bool:

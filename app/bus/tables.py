@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, 
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, UtcTime
-from app.errors import Outcome
+from app.states import Outcome
 
 READY, LEASED, DONE, DEAD, DISCARDED = STATES = ("ready", "leased", "done", "dead", "discarded")
 

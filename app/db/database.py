@@ -15,11 +15,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.clock import Clock
-from app.db.commits import Commits, Work
 from app.db.engine import is_passing, make_engine
+from app.db.group_commit import Commits, Work
 from app.db.prepared import Reader
 from app.db.transaction import Rows, Transaction, in_transaction
-from app.db.turns import Turns
+from app.db.write_queue import Turns
 from app.errors import DatabaseUnavailable, NestedTransaction, SchemaBehind
 
 T = TypeVar("T")
@@ -44,6 +44,8 @@ class Database:
         self.committed = Signal(
             "Sent after a commit; the sender is the database, `facts` what each caller's work told."
         )
+        self.before_work: Callable[[Transaction], None] | None = None
+        """Called before each caller's work, in the context that it runs in."""
         self.engine = make_engine(self.url, timeout, pool_size)
         self._begin_anew()
         self._turns = Turns(Path(self.url.database)) if self.is_sqlite and self.url.database else None
@@ -105,7 +107,7 @@ class Database:
             with self._working:
                 for each in sorted(batch, key=attrgetter("lock_order")):
                     session = Transaction(connection, now, rows)
-                    each.do(session)
+                    each.do(session, self.before_work)
                 session.write_rows()
             self._commit(connection)
 
@@ -135,7 +137,7 @@ class Database:
             connection.close()  # for others to have
 
     @contextlib.contextmanager
-    def look(self) -> Iterator[Reader]:
+    def autocommit(self) -> Iterator[Reader]:
         """For prepared queries, each of which sees the database as it is at its moment. Raises DatabaseUnavailable."""
         try:
             connection = self.engine.raw_connection()

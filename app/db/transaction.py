@@ -51,6 +51,11 @@ class Transaction(Session):
         return getattr(self, name)
 
     @property
+    def session(self) -> Session:
+        """A SQLAlchemy session in the transaction, made when it is asked for."""
+        return self
+
+    @property
     def is_used(self) -> bool:
         """Whether something was done through the session, and lies in a savepoint of its own."""
         return self._made_on is None and self.in_transaction()
@@ -124,9 +129,13 @@ def in_transaction() -> bool:
     return _current.get() is not None
 
 
-def within(transaction: Transaction, work: Callable[[Transaction], T]) -> T:
+def within(
+    transaction: Transaction, work: Callable[[Transaction], T], before: Callable[[Transaction], None] | None
+) -> T:
     """Do the work as the running transaction's, and write out what its session holds."""
     _current.set(transaction)
+    if before is not None:
+        before(transaction)
     try:
         result = work(transaction)
         transaction.write_out()

@@ -11,7 +11,7 @@ from pathlib import Path
 from flask_mail import Message
 
 from app.errors import AttemptFailed, Deferred, Unreachable
-from app.mail.parcel import Backend, Parcel
+from app.mail.envelope import Backend, Parcel
 from config import Settings
 
 OUTBOX_LIMIT = 1000

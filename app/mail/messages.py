@@ -14,7 +14,7 @@ from flask_mail import Message
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import escape
 
-from app.mail.parcel import ascii_address, refuse_control_characters
+from app.mail.envelope import ascii_address, refuse_control_characters
 
 LANGUAGE = {"zh": "zh-CN", "en": "en"}
 FACTS = ("order_id", "user_id", "total_price", "created_at")

@@ -25,13 +25,6 @@ def meaning(code: int, text: str) -> type[AttemptFailed]:
     return Throttled if _is_about_rate(code, text) else Deferred
 
 
-def words(reply: bytes | str, limit: int = 300) -> str:
-    """A reply's text on one line: without control characters, trimmed to ``limit`` characters."""
-    text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return " ".join(printable.split())[:limit]
-
-
 def _is_about_rate(code: int, text: str) -> bool:
     """What concerns one address or mailbox never is; 4.7.1 is how greylisting says "the first time"."""
     found = _ENHANCED.match(text)

@@ -20,7 +20,8 @@ from typing import Any
 
 from app.errors import AttemptFailed, InDoubt, Throttled, TimedOut, Unreachable
 from app.mail import replies
-from app.mail.parcel import Backend, Parcel
+from app.mail.envelope import Backend, Parcel
+from app.text import one_line
 from config import Settings
 
 IDLE_SECONDS = 30
@@ -110,7 +111,7 @@ class Conversation(smtplib.SMTP):
         for first in range(0, len(commands), at_once):
             self._exchange(commands[first : first + at_once])
         if self.unread:
-            raise smtplib.SMTPException(f"{replies.words(self.unread)!r} answers nothing that was asked")
+            raise smtplib.SMTPException(f"{one_line(self.unread)!r} answers nothing that was asked")
 
     def finish(self, content: bytes) -> None:
         """Hand the message over. From its end to an answer that makes sense, its fate is in doubt."""
@@ -132,9 +133,9 @@ class Conversation(smtplib.SMTP):
         if code == replies.CLOSING:
             self.drop()
         if code // 100 in (4, 5):
-            raise Refusal(step, code, replies.words(text))
+            raise Refusal(step, code, one_line(text))
         if code // 100 != wanted:
-            raise smtplib.SMTPException(f"{code} {replies.words(text)!r} is no answer that SMTP knows")
+            raise smtplib.SMTPException(f"{code} {one_line(text)!r} is no answer that SMTP knows")
 
     def lives(self) -> bool:
         """Ask, and forget what a refused mail left behind. Never raises."""
@@ -270,7 +271,7 @@ class SmtpBackend(Backend):
         try:
             return self._connected()
         except smtplib.SMTPResponseException as answer:
-            text = replies.words(answer.smtp_error)
+            text = one_line(answer.smtp_error)
             kind = Throttled if 400 <= answer.smtp_code < 500 else Unreachable  # it says nothing about this mail
             reason = f"{self.where} turned the connection down: {answer.smtp_code} {text}; {_cure(answer)}."
             raise kind(reason) from answer
@@ -324,7 +325,7 @@ class SmtpBackend(Backend):
 
     def _broken(self, problem: Exception, step: str, *, in_doubt: bool = False) -> AttemptFailed:
         kind: type[AttemptFailed] = Unreachable
-        what = f"failed ({step}): {replies.words(str(problem))}"
+        what = f"failed ({step}): {one_line(str(problem))}"
         if isinstance(problem, TimeoutError):
             limit = self.settings.mail_timeout
             what = f"gave no answer within {limit:g} s, or not all of them within {PATIENCE * limit:g} s ({step})"

@@ -6,21 +6,27 @@ order_created ─┬─ update_user_order_record ── order confirmed, user's 
                                            └─ notification_skipped ─┘
 """
 
+from flask import Flask
+
+from app.bus import Bus
 from app.events import notification_failed, notification_sent, notification_skipped, order_created
 from app.receivers.notification import announce_failure, send_email_notification, update_order_notification
 from app.receivers.order_record import update_user_order_record
 from config import Settings
 
 
-def connect_all(settings: Settings) -> None:
+def init_app(app: Flask) -> None:
     """Connect every receiver to its signal, under the name that its deliveries are stored with."""
     order_created.connect(update_user_order_record)
-    order_created.connect(
-        send_email_notification,
-        concurrency=settings.mail_threads,
-        when_dead=announce_failure,
-        hold_unknown=settings.mail_on_unknown == "hold",
-    )
+    order_created.connect(send_email_notification, when_dead=announce_failure)
     notification_sent.connect(update_order_notification)
     notification_failed.connect(update_order_notification)
     notification_skipped.connect(update_order_notification)
+
+    settings: Settings = app.extensions["settings"]
+    bus: Bus = app.extensions["bus"]
+    bus.configure(
+        "send_email_notification",
+        concurrency=settings.mail_threads,
+        hold_unknown=settings.mail_on_unknown == "hold",
+    )

@@ -8,9 +8,10 @@ from flask import current_app
 
 from app.answers import Discard, Done
 from app.db import Database, Transaction
-from app.events import Event, NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
+from app.events import NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
 from app.mail import Mailer, order_notification
 from app.orders import checked_email, known_email, mark_notification
+from app.signal import Event
 from config import Settings
 
 PLAIN_LOCAL_PART = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
@@ -58,9 +59,9 @@ STATES: dict[type[Event], str] = {
 }
 
 
-def update_order_notification(sender: str, event: Event, session: Transaction) -> None:
+def update_order_notification(sender: str, event: Event, transaction: Transaction) -> None:
     """Set the order's ``notification`` to what happened."""
-    mark_notification(session, event.order_id, STATES[type(event)])
+    mark_notification(transaction, event.order_id, STATES[type(event)])
 
 
 def _address(event: OrderCreated, domain: str | None) -> str | None:

@@ -5,6 +5,6 @@ from app.events import OrderCreated
 from app.orders import confirm_order
 
 
-def update_user_order_record(sender: str, event: OrderCreated, session: Transaction) -> None:
+def update_user_order_record(sender: str, event: OrderCreated, transaction: Transaction) -> None:
     """The order becomes ``confirmed``, and the user's record takes it in; exactly once."""
-    confirm_order(session, event.order_id)
+    confirm_order(transaction, event.order_id)

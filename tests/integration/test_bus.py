@@ -10,16 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app import orders
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, Settled, store
-from app.bus import signals as lifecycle
-from app.bus.store import Lease
+from app.bus import Dispatcher, Filter, Settled, lifecycle
+from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
-from app.orders import confirm_order, place_order, set_email
+from app.orders import confirm_order, place_order, records, set_email
 from tests.support.shop import FixedWait, Shop
 from tests.support.waiting import somebody_waits, until
 
@@ -519,7 +517,7 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
     others: list[Lease] = []
 
     def claim(session: Transaction) -> list[Lease]:
-        taken = store.claim(session, "plain", 1, timedelta(seconds=30), "first")
+        taken = leases.claim(session, "plain", 1, timedelta(seconds=30), "first")
         other = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({"plain": 5})))
         other.start()
         other.join(4)
@@ -566,7 +564,7 @@ def test_two_orders_of_one_user_read_at_once_are_both_counted(shop: Shop, monkey
             until(lambda: somebody_waits(shop.database) or not second.is_alive())
         return update_record(session, values)
 
-    monkeypatch.setattr(orders, "UPDATE_RECORD", update_late)
+    monkeypatch.setattr(records, "UPDATE_RECORD", update_late)
     shop.database.transact(lambda session: confirm_order(session, "1"))
     second.join(20)
     assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))

@@ -15,11 +15,11 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from app.bus.record import record
+from app.bus.outbox import record
 from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
-from app.db.commits import Commits
-from app.db.turns import LONGEST_PAUSE, PATIENCE, PAUSE, SKIPPED, Turns
+from app.db.group_commit import Commits
+from app.db.write_queue import LONGEST_PAUSE, PATIENCE, PAUSE, SKIPPED, Turns
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated
 from app.orders import set_email
@@ -39,7 +39,7 @@ class Crowd:
         self.database = database
         self.batches: list[int] = []
         """The sizes of all that was tried at once."""
-        monkeypatch.setattr("app.db.commits.PATIENCE", 20)  # nobody leads beside another
+        monkeypatch.setattr("app.db.group_commit.PATIENCE", 20)  # nobody leads beside another
         fill = Commits.fill
 
         def counting(commits: Commits, batch: list[Any]) -> None:
@@ -181,7 +181,7 @@ def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sql
 
 
 def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.commits.COMPANY_SECONDS", 20)
+    monkeypatch.setattr("app.db.group_commit.COMPANY_SECONDS", 20)
     database = crowd.database
     on_the_way = threading.Event()
 
@@ -201,7 +201,7 @@ def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.
 
 
 def test_who_was_expected_and_turns_back_is_not_waited_for(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.commits.COMPANY_SECONDS", 20)
+    monkeypatch.setattr("app.db.group_commit.COMPANY_SECONDS", 20)
     database = crowd.database
     on_the_way = threading.Event()
 
@@ -317,7 +317,7 @@ def test_a_row_that_somebody_keeps_locked_holds_up_only_who_wants_it(
 ) -> None:
     database, other = Database(postgres_url), Database(postgres_url)
     crowd = Crowd(database, monkeypatch)
-    monkeypatch.setattr("app.db.commits.PATIENCE", 0.5)
+    monkeypatch.setattr("app.db.group_commit.PATIENCE", 0.5)
     database.transact(adds("locked"))
     held, let_go = threading.Event(), threading.Event()
 
@@ -369,7 +369,7 @@ def test_on_postgresql_one_that_hangs_holds_up_neither_requests_nor_a_dispatcher
     hanging.start()
     assert entered.wait(20)
     assert [request(adds("a")), request(adds("b"))] == ["a", "b"]
-    monkeypatch.setattr("app.db.commits.PATIENCE", 20)
+    monkeypatch.setattr("app.db.group_commit.PATIENCE", 20)
     began = time.monotonic()
     assert database.transact(adds("c")) == "c", "a dispatcher's transactions run side by side"
     assert time.monotonic() - began < 10

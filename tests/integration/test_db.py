@@ -11,10 +11,9 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from app import create_app, db, orders
-from app.bus import gate, queries, store
-from app.bus import record as recording
-from app.bus.record import record
+from app import create_app, db
+from app.bus import queries
+from app.bus.outbox import record
 from app.bus.tables import UNFINISHED
 from app.clock import uuid7
 from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
@@ -22,7 +21,7 @@ from app.db import engine as db_engine
 from app.db.prepared import Prepared
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
-from app.orders import confirm_order, place_order
+from app.orders import confirm_order, place_order, records
 from app.orders.models import User
 from config import Settings
 from tests.support.shop import Shop
@@ -407,13 +406,13 @@ def test_hot_queries_use_their_indexes(sqlite_url: str) -> None:
 
 def test_no_statement_of_every_order_looks_at_a_whole_table(sqlite_url: str) -> None:
     """The very statements that are prepared. ``gates`` has a row for each receiver that is down, and no more."""
-    found: dict[str, Prepared] = {"held": store._select_held(3)}
-    for module in (gate, store, orders, recording):
+    found: dict[str, Prepared] = {"held": leases._select_held(3)}
+    for module in (breaker, leases, records, outbox):
         found |= {name: made for name, made in vars(module).items() if isinstance(made, Prepared)}
     found |= orders.MARK_NOTIFICATION
     assert len(found) > 15
     database = Database(sqlite_url)
-    with database.look() as reader:
+    with database.autocommit() as reader:
         for name, prepared in found.items():
             compiled = prepared._for(reader.dialect)
             unknown = [None] * len(compiled._slots)

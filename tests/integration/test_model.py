@@ -27,9 +27,8 @@ from hypothesis.stateful import (
 from sqlalchemy import text
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, operate, queries
-from app.bus import signals as lifecycle
-from app.bus.store import Lease
+from app.bus import Dispatcher, Filter, lifecycle, operate, queries
+from app.bus.leases import Lease
 from app.db import Base, Transaction
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, Refused, TimedOut, Unreachable
 from app.events import (

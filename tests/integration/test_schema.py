@@ -8,8 +8,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
-from app import schema
-from app.db import SCHEMA_REVISION, Database
+from app.db import SCHEMA_REVISION, Database, schema
 from app.errors import SchemaBehind
 
 RACERS = 4

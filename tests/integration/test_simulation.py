@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
-from app.bus import dispatcher, store
+from app.bus import dispatcher
 from app.bus.tables import Delivery
 from app.orders import Order
 from app.receivers import notification
@@ -122,8 +122,8 @@ def overwritten(session: Any, order_id: str, state: str) -> None:
 @pytest.mark.parametrize(
     "where, name, instead",
     [
-        pytest.param(store, "settle", unfenced(store.settle), id="the fencing token"),
-        pytest.param(store, "_record_unknown", lambda *_: None, id="the record of unknown outcomes"),
+        pytest.param(leases, "settle", unfenced(leases.settle), id="the fencing token"),
+        pytest.param(leases, "_record_unknown", lambda *_: None, id="the record of unknown outcomes"),
         pytest.param(dispatcher.Dispatcher, "_still_held", lambda *_: True, id="the look whether the lease is held"),
         pytest.param(notification, "mark_notification", overwritten, id="the order of notifications"),
     ],

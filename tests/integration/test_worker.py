@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app import logs
-from app.bus import lanes, prune, wakeup, worker
-from app.bus import signals as lifecycle
+from app.bus import lifecycle, prune
 from app.clock import Clock
 from app.db import Database
+from app.engine.inprocess import wakeup, worker
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
+from app.observe import logs
 from config import Settings
 from tests.support.api import listening
 from tests.support.postgres import Door
@@ -237,7 +237,7 @@ def test_while_others_queue_for_the_write_lock_deliveries_are_put_off_and_yet_do
     monkeypatch.setattr(stopping, "wait", counting)
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
-    assert {worker.COURTESY_SECONDS, lanes.GATHER_SECONDS} <= set(waits)
+    assert {worker.COURTESY_SECONDS, receiver_threads.GATHER_SECONDS} <= set(waits)
 
 
 def test_starting_twice_is_starting_once(shop: LiveShop) -> None:

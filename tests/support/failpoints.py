@@ -13,9 +13,9 @@ from typing import Any
 from alembic import op
 
 from app import mail
-from app.bus import dispatcher, store
+from app.bus import dispatcher, leases
 from app.db import Database
-from app.db.commits import Work
+from app.db.group_commit import Work
 
 POINTS = ("before-commit", "after-commit", "after-claim", "after-send", "inside-settle", "during-upgrade")
 
@@ -83,7 +83,7 @@ assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one
 Work.do, Database._commit = _commit_of_a_post(Work.do, Database._commit)  # type: ignore[method-assign]
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
-store.settle = _end_of_some(store.settle)
+leases.settle = _end_of_some(leases.settle)
 _wrap(op, "create_table", after="during-upgrade")
 
 from wsgi import app  # noqa: E402 - the wrapping comes first

@@ -9,13 +9,14 @@ from typing import Any
 
 from sqlalchemy import select, text
 
-from app import create_app, events
+from app import create_app
 from app.bus import Dispatcher, Settled, queries
 from app.bus.tables import Attempt, Delivery
 from app.clock import Clock, uuid7
 from app.db import Transaction, iso
 from app.events import OrderCreated, order_created
 from app.orders import find_order, find_user, place_order
+from app.signal import DurableSignal
 from config import Settings
 
 START = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
@@ -93,12 +94,14 @@ class Shop:
 
     # What the bus does
 
-    def receive(self, receiver: Callable[..., Any], signal: events.DurableSignal = order_created, **how: Any) -> None:
-        """Connect a receiver for the length of the test."""
+    def receive(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:
+        """Connect a receiver, with the bus's options for it, for the length of the test."""
+        options = {option: how.pop(option) for option in ("concurrency", "hold_unknown") if option in how}
         signal.connect(receiver, **how)
+        self.bus.configure(how.get("name") or receiver.__name__, **options)
         self._connected.callback(signal.disconnect, receiver)
 
-    def only(self, receiver: Callable[..., Any], signal: events.DurableSignal = order_created, **how: Any) -> None:
+    def only(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:
         """Connect a receiver, and none but it to its signal, for the length of the test."""
         kept = dict(signal.subscriptions)
         for subscription in kept.values():
@@ -106,13 +109,7 @@ class Shop:
 
         def restore() -> None:
             for name, subscription in kept.items():
-                signal.connect(
-                    subscription.receiver,
-                    name=name,
-                    concurrency=subscription.concurrency,
-                    when_dead=subscription.when_dead,
-                    hold_unknown=subscription.hold_unknown,
-                )
+                signal.connect(subscription.receiver, name=name, when_dead=subscription.when_dead)
 
         self._connected.callback(restore)
         self.receive(receiver, signal, **how)

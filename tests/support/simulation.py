@@ -26,16 +26,15 @@ from typing import Any
 from sqlalchemy import event
 
 import app.clock
-import app.db.commits
-from app import logs
-from app.bus import Filter
-from app.bus import signals as lifecycle
-from app.bus.store import Lease
+import app.db.group_commit
+from app.bus import Filter, lifecycle
+from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
-from app.mail.parcel import Parcel
+from app.mail.envelope import Parcel
+from app.observe import logs
 from app.orders import NOTIFICATIONS, place_order
 from app.retry import ExponentialBackoff
 from config import Settings
@@ -892,14 +891,14 @@ def _simulated_time(clock: Any) -> Iterator[None]:
         sleep=clock.advance,
         time_ns=lambda: int(clock.now().timestamp() * 1_000_000) * 1000,
     )
-    real = app.db.commits.time, app.clock.time, app.clock.os, app.clock._last
-    app.db.commits.time = app.clock.time = time  # type: ignore[assignment, misc]
+    real = app.db.group_commit.time, app.clock.time, app.clock.os, app.clock._last
+    app.db.group_commit.time = app.clock.time = time  # type: ignore[assignment, misc]
     app.clock.os = SimpleNamespace(urandom=random.randbytes)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         app.clock._drawn.clear()
-        app.db.commits.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
+        app.db.group_commit.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
 
 
 @contextlib.contextmanager

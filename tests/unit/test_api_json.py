@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from app.api.exactjson import ExactJSON, printable
+from app.api.exactjson import ExactJSON
+from app.text import shortened
 
 provider = ExactJSON(Flask("test"))
 
@@ -87,4 +88,4 @@ def test_a_decimal_is_written_as_a_string() -> None:
     ],
 )
 def test_a_name_is_shown_short_and_harmless(name: str, shown: str) -> None:
-    assert printable(name) == shown
+    assert shortened(name) == shown

@@ -32,8 +32,8 @@ ALLOWED = {
 TRANSACTIONS_OF_THEIR_OWN = {
     "app.db.database": "transact() is there",
     "app.db.transaction": "a session learns there of the transaction that it is in",
-    "app.schema": "a revision changes tables, and must be alone",
-    "app.bus.wakeup": "NOTIFY is heard once it is committed; it writes nothing",
+    "app.db.schema": "a revision changes tables, and must be alone",
+    "app.engine.inprocess.wakeup": "NOTIFY is heard once it is committed; it writes nothing",
 }
 
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.local import LocalProxy
 
-from app import events
-from app.events import DurableSignal, Event, NotificationSent, OrderCreated, order_created
+from app import signal
+from app.events import NotificationSent, OrderCreated, order_created
+from app.signal import DurableSignal, Event
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.90"))
 
@@ -21,10 +22,8 @@ class Recorder:
     def __init__(self) -> None:
         self.stored: list[tuple[Event, str, list[str]]] = []
 
-    def __call__(
-        self, event: Event, *, source: str, subscriptions: list[events.Subscription], event_id: str | None
-    ) -> None:
-        self.stored.append((event, source, [subscription.name for subscription in subscriptions]))
+    def __call__(self, event: Event, *, source: str, owed: list[signal.Subscription], event_id: str | None) -> None:
+        self.stored.append((event, source, [subscription.name for subscription in owed]))
 
     @property
     def owed(self) -> list[str]:
@@ -32,18 +31,19 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+def recorder() -> Iterator[Recorder]:
     made = Recorder()
-    monkeypatch.setattr(DurableSignal, "recorder", made)
-    return made
+    token = signal.recorder.set(made)
+    yield made
+    signal.recorder.reset(token)
 
 
 @pytest.fixture
 def placed() -> Iterator[DurableSignal]:
     """A signal that nobody else listens to."""
-    made = events.signal("order_placed", type("OrderPlaced", (OrderCreated,), {}))
+    made = signal.signal("order_placed", type("OrderPlaced", (OrderCreated,), {}))
     yield made
-    del events._namespace["order_placed"], events.SIGNALS["OrderPlaced"]
+    del signal._namespace["order_placed"], signal.SIGNALS["OrderPlaced"]
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def second(sender: Any, event: Event, session: Any) -> None: ...
 
 
 def test_an_event_comes_back_as_it_was() -> None:
-    assert events.decode("OrderCreated", 1, events.encode(CREATED)) == CREATED
+    assert signal.decode("OrderCreated", 1, signal.encode(CREATED)) == CREATED
 
 
 @given(order_id=st.text(), price=st.decimals(allow_nan=False, allow_infinity=False), email=st.none() | st.text())
 def test_any_text_and_any_number_come_back_exactly(order_id: str, price: Decimal, email: str | None) -> None:
     event = OrderCreated(order_id=order_id, user_id="1", total_price=price, email=email)
-    again = events.decode("OrderCreated", 1, events.encode(event))
+    again = signal.decode("OrderCreated", 1, signal.encode(event))
     assert again == event
     assert str(again.total_price) == str(price)  # type: ignore[attr-defined]
 
@@ -72,7 +72,7 @@ def test_any_text_and_any_number_come_back_exactly(order_id: str, price: Decimal
 @given(st.binary() | st.text())
 def test_garbage_is_a_value_error_and_nothing_else(data: bytes | str) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        events.decode("OrderCreated", 1, data)
+        signal.decode("OrderCreated", 1, data)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_garbage_is_a_value_error_and_nothing_else(data: bytes | str) -> None:
 )
 def test_what_cannot_be_decoded_says_why(kind: str, version: int, data: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        events.decode(kind, version, data)
+        signal.decode(kind, version, data)
 
 
 def test_receivers_are_owed_in_the_order_they_connected(
@@ -217,7 +217,7 @@ def test_a_signal_carries_one_type_of_event() -> None:
     with pytest.raises(TypeError, match="order_created carries OrderCreated, not NotificationSent"):
         order_created.send("here", event=sent)
     with pytest.raises(ValueError, match="already"):
-        events.signal("order_created", OrderCreated)
+        signal.signal("order_created", OrderCreated)
 
 
 def test_sending_without_a_bus_says_what_to_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from app.bus.lanes import MOST_UNSTORED, Lane, Settler
-from app.bus.store import Lease
+from app.bus.leases import Lease
+from app.engine.inprocess.receiver_threads import MOST_UNSTORED, Lane, Settler
 from tests.support.waiting import until
 
 

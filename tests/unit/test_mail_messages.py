@@ -23,8 +23,8 @@ from hypothesis.strategies import text
 
 from app import mail
 from app.errors import Refused
-from app.mail import messages, parcel
-from app.mail.parcel import ascii_address, pack
+from app.mail import envelope, messages
+from app.mail.envelope import ascii_address, pack
 from config import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -247,13 +247,13 @@ def test_the_message_id_stands_on_one_line() -> None:
 @given(text(alphabet="abZ019.@_+-!'<>(),:;\"\\[] é。", max_size=40))
 def test_an_address_that_is_plain_at_sight_is_what_a_thorough_look_finds(address: str) -> None:
     def look(pattern: re.Pattern[str]) -> str | None:
-        with mock.patch.object(parcel, "_PLAIN_ADDRESS", pattern):
+        with mock.patch.object(envelope, "_PLAIN_ADDRESS", pattern):
             try:
                 return ascii_address(address)
             except Refused:
                 return None
 
-    assert look(parcel._PLAIN_ADDRESS) == look(re.compile("(?!)"))
+    assert look(envelope._PLAIN_ADDRESS) == look(re.compile("(?!)"))
 
 
 def test_markup_in_an_id_stays_text() -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from app.errors import AttemptFailed, Deferred, Refused, Throttled, Unreachable
-from app.mail.replies import meaning, words
+from app.mail.replies import meaning
+from app.text import one_line
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,11 @@ def test_a_reply_means_what_the_rfcs_say(code: int, text: str, kind: type[Attemp
 
 def test_a_servers_words_come_on_one_line_without_control_characters() -> None:
     assert (
-        words(b"5.1.1 no\x1b[31m such\r\n5.1.1\x00 user\t\xff ")
+        one_line(b"5.1.1 no\x1b[31m such\r\n5.1.1\x00 user\t\xff ")
         == "5.1.1 no [31m such 5.1.1 user \N{REPLACEMENT CHARACTER}"
     )
-    assert words("right\u202eto left") == "right to left"
+    assert one_line("right\u202eto left") == "right to left"
 
 
 def test_a_servers_words_are_trimmed() -> None:
-    assert len(words(b"x" * 5000)) == 300
+    assert len(one_line(b"x" * 5000)) == 300

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from app.errors import Outcome
 from app.retry import ExponentialBackoff
+from app.states import Outcome
 
 
 class Highest(random.Random):

@@ -16,7 +16,7 @@ from gunicorn.http.unreader import Unreader
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import events
+from app import events, signal
 from app.api.exactjson import ExactJSON
 from app.api.problems import LARGEST_BODY
 from app.server import LARGEST_REQUEST, AllThereIs, Incoming
@@ -100,21 +100,21 @@ EVENTS = st.one_of(
 
 @settings(max_examples=200, deadline=None)
 @given(event=EVENTS, spoils=SPOILS)
-def test_a_spoilt_event_is_a_value_error_or_an_event(event: events.Event, spoils: list[tuple[int, int, bytes]]) -> None:
-    data = spoil(events.encode(event).encode(errors="surrogatepass"), spoils)
+def test_a_spoilt_event_is_a_value_error_or_an_event(event: signal.Event, spoils: list[tuple[int, int, bytes]]) -> None:
+    data = spoil(signal.encode(event).encode(errors="surrogatepass"), spoils)
     try:
-        found = events.decode(type(event).__name__, 1, data)
+        found = signal.decode(type(event).__name__, 1, data)
     except ValueError:
         return
     assert type(found) is type(event)
-    assert events.decode(type(event).__name__, 1, events.encode(found)) == found
+    assert signal.decode(type(event).__name__, 1, signal.encode(found)) == found
 
 
 @settings(deadline=None)
-@given(kind=st.sampled_from([*events.SIGNALS, "Nothing", ""]), version=st.integers(), data=JSON_VALUES.map(json.dumps))
+@given(kind=st.sampled_from([*signal.SIGNALS, "Nothing", ""]), version=st.integers(), data=JSON_VALUES.map(json.dumps))
 def test_json_that_is_another_thing_is_a_value_error_or_an_event(kind: str, version: int, data: str) -> None:
     with contextlib.suppress(ValueError):
-        assert isinstance(events.decode(kind, version, data), events.Event)
+        assert isinstance(signal.decode(kind, version, data), signal.Event)
 
 
 # A request's end

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app import logs
 from app.db import Database
 from app.errors import DatabaseUnavailable
+from app.observe import logs
 from config import Settings
 
 Printed = Callable[[], str]

@@ -12,10 +12,11 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
-from app import doctor, orders, schema
+from app import doctor, orders
 from app.bus import Bus, Filter, operate, queries
-from app.db import Database, iso
-from app.errors import AppError, DatabaseUnavailable, Outcome
+from app.db import Database, iso, schema
+from app.errors import AppError, DatabaseUnavailable
+from app.states import Outcome
 
 
 class _Group(AppGroup):

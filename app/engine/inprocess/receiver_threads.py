@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from app.bus.dispatcher import BATCH, Answer
-from app.bus.store import Lease
+from app.bus.leases import Lease
 
 AHEAD_SECONDS = 0.1
 """How much work, by the time that tries have taken lately, may be claimed ahead of the threads that are to do it."""

@@ -13,8 +13,8 @@ from sqlalchemy import bindparam, delete, select, update
 from app.bus.tables import UNFINISHED, Delivery, Gate
 from app.db import Transaction, insert, table
 from app.db.prepared import Prepared, Reader, utc
-from app.errors import Outcome
 from app.retry import probe_wait
+from app.states import Outcome
 
 DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
 """Outcomes that say something about the other side rather than about this one delivery."""

@@ -54,10 +54,10 @@ class Work:
         self.turn = threading.Lock()
         self.turn.acquire()
 
-    def do(self, session: Transaction) -> None:
+    def do(self, session: Transaction, before: Callable[[Transaction], None] | None) -> None:
         """In the caller's context, whichever thread it is that does it."""
         self.facts = session.facts
-        self.result = self.context.run(within, session, self.work)
+        self.result = self.context.run(within, session, self.work, before)
 
     def end(self, error: Exception | None) -> None:
         """It is over; who waits for it goes on."""

@@ -14,13 +14,14 @@ from typing import Any
 from sqlalchemy import Integer, String, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from app.bus import gate
+from app.bus import breaker as gate
 from app.bus.queries import raw_data
 from app.bus.tables import LEASED, READY, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
 from app.db import Transaction, table
 from app.db import insert as upsert
 from app.db.prepared import Prepared, Reader, utc
-from app.errors import LeaseLost, Outcome
+from app.errors import LeaseLost
+from app.states import Outcome
 
 HELD = update(table(Delivery)).where(
     Delivery.delivery_id == bindparam("of_delivery"),

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 
-from app.bus import gate, signals
+from app.bus import breaker as gate
+from app.bus import lifecycle as signals
 from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure, subscriptions
-from app.bus.lanes import LATE_SECONDS, Lane, Settler
-from app.bus.store import Lease
-from app.bus.wakeup import Wakeup
+from app.bus.leases import Lease
 from app.db import CROWDED
+from app.engine.inprocess.receiver_threads import LATE_SECONDS, Lane, Settler
+from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
 
 SHARED = "(with a session)"
@@ -177,8 +178,8 @@ class Worker:
             if name == SHARED:
                 self._lanes[name] = Lane(name, 1, BATCH, self._attempt, self.wakeup.wake)
             else:
-                threads = known.concurrency if known else 1
-                ahead = 0 if known and known.hold_unknown else MOST_AHEAD
+                threads = self.dispatcher.options(receiver).concurrency
+                ahead = 0 if self.dispatcher.options(receiver).hold_unknown else MOST_AHEAD
                 self._lanes[name] = Lane(name, threads, threads, partial(self._call, name), self.wakeup.wake, ahead)
         return self._lanes[name]
 

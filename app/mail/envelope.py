@@ -13,9 +13,9 @@ import idna
 from flask_mail import Message
 
 from app.errors import Refused
+from app.text import control_character
 from config import Settings
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 _DOMAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
@@ -76,8 +76,8 @@ def pack(message: Message) -> Parcel:
 
 def refuse_control_characters(name: str, value: str) -> None:
     """Raises Refused if ``value`` has a line break, NUL or another control character: it could add a header."""
-    if found := _CONTROL.search(value):
-        raise Refused(f"The mail's {name} has a control character (U+{ord(found[0]):04X}): {value!a:.80}.")
+    if found := control_character(value):
+        raise Refused(f"The mail's {name} has a control character ({found}): {value!a:.80}.")
 
 
 def ascii_address(address: str | tuple[str, str]) -> str:

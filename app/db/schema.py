@@ -13,10 +13,11 @@ from typing import Any
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from app.db import Database, is_passing, sqlite_module
+from app.db.database import Database
+from app.db.engine import is_passing, sqlite_module
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
-MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 ADVISORY_LOCK = 7_203_481
 """Any number that nothing else locks on the same PostgreSQL database."""
 

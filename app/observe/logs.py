@@ -15,18 +15,18 @@ from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import Any, TextIO
 
-from app.bus import signals
+from app.bus import lifecycle as signals
+from app.bus.leases import Lease, Settled
 from app.bus.operate import Filter
-from app.bus.record import Recorded
-from app.bus.store import Lease, Settled
+from app.bus.outbox import Recorded
 from app.errors import DatabaseUnavailable
+from app.text import masked
 from config import Settings
 
 _PLAIN = re.compile("[A-Za-z0-9._:/,+-]+").fullmatch
 """What most values consist of, and what needs no second look."""
 
 _UNCLEAR = re.compile(r"""[\s="']""")
-_LOCAL_PART = re.compile(r"""(?<![^\s@<>()\[\]\\,:;"])[^\s@<>()\[\]\\,:;"]++@(?=\w)""")
 
 
 def init(settings: Settings) -> None:
@@ -126,13 +126,6 @@ def _shown(value: Any) -> str:
         return text
     text = masked(text)
     return text if text and text.isascii() and not _UNCLEAR.search(text) else repr(text)
-
-
-def masked(text: str) -> str:
-    """On one line, with ``***`` for what stands before the @ of an address, and for a password in a URL."""
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return _LOCAL_PART.sub("***@", text) if "@" in text else text
 
 
 def events_recorded(_: object, events: list[Recorded]) -> None:

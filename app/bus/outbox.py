@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import BigInteger, Text, cast, func, insert
 
-from app import events
-from app.bus.store import Lease
+from app.bus.leases import Lease
 from app.bus.tables import READY, Delivery, StoredEvent
 from app.clock import uuid7
-from app.db import current, table
+from app.db import Transaction, table
 from app.db.prepared import Prepared
+from app.signal import Event, Subscription, encode, recorder
 
 
 class Recorded(NamedTuple):
@@ -58,12 +59,16 @@ def because_of(lease: Lease) -> Iterator[None]:
         _cause.reset(token)
 
 
+def record_into(transaction: Transaction) -> None:
+    """What durable signals send from here on, in this context, is stored in the transaction."""
+    recorder.set(partial(record, transaction))
+
+
 def record(
-    event: events.Event, *, source: str, subscriptions: list[events.Subscription], event_id: str | None = None
+    session: Transaction, event: Event, *, source: str, owed: list[Subscription], event_id: str | None = None
 ) -> None:
-    """Insert the event, and a delivery due at once for each subscription. Raises OutsideTransaction."""
-    session = current()
-    receivers = tuple(subscription.name for subscription in subscriptions)
+    """Insert the event, and a delivery due at once for each subscription that it is owed to."""
+    receivers = tuple(subscription.name for subscription in owed)
     event_id = event_id or uuid7()
     cause = _cause.get()
     session.add_row(
@@ -75,15 +80,15 @@ def record(
             "source": source,
             "order_id": event.order_id,
             "user_id": event.user_id,
-            "data": events.encode(event),
+            "data": encode(event),
             "occurred_at": session.now,
             "cause_id": cause.event_id if cause else None,
             "correlation_id": cause.correlation_id if cause else event_id,
         },
     )
     for name in receivers:
-        owed = {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
-        session.add_row(INSERT_DELIVERY, owed)
+        delivery = {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
+        session.add_row(INSERT_DELIVERY, delivery)
     session.facts.setdefault("recorded", []).append(
         Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
     )

@@ -138,4 +138,4 @@ def _stand_by(worker):
 
 
 def _bus(worker):
-    return worker.wsgi.extensions["bus"]
+    return worker.wsgi.extensions["engine"]

@@ -46,5 +46,5 @@ except (config.ConfigError, AppError) as error:
 
 # gunicorn.conf.py starts the dispatcher after the fork instead, in each process that serves.
 if _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER:
-    app.extensions["bus"].start()
-    atexit.register(app.extensions["bus"].stop)
+    app.extensions["engine"].start()
+    atexit.register(app.extensions["engine"].stop)

@@ -7,6 +7,7 @@ from app import api, cli, doctor, mail, receivers
 from app.bus import Bus
 from app.clock import Clock
 from app.db import Database, schema, sqlite_is_safe, sqlite_module
+from app.engine import InProcessEngine
 from app.observe import logs
 from app.retry import ExponentialBackoff, Policy
 from config import Settings
@@ -33,7 +34,8 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
         schema.prepare(database)
         database.close()  # a server that loads the application and then forks hands no open connection down
     app.extensions.update(settings=settings, database=database)
-    app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
+    bus = app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
+    app.extensions["engine"] = InProcessEngine(bus, settings)
 
     logs.init(settings)
     if database.is_sqlite and not sqlite_is_safe():

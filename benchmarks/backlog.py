@@ -60,7 +60,7 @@ class Shop:
             leases = self.dispatcher.claim(dict.fromkeys(subscriptions(), BATCH))
             between = time.process_time()
             for batch in self.dispatcher.batches(leases):
-                self.dispatcher.attempt(batch)
+                self.dispatcher.deliver(batch)
             settle += time.process_time() - between
             claim += between - began
             claimed += len(leases)

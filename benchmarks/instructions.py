@@ -60,7 +60,8 @@ def play(folder: Path) -> None:
     from flask import Flask, request
 
     from app import create_app
-    from app.bus.dispatcher import BATCH, subscriptions
+    from app.bus.dispatcher import BATCH
+    from app.signal import subscriptions
     from config import Settings
 
     empty = Flask("empty")
@@ -80,7 +81,7 @@ def play(folder: Path) -> None:
             answers = []
             for batch in dispatcher.batches(leases):
                 if len(batch) > 1:
-                    dispatcher.attempt(batch)
+                    dispatcher.deliver(batch)
                 else:
                     answers.append((batch[0], dispatcher.call(batch[0])))
             dispatcher.settle(answers)

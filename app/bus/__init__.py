@@ -2,7 +2,7 @@
 
 from app.bus.bus import Bus
 from app.bus.dispatcher import Dispatcher
-from app.bus.leases import Lease, Settled
+from app.bus.leases import Lease, LeaseEnd
 from app.bus.operate import Filter
 
-__all__ = ["Bus", "Dispatcher", "Filter", "Lease", "Settled"]
+__all__ = ["Bus", "Dispatcher", "Filter", "Lease", "LeaseEnd"]

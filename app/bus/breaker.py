@@ -1,73 +1,88 @@
-"""One probe at a time to what is down, shared by all processes; and everything again once it is back.
+"""The circuit breaker of each receiver, shared by all processes.
 
-An attempt that finds the other side unreachable, silent or overloaded closes the receiver's gate. While it is closed,
-waiting deliveries spend no attempts: a single one is let through to probe, the next after a failed probe is another
-one, later and later. The first probe follows at once, so one message that hangs by itself delays nobody. When a probe
-comes through, the gate is gone, and those that had failed against it are due at once.
+An attempt that finds the backend unreachable, silent or overloaded *opens* the receiver's breaker. An open breaker lets
+nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe follows at once,
+because a single message that hangs must delay nobody; each failed probe makes the wait for the next one longer. A probe
+that comes through *closes* the breaker, and what had failed while it was open is due at once.
 """
 
 from datetime import datetime, timedelta
 
 from sqlalchemy import bindparam, delete, select, update
 
-from app.bus.tables import UNFINISHED, Delivery, Gate
+from app.bus.tables import UNFINISHED, CircuitBreaker, Delivery
 from app.db import Transaction, insert, table
 from app.db.prepared import Prepared, Reader, utc
 from app.retry import probe_wait
-from app.states import Outcome
+from app.states import DeliveryState, Outcome
 
-DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
-"""Outcomes that say something about the other side rather than about this one delivery."""
+BACKEND_DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
+"""Outcomes that say something about the backend rather than about this one delivery."""
 
-
-ALL_GATES = Prepared(select(table(Gate).c.receiver, table(Gate).c.probe_at))
-FIND_GATE = Prepared(select(table(Gate).c.probe_at).where(Gate.receiver == bindparam("name")).with_for_update())
-MOVE_PROBE = Prepared(update(table(Gate)).where(Gate.receiver == bindparam("name")).values(probe_at=bindparam("at")))
-
-
-def probes(reader: Reader) -> dict[str, datetime]:
-    """For each receiver whose gate is closed, when the next probe may be taken."""
-    return {receiver: utc(probe_at) for receiver, probe_at in ALL_GATES(reader, {}).fetchall()}
+FIND_OPEN = Prepared(select(table(CircuitBreaker).c.receiver, table(CircuitBreaker).c.probe_at))
+FIND_BREAKER = Prepared(
+    select(table(CircuitBreaker).c.probe_at).where(CircuitBreaker.receiver == bindparam("name")).with_for_update()
+)
+MOVE_PROBE = Prepared(
+    update(table(CircuitBreaker)).where(CircuitBreaker.receiver == bindparam("name")).values(probe_at=bindparam("at"))
+)
 
 
-def take_probe(session: Transaction, receiver: str, lease: timedelta) -> bool | None:
-    """None when the gate is open; else whether the caller may probe now. One that does not return is lost in time."""
-    gate = FIND_GATE(session, {"name": receiver}).fetchone()
-    if gate is None:
+def next_probes(reader: Reader) -> dict[str, datetime]:
+    """For each receiver whose breaker is open, when the next probe may be taken."""
+    return {receiver: utc(probe_at) for receiver, probe_at in FIND_OPEN(reader, {}).fetchall()}
+
+
+def take_probe(transaction: Transaction, receiver: str, lease: timedelta) -> bool | None:
+    """None when the breaker is closed; else whether the caller may probe now.
+
+    The next probe is due when this one's ``lease`` ends: one whose process died is lost in time.
+    """
+    breaker = FIND_BREAKER(transaction, {"name": receiver}).fetchone()
+    if breaker is None:
         return None
-    if utc(gate[0]) > session.now:
+    if utc(breaker[0]) > transaction.now:
         return False
-    MOVE_PROBE(session, {"name": receiver, "at": session.now + lease})
+    MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})
     return True
 
 
-def close(session: Transaction, receiver: str, *, probe: bool) -> None:
-    """An attempt found the other side down. Several at once count as one; a failed probe makes the wait longer."""
-    first = insert(session, Gate).values(receiver=receiver, closed_at=session.now, failures=1, probe_at=session.now)
+def give_back_probe(transaction: Transaction, receiver: str) -> None:
+    """The probe was not made, or says nothing of the backend: another may be taken at once."""
+    MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now})
+
+
+def note_outcome(transaction: Transaction, receiver: str, outcome: Outcome | None, *, probe: bool) -> None:
+    """Open, keep open, or close the receiver's breaker, as the end of an attempt demands."""
+    if outcome in BACKEND_DOWN:
+        _open(transaction, receiver, probe=probe)
+    elif probe and outcome in (None, Outcome.BUG):
+        give_back_probe(transaction, receiver)
+    elif probe:
+        _close(transaction, receiver)
+
+
+def _open(transaction: Transaction, receiver: str, *, probe: bool) -> None:
+    """Several failures at once count as one; a failed probe makes the wait longer."""
+    now, session = transaction.now, transaction.session
+    first = insert(session, CircuitBreaker).values(receiver=receiver, opened_at=now, failures=1, probe_at=now)
     session.execute(first.on_conflict_do_nothing(index_elements=["receiver"]))
     if probe:
-        failures = session.scalar(select(Gate.failures).where(Gate.receiver == receiver)) or 0
-        probe_at = session.now + timedelta(seconds=probe_wait(failures + 1))
-        longer = update(table(Gate)).where(Gate.receiver == receiver)
+        failures = session.scalar(select(CircuitBreaker.failures).where(CircuitBreaker.receiver == receiver)) or 0
+        probe_at = now + timedelta(seconds=probe_wait(failures + 1))
+        longer = update(table(CircuitBreaker)).where(CircuitBreaker.receiver == receiver)
         session.execute(longer.values(failures=failures + 1, probe_at=probe_at))
 
 
-def release_probe(session: Transaction, receiver: str) -> None:
-    """The probe was not made, or says nothing: another may be taken at once."""
-    MOVE_PROBE(session, {"name": receiver, "at": session.now})
+def _close(transaction: Transaction, receiver: str) -> None:
+    """The backend answers: what failed because it was down is due now.
 
-
-def open_(session: Transaction, receiver: str) -> None:
-    """The other side answers: whoever failed because it was down is due now.
-
-    When the first probe came through, it was not down: it hung for one message, which waits as long as its policy says.
+    Where the first probe came through, the backend was not down: one message hung, and it waits as its policy says.
     """
-    closed = delete(table(Gate)).where(Gate.receiver == receiver).returning(Gate.failures)
-    if session.execute(closed).scalar() == 1:
+    now, session = transaction.now, transaction.session
+    closed = delete(table(CircuitBreaker)).where(CircuitBreaker.receiver == receiver)
+    if session.execute(closed.returning(CircuitBreaker.failures)).scalar() == 1:
         return
-    session.execute(
-        update(table(Delivery))
-        .where(Delivery.receiver == receiver, UNFINISHED, Delivery.state == "ready", Delivery.due_at > session.now)
-        .where(Delivery.outcome.in_(DOWN))
-        .values(due_at=session.now)
-    )
+    waiting = (Delivery.receiver == receiver, UNFINISHED, Delivery.state == DeliveryState.READY, Delivery.due_at > now)
+    due = update(table(Delivery)).where(*waiting, Delivery.outcome.in_(BACKEND_DOWN))
+    session.execute(due.values(due_at=now))

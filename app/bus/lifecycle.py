@@ -1,6 +1,7 @@
 """What the bus reports about itself, as plain blinker signals. Logs, metrics and live pages listen; nobody asks.
 
-The sender is the Bus. A signal is sent after the commit of what it reports.
+The sender is the Bus, so a listener may be connected to one application's. A signal is sent after the commit of what it
+reports.
 """
 
 import logging
@@ -11,13 +12,14 @@ log = logging.getLogger(__name__)
 lifecycle = Namespace()
 
 events_recorded = lifecycle.signal("events_recorded", "Events were stored by one commit. `events`: of Recorded.")
-delivery_settled = lifecycle.signal("delivery_settled", "An attempt ended. `settled`: Settled.")
+deliveries_due = lifecycle.signal("deliveries_due", "A commit made deliveries due now. Engines wake at it.")
+delivery_settled = lifecycle.signal("delivery_settled", "A lease ended. `end`: LeaseEnd.")
 lease_lost = lifecycle.signal("lease_lost", "A result came too late: another dispatcher has taken over. `lease`.")
 lease_expired = lifecycle.signal("lease_expired", "Its dispatcher died or hung; another takes over. `lease`.")
-receiver_raised = lifecycle.signal("receiver_raised", "A receiver raised what nobody expected. `lease`, `error`.")
+receiver_raised = lifecycle.signal("receiver_raised", "A receiver raised an unexpected exception. `lease`, `error`.")
 receiver_missing = lifecycle.signal("receiver_missing", "A delivery's receiver isn't connected. `lease`.")
 operator_acted = lifecycle.signal("operator_acted", "A person did something. `action`, `which`, `count`, `by`.")
-events_pruned = lifecycle.signal("events_pruned", "Old finished events were forgotten. `count`.")
+events_pruned = lifecycle.signal("events_pruned", "Old finished events were deleted. `count`.")
 dispatcher_started = lifecycle.signal("dispatcher_started", "`name`.")
 dispatcher_stopped = lifecycle.signal("dispatcher_stopped", "`name`, `unfinished`: receivers still running.")
 dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispatcher itself; it goes on. `error`.")

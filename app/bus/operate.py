@@ -10,13 +10,17 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from app.bus.queries import DELIVERY_COLUMNS
-from app.bus.tables import DEAD, DISCARDED, READY, Delivery, OperatorAct, StoredEvent
+from app.bus.tables import Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction, table
+from app.states import DeliveryState
 
 BATCH = 500
 """Deliveries changed in one transaction, so that an act on very many blocks nobody for long."""
 
-ACTIONS = {"retry": (DEAD, DISCARDED), "discard": (READY, DEAD)}
+ACTIONS = {
+    "retry": (DeliveryState.DEAD, DeliveryState.DISCARDED),
+    "discard": (DeliveryState.READY, DeliveryState.DEAD),
+}
 """What can be done, and to deliveries in which states."""
 
 
@@ -112,9 +116,9 @@ def _act_on_batch(
     if not ids:
         return 0, newest
     values: dict[str, Any] = (
-        {"state": READY, "due_at": session.now, "attempts": 0, "settled_at": None}
+        {"state": DeliveryState.READY, "due_at": session.now, "attempts": 0, "settled_at": None}
         if action == "retry"
-        else {"state": DISCARDED, "settled_at": session.now, "reason": reason}
+        else {"state": DeliveryState.DISCARDED, "settled_at": session.now, "reason": reason}
     )
     session.execute(update(table(Delivery)).where(Delivery.delivery_id.in_(ids)).values(**values))
     acted = update(table(OperatorAct)).where(OperatorAct.act_id == act_id)

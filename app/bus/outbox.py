@@ -1,4 +1,4 @@
-"""Remember: store an event and its deliveries in the transaction that made it a fact."""
+"""The outbox: an event and its deliveries are stored in the transaction of the change that the event reports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,12 @@ from typing import NamedTuple
 from sqlalchemy import BigInteger, Text, cast, func, insert
 
 from app.bus.leases import Lease
-from app.bus.tables import READY, Delivery, StoredEvent
+from app.bus.tables import Delivery, StoredEvent
 from app.clock import uuid7
 from app.db import Transaction, table
 from app.db.prepared import Prepared
 from app.signal import Event, Subscription, encode, recorder
+from app.states import DeliveryState
 
 
 class Recorded(NamedTuple):
@@ -41,17 +42,17 @@ INSERT_EVENT = Prepared(
 
 
 INSERT_DELIVERY = Prepared(
-    insert(table(Delivery)).values(state=READY, attempts=0, lease_token=0).inline(),
+    insert(table(Delivery)).values(state=DeliveryState.READY, attempts=0, lease_token=0).inline(),
     *("event_id", "receiver", "due_at", "created_at"),
 )
 
 _cause: ContextVar[Lease | None] = ContextVar("cause", default=None)
-"""The delivery that is running: what is published meanwhile happened because of its event."""
+"""The delivery whose receiver runs: what is sent meanwhile happened because of its event."""
 
 
 @contextmanager
-def because_of(lease: Lease) -> Iterator[None]:
-    """Within the block, recorded events carry its event as their cause, and its correlation id."""
+def caused_by(lease: Lease) -> Iterator[None]:
+    """Within the block, recorded events carry the delivery's event as their cause, and its correlation id."""
     token = _cause.set(lease)
     try:
         yield
@@ -59,36 +60,53 @@ def because_of(lease: Lease) -> Iterator[None]:
         _cause.reset(token)
 
 
+@contextmanager
+def savepoint(transaction: Transaction) -> Iterator[None]:
+    """A savepoint of the transaction: what is rolled back in it is not reported as recorded either."""
+    recorded = len(transaction.facts.get("recorded", ()))
+    try:
+        with transaction.savepoint():
+            yield
+    except Exception:
+        del transaction.facts.get("recorded", [])[recorded:]
+        raise
+
+
 def record_into(transaction: Transaction) -> None:
-    """What durable signals send from here on, in this context, is stored in the transaction."""
+    """From here on, in this context, durable signals record what they send in the transaction."""
     recorder.set(partial(record, transaction))
 
 
 def record(
-    session: Transaction, event: Event, *, source: str, owed: list[Subscription], event_id: str | None = None
+    transaction: Transaction, event: Event, *, source: str, owed: list[Subscription], event_id: str | None = None
 ) -> None:
     """Insert the event, and a delivery due at once for each subscription that it is owed to."""
-    receivers = tuple(subscription.name for subscription in owed)
+    cause, now = _cause.get(), transaction.now
     event_id = event_id or uuid7()
-    cause = _cause.get()
-    session.add_row(
+    recorded = Recorded(
+        event_id, type(event).__name__, event.order_id, source, tuple(subscription.name for subscription in owed)
+    )
+    transaction.add_row(
         INSERT_EVENT,
         {
             "event_id": event_id,
-            "type": type(event).__name__,
+            "type": recorded.type,
             "version": event.version,
             "source": source,
             "order_id": event.order_id,
             "user_id": event.user_id,
             "data": encode(event),
-            "occurred_at": session.now,
+            "occurred_at": now,
             "cause_id": cause.event_id if cause else None,
             "correlation_id": cause.correlation_id if cause else event_id,
         },
     )
-    for name in receivers:
-        delivery = {"event_id": event_id, "receiver": name, "due_at": session.now, "created_at": session.now}
-        session.add_row(INSERT_DELIVERY, delivery)
-    session.facts.setdefault("recorded", []).append(
-        Recorded(event_id, type(event).__name__, event.order_id, source, receivers)
-    )
+    for receiver in recorded.receivers:
+        delivery = {
+            "event_id": event_id,
+            "receiver": receiver,
+            "due_at": transaction.now,
+            "created_at": transaction.now,
+        }
+        transaction.add_row(INSERT_DELIVERY, delivery)
+    transaction.facts.setdefault("recorded", []).append(recorded)

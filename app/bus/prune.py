@@ -5,8 +5,9 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 
-from app.bus.tables import DISCARDED, DONE, Attempt, Delivery, OperatorAct, StoredEvent
+from app.bus.tables import Attempt, Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction
+from app.states import DeliveryState
 
 BATCH = 200
 """Events forgotten in one transaction."""
@@ -40,7 +41,7 @@ def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int,
         .limit(1)
     )
     end = session.scalar(first_young)
-    needed = or_(Delivery.state.not_in((DONE, DISCARDED)), Delivery.settled_at >= cutoff)
+    needed = or_(Delivery.state.not_in((DeliveryState.DONE, DeliveryState.DISCARDED)), Delivery.settled_at >= cutoff)
     still_needed = exists().where(Delivery.event_id == StoredEvent.event_id, needed)
     old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~still_needed)
     if end is not None:

@@ -1,4 +1,4 @@
-"""The bus's tables: events, deliveries, attempts, and the dispatchers that are alive."""
+"""The bus's tables. ``events`` and ``deliveries`` are the outbox."""
 
 from datetime import datetime
 
@@ -6,9 +6,7 @@ from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, Integer, 
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, UtcTime
-from app.states import Outcome
-
-READY, LEASED, DONE, DEAD, DISCARDED = STATES = ("ready", "leased", "done", "dead", "discarded")
+from app.states import DeliveryState, Outcome
 
 # As literal text: SQLite uses a partial index only for a query whose condition it can see to be the index's own.
 _unfinished = text("state IN ('ready', 'leased')")
@@ -54,13 +52,13 @@ class Delivery(Base):
     delivery_id: Mapped[int] = mapped_column(BigId, primary_key=True)
     event_id: Mapped[str] = mapped_column(ForeignKey("events.event_id"))
     receiver: Mapped[str] = mapped_column(String(100))
-    state: Mapped[str] = mapped_column(String(16), default=READY)
+    state: Mapped[str] = mapped_column(String(16), default=DeliveryState.READY)
     due_at: Mapped[datetime] = mapped_column(UtcTime)
     """When a dispatcher may take it: while ready, the next try; while leased, the end of the lease."""
     attempts: Mapped[int] = mapped_column(default=0)
     """Spent of the budget; a retry by a person starts a new budget."""
     lease_token: Mapped[int] = mapped_column(default=0)
-    """Grows with every lease: a settle under an older token finds nothing to settle."""
+    """The fencing token. It grows with every lease, so a settle under an older one finds nothing to settle."""
     leased_at: Mapped[datetime | None] = mapped_column(UtcTime)
     leased_by: Mapped[str | None] = mapped_column(String(100))
     outcome: Mapped[str | None] = mapped_column(String(16))
@@ -81,7 +79,7 @@ class Delivery(Base):
             postgresql_where=_unfinished,
         ),
         Index("deliveries_dead", "settled_at", sqlite_where=_dead, postgresql_where=_dead),
-        CheckConstraint(f"state IN {STATES}", name="state"),
+        CheckConstraint(f"state IN {tuple(str(state) for state in DeliveryState)}", name="state"),
         {"sqlite_autoincrement": True},
     )
 
@@ -106,15 +104,18 @@ class Attempt(Base):
     )
 
 
-class Gate(Base):
-    """A receiver whose other side is down: while this row exists, one delivery at a time probes whether it is back."""
+class CircuitBreaker(Base):
+    """An open breaker. While a receiver has this row, one delivery at a time probes whether its backend is back.
 
-    __tablename__ = "gates"
+    A receiver without a row has a closed breaker, which lets every delivery through.
+    """
+
+    __tablename__ = "circuit_breakers"
 
     receiver: Mapped[str] = mapped_column(String(100), primary_key=True)
-    closed_at: Mapped[datetime] = mapped_column(UtcTime)
+    opened_at: Mapped[datetime] = mapped_column(UtcTime)
     failures: Mapped[int]
-    """Attempts in a row that found it down: the one that closed the gate, and the probes since."""
+    """Attempts in a row that found the backend down: the one that opened the breaker, and the probes since."""
     probe_at: Mapped[datetime] = mapped_column(UtcTime)
     """When the next probe may be taken; while one is under way, when it counts as lost."""
 
@@ -134,7 +135,7 @@ class OperatorAct(Base):
 
 
 class Dispatcher(Base):
-    """A dispatcher that says every few seconds that it is alive."""
+    """A dispatcher, by its latest heartbeat."""
 
     __tablename__ = "dispatchers"
 

@@ -15,6 +15,7 @@ from flask.cli import AppGroup, with_appcontext
 from app import doctor, orders
 from app.bus import Bus, Filter, operate, queries
 from app.db import Database, iso, schema
+from app.engine import InProcessEngine
 from app.errors import AppError, DatabaseUnavailable
 from app.states import Outcome
 
@@ -64,14 +65,14 @@ def run_bus() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
     with contextlib.suppress(DatabaseUnavailable):  # at the start as later, the worker waits until it is back
         _database()
-    bus: Bus = current_app.extensions["bus"]
+    engine: InProcessEngine = current_app.extensions["engine"]
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    worker = bus.start()
-    while worker.alive and not stop.wait(1):
+    engine.start()
+    while engine.alive and not stop.wait(1):
         pass
-    if not bus.stop():
+    if not engine.stop():
         raise click.ClickException("some receivers were still running; their deliveries will be tried again")
 
 

@@ -16,7 +16,7 @@ from select import PIPE_BUF
 from typing import Any, TextIO
 
 from app.bus import lifecycle as signals
-from app.bus.leases import Lease, Settled
+from app.bus.leases import Lease, LeaseEnd
 from app.bus.operate import Filter
 from app.bus.outbox import Recorded
 from app.errors import DatabaseUnavailable
@@ -144,7 +144,8 @@ def _recorded(event: Recorded) -> dict[str, Any]:
     }
 
 
-def delivery_settled(_: object, settled: Settled) -> None:
+def delivery_settled(_: object, end: LeaseEnd) -> None:
+    settled = end
     facts = _of(settled.lease)
     match settled.state:
         case "done":

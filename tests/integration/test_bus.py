@@ -11,14 +11,14 @@ import pytest
 from sqlalchemy import text
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, Settled, lifecycle
+from app.bus import Dispatcher, Filter, LeaseEnd, leases, lifecycle
 from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import confirm_order, place_order, records, set_email
-from tests.support.shop import FixedWait, Shop
+from tests.support.shop import Shop, not_begun
 from tests.support.waiting import somebody_waits, until
 
 CREATED = OrderCreated(order_id="1001", user_id="42", total_price=Decimal("19.99"))
@@ -438,12 +438,12 @@ def test_a_receiver_that_is_gone_is_a_visible_error_and_no_endless_loop(shop: Sh
     shop.place_order()
     order_created.disconnect(order_created.subscriptions["old_name"].receiver)
     assert shop.dispatch() == []
-    assert shop.dispatcher.claim_unknown() == []  # a process that knows it may just be busy
+    assert shop.dispatcher.claim_without_receiver() == []  # a process that knows it may just be busy
 
     shop.clock.advance(61)
     with lifecycle.receiver_missing.connected_to(listener):
-        (lease,) = shop.dispatcher.claim_unknown()
-        (settled,) = shop.dispatcher.attempt([lease])
+        (lease,) = shop.dispatcher.claim_without_receiver()
+        (settled,) = shop.dispatcher.deliver([lease])
     assert missing == ["old_name"]
     assert (settled.state, settled.outcome) == ("ready", None)
     delivery = shop.delivery("old_name")
@@ -451,7 +451,7 @@ def test_a_receiver_that_is_gone_is_a_visible_error_and_no_endless_loop(shop: Sh
     assert delivery.reason == "no receiver named 'old_name' is connected to OrderCreated; connect it, or discard this"
 
     shop.clock.advance(86400)
-    shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
+    shop.dispatcher.deliver(shop.dispatcher.claim_without_receiver())
     assert shop.delivery("old_name").state == "dead"
     assert shop.outcomes("old_name") == []
 
@@ -463,7 +463,7 @@ def test_a_receiver_that_comes_back_gets_what_waited(shop: Shop) -> None:
     shop.place_order()
     order_created.disconnect(receiver)
     shop.clock.advance(61)
-    shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
+    shop.dispatcher.deliver(shop.dispatcher.claim_without_receiver())
     order_created.connect(receiver, name="newcomer")
     shop.clock.advance(60)
     shop.dispatch()
@@ -556,7 +556,7 @@ def test_two_orders_of_one_user_read_at_once_are_both_counted(shop: Shop, monkey
     shop.place_order("1", email="a@b.example")
     shop.place_order("2")
     second = threading.Thread(target=lambda: shop.database.transact(lambda session: confirm_order(session, "2")))
-    update_record = orders.UPDATE_RECORD
+    update_record = records.UPDATE_RECORD
 
     def update_late(session: Transaction, values: Any) -> Any:
         if values["last_order_id"] == "1":
@@ -590,9 +590,9 @@ def test_a_lease_is_extended_while_the_receiver_runs(shop: Shop) -> None:
     (lease,) = first.claim({"failing": 5})
     for _ in range(5):
         shop.clock.advance(20)
-        first.extend()
+        first.heartbeat()
         assert second.claim({"failing": 5}) == []
-    assert [settled.state for settled in first.attempt([lease])] == ["done"]
+    assert [settled.state for settled in first.deliver([lease])] == ["done"]
 
 
 def test_a_late_process_settles_nothing(shop: Shop) -> None:
@@ -627,9 +627,9 @@ def test_a_late_process_calls_no_receiver_with_a_session(shop: Shop, orders: int
         shop.place_order(order_id=str(number))
     leases = late.claim({"counting": orders})
     shop.clock.jump(30)
-    (taken,) = other.attempt(other.claim({"counting": 1}))
+    (taken,) = other.deliver(other.claim({"counting": 1}))
     with lost_leases() as lost:
-        assert [settled.state for settled in late.attempt(leases)] == ["done"] * (orders - 1)
+        assert [settled.state for settled in late.deliver(leases)] == ["done"] * (orders - 1)
     assert lost == [taken.lease.delivery_id]
     assert shop.count("orders") == 2 * orders
 
@@ -652,46 +652,48 @@ def test_a_process_that_was_paused_past_its_lease_does_not_begin(shop: Shop) -> 
     shop.place_order()
     (lease,) = shop.dispatcher.claim({"failing": 1})
     shop.clock.advance(30)
-    assert shop.dispatcher.attempt([lease]) == []
+    assert shop.dispatcher.deliver([lease]) == []
     assert receiver.calls == 0
 
 
 def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
     shop.only(Failing(times=0))
     shop.place_order()
-    shop.dispatcher.release(shop.dispatcher.claim({"failing": 1}))
+    shop.dispatcher.settle(not_begun(shop.dispatcher.claim({"failing": 1})))
     delivery = shop.delivery("failing")
     assert (delivery.state, delivery.attempts) == ("ready", 0)
     assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
 
 
-@pytest.mark.parametrize("patient", [True, False])
-def test_what_cannot_be_given_back_is_not_kept(shop: Shop, monkeypatch: pytest.MonkeyPatch, patient: bool) -> None:
-    """The database is away. Nobody is going to try it here: were the lease extended, nobody ever would."""
+@pytest.mark.parametrize("tries_again", [True, False])
+def test_what_cannot_be_given_back_is_held_until_it_is_given_up(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, tries_again: bool
+) -> None:
+    """The database is away. Whoever holds the lease tries again, or abandons it, so that it runs out."""
     shop.only(Failing(times=0))
     shop.place_order()
     leases = shop.dispatcher.claim({"failing": 1})
-    transact = shop.database.transact
 
     def away(_: Any) -> None:
         raise DatabaseUnavailable
 
-    def outlast(_: DatabaseUnavailable) -> bool:
-        monkeypatch.setattr(shop.database, "transact", transact)
-        return patient
-
-    shop.dispatcher.outlast = outlast
-    monkeypatch.setattr(shop.database, "transact", away)
-    if patient:
-        shop.dispatcher.release(leases)
-    else:
+    with monkeypatch.context() as broken:
+        broken.setattr(shop.database, "transact", away)
         with pytest.raises(DatabaseUnavailable):
-            shop.dispatcher.release(leases)
+            shop.dispatcher.settle(not_begun(leases))
     for _ in range(3):
         shop.clock.advance(10)
-        shop.dispatcher.extend()
-    assert [settled.state for settled in shop.bus.dispatcher().run_once()] == ["done"]
-    assert shop.outcomes("failing") == (["ok"] if patient else ["unknown", "ok"])
+        shop.dispatcher.heartbeat()
+    assert shop.bus.dispatcher().run_once() == []
+    if tries_again:
+        shop.dispatcher.settle(not_begun(leases))
+    else:
+        shop.dispatcher.abandon(leases)
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.heartbeat()
+    assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
+    assert shop.outcomes("failing") == (["ok"] if tries_again else ["unknown", "ok"])
 
 
 def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:
@@ -715,7 +717,7 @@ def test_a_jump_of_the_wall_clock_loses_nothing_and_doubles_nothing(shop: Shop, 
     other = shop.bus.dispatcher()
     taken = other.run_once()
     for batch in shop.dispatcher.batches(leases):
-        shop.dispatcher.attempt(batch)
+        shop.dispatcher.deliver(batch)
     shop.clock.jump(-jump)
     shop.clock.advance(1)
     shop.dispatch_all()
@@ -750,7 +752,7 @@ def test_a_dead_delivery_is_retried_with_a_new_budget_and_its_attempts_stay(shop
 
 
 def test_a_filter_selects_by_every_field(shop: Shop) -> None:
-    shop.policy = shop.dispatcher.policy = FixedWait(attempts=1)
+    shop.policy.attempts = 1
     shop.only(Failing(error=Deferred("450 50% _grey_")))
     for n in range(3):
         shop.place_order(f"{n}")
@@ -788,8 +790,8 @@ def test_discarding_needs_a_reason_and_spares_what_is_running(shop: Shop) -> Non
 def test_every_settle_is_reported_after_its_commit(shop: Shop) -> None:
     seen: list[tuple[str, str]] = []
 
-    def listener(_: object, settled: Settled) -> None:
-        seen.append((settled.lease.receiver, shop.delivery(settled.lease.receiver).state))
+    def listener(_: object, end: LeaseEnd) -> None:
+        seen.append((end.lease.receiver, shop.delivery(end.lease.receiver).state))
 
     with lifecycle.delivery_settled.connected_to(listener):
         shop.place_order()

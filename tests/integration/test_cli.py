@@ -142,7 +142,7 @@ def test_the_status_tells_who_is_alive_and_what_is_dead(dead: Shop, run: Any) ->
     shown = run("bus", "status")
     assert "no dispatcher is alive" in shown
     assert shown.splitlines()[-1].split()[:3] == ["refuse", "dead", "2"]
-    dead.dispatcher.extend()
+    dead.dispatcher.heartbeat()
     assert f"dispatcher {dead.dispatcher.name}" in run("bus", "status")
 
 

@@ -43,7 +43,7 @@ def claim(dispatcher: Dispatcher, limit: int = 4) -> list[Any]:
 
 def attempt(dispatcher: Dispatcher, leases: list[Any]) -> None:
     for batch in dispatcher.batches(leases):
-        dispatcher.attempt(batch)
+        dispatcher.deliver(batch)
 
 
 def test_an_outage_is_met_with_few_attempts_and_all_drain_when_it_ends(shop: Shop, server: Server) -> None:
@@ -189,9 +189,9 @@ def test_in_a_batch_the_gate_is_as_the_last_try_that_says_something_found_it(
         shop.place_order(f"of {user_id}".replace(" ", "-"), user_id)
     first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
     early, under_way = first.claim({"server": 1}), second.claim({"server": 1})
-    first.attempt(early)
+    first.deliver(early)
     probe = second.claim({"server": 4})
     assert [lease.probe for lease in probe] == [True]
     attempt(second, under_way + probe)
     assert left == []
-    assert shop.count("gates") == closed
+    assert shop.count("circuit_breakers") == closed

@@ -41,7 +41,7 @@ from app.events import (
     order_created,
 )
 from app.retry.policy import PROBE_BASE, PROBE_MAXIMUM
-from tests.support.shop import START, FixedWait, Shop
+from tests.support.shop import START, FixedWait, Shop, not_begun
 from tests.support.simulation import quiet
 
 LEASE = timedelta(seconds=30)
@@ -450,7 +450,8 @@ class Worker:
 
 
 TABLES = {
-    name: Base.metadata.tables[name].select() for name in ("deliveries", "attempts", "gates", "operator_acts", "users")
+    name: Base.metadata.tables[name].select()
+    for name in ("deliveries", "attempts", "circuit_breakers", "operator_acts", "users")
 }
 ALL = ("inside", "outside", "careful", "heard")
 
@@ -580,7 +581,7 @@ class BusMachine(RuleBasedStateMachine):
             self._database_goes_away()
         before, now = self.bench.calls.copy(), self.clock.now()
         try:
-            settled = worker.dispatcher.attempt(batch)
+            settled = worker.dispatcher.deliver(batch)
         except Killed:
             assert killers
             self.workers[self.workers.index(worker)] = self._new_worker()
@@ -640,13 +641,13 @@ class BusMachine(RuleBasedStateMachine):
 
     def _extend(self, worker: Worker) -> None:
         """One that was lost meanwhile must not begin any more, whatever its holder's own clock says."""
-        worker.dispatcher.extend()
+        worker.dispatcher.heartbeat()
         deadline = self.clock.monotonic() + LEASE.total_seconds()
         for lease in worker.held:
             worker.held[lease] = deadline if self.model.extend(lease, self.clock.now()) else float("-inf")
 
     def _release(self, worker: Worker, leases: list[Lease]) -> None:
-        worker.dispatcher.release(leases)
+        worker.dispatcher.settle(not_begun(leases))
         for lease in leases:
             self.model.release(lease, self.clock.now())
             worker.held.pop(lease, None)
@@ -705,7 +706,7 @@ class BusMachine(RuleBasedStateMachine):
         for owed in self.model.deliveries:
             assert [row[2:] for row in tries if row[1] == owed.delivery_id] == owed.tries
         assert len(tries) == sum(len(owed.tries) for owed in self.model.deliveries)
-        self._compare_gates(tables["gates"])
+        self._compare_gates(tables["circuit_breakers"])
         acts = sorted((row["act_id"], row["action"], row["deliveries"]) for row in tables["operator_acts"])
         assert [act[1:] for act in acts] == [act[:2] for act in self.model.acts]
         self._compare_effects([row["user_id"] for row in tables["users"]])
@@ -754,7 +755,7 @@ class BusMachine(RuleBasedStateMachine):
             self.clock.advance(max(0.0, (min(due.values()) - self.clock.now()).total_seconds()))
             for batch in worker.dispatcher.batches(worker.dispatcher.claim(dict.fromkeys(due, 20))):
                 self.bench.plan = dict.fromkeys(batch, (OK, lambda: None))
-                worker.dispatcher.attempt(batch)
+                worker.dispatcher.deliver(batch)
         assert worker.dispatcher.next_due() == {}
 
 

@@ -12,7 +12,7 @@ from app.bus.tables import OperatorAct
 from app.db import Transaction
 from app.errors import Refused
 from app.events import OrderCreated, order_created
-from tests.support.shop import START, Shop
+from tests.support.shop import START, Shop, not_begun
 from tests.support.waiting import somebody_waits, until
 
 
@@ -72,7 +72,7 @@ def test_a_replay_keeps_the_order(shop: Shop) -> None:
         shop.place_order(f"{n}")
     leases = shop.dispatcher.claim({"receiver": 50})
     for lease in leases[::-1]:
-        shop.dispatcher.attempt([lease])
+        shop.dispatcher.deliver([lease])
     down = False
     assert shop.bus.retry(Filter(receiver="receiver"), by="ops") == 50
     shop.dispatch_all()
@@ -97,10 +97,10 @@ def test_what_was_sent_is_not_marked_failed_by_an_older_fact(shop: Shop) -> None
     shop.execute("UPDATE users SET email = NULL")
     shop.place_order(email="nobody@nowhere.example")
     shop.mailer.backend.deliver, deliver = _refuse, shop.mailer.backend.deliver
-    shop.dispatcher.attempt(shop.dispatcher.claim({"send_email_notification": 1}))
+    shop.dispatcher.deliver(shop.dispatcher.claim({"send_email_notification": 1}))
     shop.mailer.backend.deliver = deliver
     shop.bus.retry(Filter(receiver="send_email_notification"), by="ops")
-    shop.dispatcher.attempt(shop.dispatcher.claim({"send_email_notification": 1}))
+    shop.dispatcher.deliver(shop.dispatcher.claim({"send_email_notification": 1}))
     failed, _ = shop.deliveries("update_order_notification")
     shop.execute(
         "UPDATE deliveries SET due_at = :later WHERE delivery_id = :d",
@@ -161,18 +161,18 @@ def test_an_unknown_attempt_is_left_to_a_person_also_when_the_next_has_not_begun
     shop.bus.dispatcher().claim({"sender": 1})
     if how == "given back":
         shop.clock.advance(30)
-        shop.dispatcher.release(shop.dispatcher.claim({"sender": 1}))
+        shop.dispatcher.settle(not_begun(shop.dispatcher.claim({"sender": 1})))
     else:
         order_created.disconnect(sender)
         shop.clock.advance(91)
-        shop.dispatcher.attempt(shop.dispatcher.claim_unknown())
-        order_created.connect(sender, hold_unknown=True)
+        shop.dispatcher.deliver(shop.dispatcher.claim_without_receiver())
+        order_created.connect(sender)
         shop.clock.advance(60)
     shop.dispatch()
     assert (calls, shop.delivery("sender").state, shop.outcomes("sender")) == ([], "dead", ["unknown"])
 
     shop.bus.retry(Filter(outcome="unknown"), by="ops")
-    shop.dispatcher.release(shop.dispatcher.claim({"sender": 1}))
+    shop.dispatcher.settle(not_begun(shop.dispatcher.claim({"sender": 1})))
     shop.dispatch()
     assert (calls, shop.outcomes("sender")) == (["1001"], ["unknown", "ok"])
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, update
 
-from app.bus import dispatcher
+from app.bus import leases
+from app.bus.held_leases import HeldLeases
 from app.bus.tables import Delivery
 from app.orders import Order
 from app.receivers import notification
@@ -101,30 +102,31 @@ def test_a_seed_plays_the_same_script_each_time(world: World) -> None:
 # A simulation that can't fail proves nothing: without any one of these mechanisms, some script must show it.
 
 
-def unfenced(settle: Callable[..., None]) -> Callable[..., None]:
-    """A settle that does not ask whose lease it is."""
+def unfenced(end_leases: Callable[..., None]) -> Callable[..., None]:
+    """Ends of leases that do not ask whose they are."""
 
-    def settle_anyway(session: Any, ends: list[Any]) -> None:
+    def end_anyway(transaction: Any, ends: list[Any]) -> None:
+        session = transaction.session
         for end in ends:
             held = Delivery.delivery_id == end.lease.delivery_id
             session.execute(update(Delivery).where(held).values(state="leased"))
             token = session.scalar(select(Delivery.lease_token).where(held))
-            settle(session, [replace(end, lease=replace(end.lease, token=token))])
+            end_leases(transaction, [replace(end, lease=replace(end.lease, token=token))])
 
-    return settle_anyway
+    return end_anyway
 
 
-def overwritten(session: Any, order_id: str, state: str) -> None:
+def overwritten(transaction: Any, order_id: str, state: str) -> None:
     """A notification that does not look at what is known already."""
-    session.execute(update(Order).where(Order.order_id == order_id).values(notification=state))
+    transaction.session.execute(update(Order).where(Order.order_id == order_id).values(notification=state))
 
 
 @pytest.mark.parametrize(
     "where, name, instead",
     [
-        pytest.param(leases, "settle", unfenced(leases.settle), id="the fencing token"),
-        pytest.param(leases, "_record_unknown", lambda *_: None, id="the record of unknown outcomes"),
-        pytest.param(dispatcher.Dispatcher, "_still_held", lambda *_: True, id="the look whether the lease is held"),
+        pytest.param(leases, "end", unfenced(leases.end), id="the fencing token"),
+        pytest.param(leases, "record_unknown", lambda *_: None, id="the record of unknown outcomes"),
+        pytest.param(HeldLeases, "holds", lambda *_: True, id="the look whether the lease is held"),
         pytest.param(notification, "mark_notification", overwritten, id="the order of notifications"),
     ],
 )

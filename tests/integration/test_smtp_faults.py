@@ -17,7 +17,7 @@ from flask_mail import email_dispatched
 from sqlalchemy import insert, select
 
 from app.bus import Filter
-from app.bus.tables import Gate, StoredEvent
+from app.bus.tables import CircuitBreaker, StoredEvent
 from app.clock import Clock, uuid7
 from app.db import Transaction
 from app.errors import DatabaseUnavailable
@@ -127,7 +127,7 @@ def send_due_mails(shop: Shop) -> int:
     """What one process does at a time: as many mails as it has threads for them. Returns how many it tried."""
     leases = shop.dispatcher.claim({MAIL: shop.settings.mail_threads})
     for batch in shop.dispatcher.batches(leases):
-        shop.dispatcher.attempt(batch)
+        shop.dispatcher.deliver(batch)
     return len(leases)
 
 
@@ -146,7 +146,7 @@ def outcomes(shop: Shop, order_id: str = "1001") -> list[str]:
 def gate_failures(shop: Shop) -> int:
     """How often in a row the server was found down, as all processes know it; 0 where the gate is open."""
     with shop.database.read() as session:
-        found = session.get(Gate, MAIL)
+        found = session.get(CircuitBreaker, MAIL)
         return found.failures if found else 0
 
 
@@ -393,7 +393,7 @@ def test_while_every_mail_hangs_orders_are_taken_confirmed_and_counted(
     """All threads for mail are held; nothing but the mail waits. The hold ends only after all else is seen done."""
     shop = open_shop(server, clock=Clock(), mail_threads=2)
     hold = server.hold(phase)
-    shop.bus.start()
+    shop.engine.start()
     assert shop.post(order_id="first").status_code == 201
     assert shop.post(order_id="second").status_code == 201
     hold.wait_for(2)
@@ -419,7 +419,7 @@ def test_while_the_server_is_down_orders_are_taken_confirmed_and_counted(
 ) -> None:
     server.stop()
     shop = open_shop(server, clock=Clock(), policy=FixedWait(seconds=1, attempts=100))
-    shop.bus.start()
+    shop.engine.start()
     for number in range(10):
         assert shop.post(order_id=number).status_code == 201
     until(lambda: all(shop.order(f"{number}").status == "confirmed" for number in range(10)))
@@ -439,10 +439,10 @@ def test_a_stop_while_mails_hang_waits_for_these_and_gives_the_others_back(
     server.on("RCPT", HANG)
     shop = open_shop(server, clock=Clock(), mail_threads=2, mail_timeout=1, shutdown_seconds=20)
     place_orders(shop, 20)
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: server.verbs().count("RCPT") == 2)
     began = time.monotonic()
-    assert shop.bus.stop()
+    assert shop.engine.stop()
     assert time.monotonic() - began < 10
     assert {delivery.state for delivery in shop.deliveries(MAIL)} == {"ready"}
     assert sorted(delivery.attempts for delivery in shop.deliveries(MAIL)) == [0] * 18 + [1] * 2
@@ -456,7 +456,7 @@ def test_a_recipient_that_always_hangs_the_server_keeps_no_other_mail(server: Sm
     for name in ("poison1", "poison2"):
         shop.post(order_id=name, email=f"{name}@example.com")
     place_orders(shop, 30)
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: notifications(shop).count("sent") == 30)
     place_orders(shop, 10, first=30)
     shop.bus._wake()
@@ -475,9 +475,9 @@ def test_mails_beyond_the_threads_of_a_process_are_left_to_the_others(server: Sm
     for name in ("poison1", "poison2"):
         hanging.post(order_id=name, email=f"{name}@example.com")
     place_orders(hanging, 20)
-    hanging.bus.start()
+    hanging.engine.start()
     until(lambda: server.verbs().count("RCPT") == 2)
-    open_shop(server, clock=Clock(), mail_threads=2).bus.start()
+    open_shop(server, clock=Clock(), mail_threads=2).engine.start()
     until(lambda: len(server.received) == 20, seconds=5)
     until(lambda: notifications(hanging) == ["pending"] * 2 + ["sent"] * 20)
 
@@ -551,11 +551,11 @@ def test_workers_of_three_processes_probe_one_at_a_time_and_drain_when_it_is_bac
     shops = [open_shop(server, clock=Clock(), mail_timeout=SHORT, policy=FixedWait(1, attempts=10)) for _ in range(3)]
     place_orders(shops[0], 60)
     for shop in shops:
-        shop.bus.start()
+        shop.engine.start()
     until(lambda: gate_failures(shops[0]) >= 2)
-    shops[0].bus.stop()
+    shops[0].engine.stop()
     restarted = open_shop(server, clock=Clock(), mail_timeout=SHORT, policy=FixedWait(1, attempts=10))
-    restarted.bus.start()
+    restarted.engine.start()
     until(lambda: gate_failures(restarted) >= 3)
 
     first_ones, probes = 3 * 2, 2
@@ -648,7 +648,7 @@ def test_when_the_database_is_away_after_the_server_accepted_the_record_is_made_
     with email_dispatched.connected_to(take_away):
         monkeypatch.setattr(shop.database, "transact", refuse)
         shop.post()
-        shop.bus.start()
+        shop.engine.start()
         server.wait_for(1)
         assert away.wait(5)
     away.clear()

@@ -32,9 +32,7 @@ class LiveShop(Shop):
     """A shop whose clock runs, for the worker's threads wait in real time."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.database.clock = Clock()
-        self.dispatcher.clock = self.database.clock
+        super().__init__(settings, Clock())
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def alive_dispatchers(shop: Shop) -> int:
 
 
 def test_an_order_is_dealt_with_at_once_though_the_poll_is_a_minute_away(shop: LiveShop) -> None:
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     begun = time.monotonic()
     shop.place_order()
@@ -77,7 +75,7 @@ def test_an_order_is_dealt_with_at_once_though_the_poll_is_a_minute_away(shop: L
 def test_what_waited_before_the_start_is_dealt_with(shop: LiveShop) -> None:
     """Killed between commit and dispatch: it is delivered after a restart without another request."""
     shop.place_order()
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: shop.order().notification == "sent")
 
 
@@ -91,14 +89,14 @@ def test_a_retry_is_woken_by_its_time_and_not_by_the_poll(shop: LiveShop) -> Non
 
     shop.policy.seconds = 0.3
     shop.only(flaky)
-    shop.bus.start()
+    shop.engine.start()
     shop.place_order()
     until(lambda: len(calls) == 2)
     assert 0.29 < calls[1] - calls[0] < 10
 
 
 def test_another_process_that_only_publishes_wakes_the_dispatcher(shop: LiveShop, settings: Settings) -> None:
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     publisher = LiveShop(settings)  # the same database, and no worker of its own
     try:
@@ -111,7 +109,7 @@ def test_another_process_that_only_publishes_wakes_the_dispatcher(shop: LiveShop
 def test_a_hanging_receiver_holds_up_nobody_else(shop: LiveShop) -> None:
     hanging = Hanging()
     shop.receive(hanging)
-    shop.bus.start()
+    shop.engine.start()
     for n in range(5):
         shop.place_order(f"{n}")
     until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
@@ -133,9 +131,11 @@ def test_an_outage_is_found_out_once_by_each_thread(shop: LiveShop) -> None:
     shop.only(down, concurrency=2)
     for n in range(30):
         shop.place_order(f"{n}")
-    shop.bus.start()
-    until(lambda: shop.count("gates") == 1)
-    until(lambda: shop.execute_scalar("SELECT failures FROM gates") == 3)  # two threads, or one twice; a first probe
+    shop.engine.start()
+    until(lambda: shop.count("circuit_breakers") == 1)
+    until(
+        lambda: shop.execute_scalar("SELECT failures FROM circuit_breakers") == 3
+    )  # two threads, or one twice; a first probe
     until(lambda: shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state = 'leased'") == 0)
     assert len(tried) <= 6
     assert shop.execute_scalar("SELECT count(*) FROM deliveries WHERE attempts = 0") >= 24
@@ -144,9 +144,9 @@ def test_an_outage_is_found_out_once_by_each_thread(shop: LiveShop) -> None:
 def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Settings) -> None:
     hanging = Hanging()
     shop.only(hanging)
-    shop.bus.start()
+    shop.engine.start()
     other = LiveShop(settings.model_copy(update={"poll_seconds": 0.1, "lease_seconds": 3.0}))
-    other.bus.start()
+    other.engine.start()
     try:
         shop.place_order()
         assert hanging.entered.acquire(timeout=10)
@@ -165,12 +165,12 @@ def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Se
 def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> None:
     hanging = Hanging()
     shop.only(hanging)
-    running = shop.bus.start()
+    running = shop.engine.start()
     shop.place_order("1")
     assert hanging.entered.acquire(timeout=10)
     shop.place_order("2")
     stopped: list[bool] = []
-    stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
+    stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
     until(lambda: not running.alive)
     hanging.let_go.set()
@@ -184,11 +184,11 @@ def test_a_stop_does_not_wait_for_ever(shop: LiveShop) -> None:
     object.__setattr__(shop.bus.settings, "shutdown_seconds", 0.2)
     hanging = Hanging()
     shop.only(hanging)
-    shop.bus.start()
+    shop.engine.start()
     shop.place_order()
     assert hanging.entered.acquire(timeout=10)
     begun = time.monotonic()
-    assert shop.bus.stop() is False
+    assert shop.engine.stop() is False
     assert time.monotonic() - begun < 10
     assert shop.delivery("hanging").state == "leased"
     hanging.let_go.set()
@@ -201,7 +201,7 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
     """What it does can be stored again, should the database be back by then."""
     hanging = Hanging()
     shop.only(hanging)
-    running = shop.bus.start()
+    running = shop.engine.start()
     shop.place_order()
     assert hanging.entered.acquire(timeout=10)
     transact = shop.database.transact
@@ -211,7 +211,7 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
 
     monkeypatch.setattr(shop.database, "transact", away)
     stopped: list[bool] = []
-    stopping = threading.Thread(target=lambda: stopped.append(shop.bus.stop()))
+    stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
     until(lambda: not running.alive)
     monkeypatch.setattr(shop.database, "transact", transact)
@@ -222,34 +222,28 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
     assert shop.outcomes("hanging") == ["ok"]
 
 
-def test_while_others_queue_for_the_write_lock_deliveries_are_put_off_and_yet_done(
+def test_under_write_contention_deliveries_are_put_off_and_yet_done(
     shop: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float] = []
     monkeypatch.setattr(Database, "crowding", property(lambda _: 1.0))
-    stopping = shop.bus.start()._stopping
-    wait = stopping.wait
-
-    def counting(seconds: float) -> bool:
-        waits.append(seconds)
-        return wait(seconds)
-
-    monkeypatch.setattr(stopping, "wait", counting)
+    shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    begun = time.monotonic()
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
-    assert {worker.COURTESY_SECONDS, receiver_threads.GATHER_SECONDS} <= set(waits)
+    assert time.monotonic() - begun >= worker.DEFER_SECONDS
 
 
 def test_starting_twice_is_starting_once(shop: LiveShop) -> None:
-    assert shop.bus.start() is shop.bus.start()
-    assert shop.bus.stop()
-    assert shop.bus.stop()
+    assert shop.engine.start() is shop.engine.start()
+    assert shop.engine.stop()
+    assert shop.engine.stop()
 
 
 def test_a_backlog_drains(shop: LiveShop) -> None:
     for n in range(150):
         shop.place_order(f"{n}", user_id=f"{n % 7}")
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: shop.count("attempts") == 450, 50)
     assert {delivery.state for delivery in shop.deliveries()} == {"done"}
 
@@ -276,7 +270,7 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
 
     hanging = Hanging()
     shop.only(hanging)
-    shop.bus.start()
+    shop.engine.start()
     shop.place_order()
     assert hanging.entered.acquire(timeout=10)
     with lifecycle.database_lost.connected_to(lost), lifecycle.database_back.connected_to(back):
@@ -310,7 +304,7 @@ def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(
             lifecycle.database_back.connected_to(said_by(said, "back")),
         ):
             shop.receive(hanging)
-            shop.bus.start()
+            shop.engine.start()
             assert publisher.post(order_id="before").status_code == 201
             assert hanging.entered.acquire(timeout=20)
             until(lambda: shop.order("before").notification == "sent")
@@ -346,7 +340,7 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
     def listener(_: object, error: Exception) -> None:
         faults.append(error)
 
-    running = shop.bus.start()
+    running = shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     next_due = running.dispatcher.next_due
     with lifecycle.dispatcher_failed.connected_to(listener):
@@ -359,7 +353,7 @@ def test_a_fault_of_the_dispatcher_is_reported_and_ends_nothing(
 
 
 def test_a_fault_while_it_waits_ends_nothing_either(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    running = shop.bus.start()
+    running = shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     wait, failed = running.wakeup.wait, threading.Event()
 
@@ -395,7 +389,7 @@ def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(
     """Each order and each settle has its line; two of them are a traceback's, which the standard library logs."""
     stream = Unwritable(error)
     monkeypatch.setattr(logs, "log", logs.Log(stream, "DEBUG", as_json=False))  # type: ignore[arg-type]
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     with lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
         for n in range(5):
@@ -410,14 +404,14 @@ def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> N
     shop.place_order()
     order_created.disconnect(order_created.subscriptions["old_name"].receiver)
     shop.execute("UPDATE deliveries SET due_at = :then", then=Clock().now().replace(year=2020))
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: shop.delivery("old_name").reason)
     assert "no receiver named 'old_name'" in (shop.delivery("old_name").reason or "")
 
 
 def test_what_is_old_is_forgotten_without_anybody_asking(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch at a time, with other work between. Orders are kept."""
-    monkeypatch.setattr(worker, "PRUNE_PAUSE", 0)
+    monkeypatch.setattr(worker, "PRUNE_SECONDS", 0)
     monkeypatch.setattr(prune, "BATCH", 4)
     forgotten: list[int] = []
 
@@ -433,8 +427,8 @@ def test_what_is_old_is_forgotten_without_anybody_asking(shop: LiveShop, monkeyp
     shop.execute("UPDATE deliveries SET settled_at = :then", then=long_ago)
     shop.place_order("young")
     with lifecycle.events_pruned.connected_to(listener):
-        shop.bus.start()
-        until(lambda: shop.bus._wake() or sum(forgotten) == 10)
+        shop.engine.start()
+        until(lambda: shop.engine.wake() or sum(forgotten) == 10)
     until(lambda: shop.order("young").notification == "sent")
     assert forgotten == [4, 4, 2]
     assert {event["data"]["order_id"] for n in range(5) for event in shop.timeline(f"{n}")} == set()
@@ -450,16 +444,14 @@ def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> No
     left = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     left.bind(str(folder / "1-gone"))
     left.close()
-    wakeup.Caller(shop.database).call()
+    wakeup.WakeupSender(shop.database).wake()
     assert list(folder.iterdir()) == []
 
 
 def test_a_dispatcher_that_cannot_be_called_still_runs(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: object) -> None:
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr(wakeup, "_bind", refuse)
-    shop.bus.start()
+    folder = wakeup.socket_folder(shop.database)
+    monkeypatch.setattr(wakeup, "socket_folder", lambda _: folder.with_name("orders.db") / "no folder")
+    shop.engine.start()
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
 
@@ -480,7 +472,7 @@ def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) ->
             assert not waiting.wait(0)
             waiting.wake()
             assert waiting.wait(20)
-            wakeup.Caller(waiting.database).call()
+            wakeup.WakeupSender(waiting.database).wake()
             assert waiting.wait(20)
             assert not waiting.wait(0)
     finally:
@@ -492,7 +484,7 @@ def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) ->
 def test_a_dispatcher_that_cannot_listen_says_so_once_and_listens_again(
     shop: LiveShop, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     with listening(caplog) as heard:
         for times in (1, 2):
@@ -525,13 +517,13 @@ def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # that is just what is tested
 def test_a_forked_child_opens_its_own_connections_and_dispatches_anew(shop: LiveShop) -> None:
     """A server that loads the application, starts it and forks afterwards."""
-    shop.bus.start()
+    shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     pid = os.fork()
     if pid == 0:
         try:
             until(lambda: alive_dispatchers(shop) == 2, 10)
-            shop.bus.stop()
+            shop.engine.stop()
             os._exit(0 if shop.database.read().__enter__().execute(text("SELECT 1")).scalar() == 1 else 1)
         finally:
             os._exit(2)

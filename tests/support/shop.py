@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import select, text
 
 from app import create_app
-from app.bus import Dispatcher, Settled, queries
+from app.bus import Dispatcher, Lease, LeaseEnd, queries
+from app.bus.invoke import NotBegun
 from app.bus.tables import Attempt, Delivery
 from app.clock import Clock, uuid7
 from app.db import Transaction, iso
@@ -54,16 +55,22 @@ class FixedWait:
         return None if outcome == "refused" or spent >= self.attempts else self.seconds
 
 
+def not_begun(leases: list[Lease]) -> list[tuple[Lease, NotBegun]]:
+    """Answers that give leases back."""
+    return [(lease, NotBegun()) for lease in leases]
+
+
 class Shop:
     """One application on one fresh database, and the verbs that tests are written in."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.clock = StoppedClock()
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.clock: Any = clock or StoppedClock()
         self.policy = FixedWait()
         self.app = create_app(settings, clock=self.clock, policy=self.policy)
         self.settings = settings
         self.database = self.app.extensions["database"]
         self.bus = self.app.extensions["bus"]
+        self.engine = self.app.extensions["engine"]
         self.mailer = self.app.extensions["mailer"]
         self.client = self.app.test_client()
         self.dispatcher: Dispatcher = self.bus.dispatcher()
@@ -71,7 +78,7 @@ class Shop:
 
     def close(self) -> None:
         self._connected.close()
-        self.bus.stop()
+        self.engine.stop()
         self.database.close()
 
     # What a client does
@@ -114,13 +121,13 @@ class Shop:
         self._connected.callback(restore)
         self.receive(receiver, signal, **how)
 
-    def dispatch(self, dispatcher: Dispatcher | None = None) -> list[Settled]:
+    def dispatch(self, dispatcher: Dispatcher | None = None) -> list[LeaseEnd]:
         """One round."""
         return (dispatcher or self.dispatcher).run_once()
 
-    def dispatch_all(self, rounds: int = 50) -> list[Settled]:
+    def dispatch_all(self, rounds: int = 50) -> list[LeaseEnd]:
         """Rounds until nothing is due."""
-        done: list[Settled] = []
+        done: list[LeaseEnd] = []
         for _ in range(rounds):
             settled = self.dispatch()
             done += settled

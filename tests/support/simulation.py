@@ -27,7 +27,8 @@ from sqlalchemy import event
 
 import app.clock
 import app.db.group_commit
-from app.bus import Filter, lifecycle
+from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
+from app.bus.invoke import is_transactional
 from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction, iso, sqlite_module
@@ -38,7 +39,7 @@ from app.observe import logs
 from app.orders import NOTIFICATIONS, place_order
 from app.retry import ExponentialBackoff
 from config import Settings
-from tests.support.shop import START, Shop
+from tests.support.shop import START, Shop, not_begun
 
 RECORD, MAIL, NOTE = RECEIVERS = ("update_user_order_record", "send_email_notification", "update_order_notification")
 OWED = {"OrderCreated": {RECORD, MAIL}}
@@ -47,7 +48,7 @@ OWED = {"OrderCreated": {RECORD, MAIL}}
 LEASE_SECONDS = 30
 RETENTION = timedelta(hours=1)
 MAIL_TIMEOUT_SECONDS = 10
-TABLES = ("attempts", "deliveries", "events", "orders", "users", "gates", "operator_acts", "dispatchers")
+TABLES = ("attempts", "deliveries", "events", "orders", "users", "circuit_breakers", "operator_acts", "dispatchers")
 
 BUSY, DISK, AWAY = (5, "database is locked"), (10, "disk I/O error"), (14, "unable to open database file")
 """SQLite's result codes, and its words for them."""
@@ -340,7 +341,6 @@ class World:
     def start_process(self) -> None:
         process = Process(f"dispatcher {next(self._process_numbers)}", dispatcher=self.bus.dispatcher())
         process.dispatcher.name = process.name
-        process.dispatcher.outlast = lambda _: self._outlast()
         self.processes.append(process)
 
     def forget(self, actor: Actor) -> None:
@@ -383,13 +383,35 @@ class World:
     def _attempt(self, process: Process, batch: list[Lease]) -> None:
         process.waiting.remove(batch)
         with self.server.called_under(batch[0]):
-            settled = self.run(process, f"tries {_shown(batch)}", lambda: process.dispatcher.attempt(batch))
+            settled = self.run(process, f"tries {_shown(batch)}", lambda: self._deliver(process, batch))
         if isinstance(settled, list):
             self.tell(f"    settled: {', '.join(f'{s.state} ({s.outcome or s.reason})' for s in settled) or 'nothing'}")
 
+    def _deliver(self, process: Process, batch: list[Lease]) -> list[LeaseEnd]:
+        """As an engine does it: what was done waits to be stored while the database is away."""
+        dispatcher: Dispatcher = process.dispatcher
+        try:
+            if is_transactional(batch[0]):
+                return self._until_stored(lambda: dispatcher.deliver_transactional(batch))
+            answers = [(lease, answer) for lease in batch if (answer := dispatcher.invoke(lease)) is not None]
+            return self._until_stored(lambda: dispatcher.settle(answers))
+        finally:
+            dispatcher.abandon(batch)
+
+    def _until_stored(self, store: Callable[[], list[LeaseEnd]]) -> list[LeaseEnd]:
+        """Sometimes the process is stopped before the database is back."""
+        while True:
+            try:
+                return store()
+            except DatabaseUnavailable:
+                if self.dice.random() < 0.3:
+                    raise
+            self.clock.advance(1)
+            self.meanwhile()
+
     def extend(self) -> None:
         process = self._some_process()
-        self.run(process, "says that it is alive", process.dispatcher.extend)
+        self.run(process, "says that it is alive", process.dispatcher.heartbeat)
 
     def stop(self) -> None:
         """What was not begun is given back. An attempt that is under way ends later, or is killed."""
@@ -400,7 +422,7 @@ class World:
         self.start_process()
 
         def work() -> None:
-            process.dispatcher.release(unbegun)
+            process.dispatcher.settle(not_begun(unbegun))
             process.dispatcher.sign_off()
 
         self.run(process, f"stops, and gives back {_shown(unbegun) or 'nothing'}", work)
@@ -430,7 +452,7 @@ class World:
         if late.dead:
             return
         if self.dice.random() < 0.5:
-            self.run(late, "is back, and says that it is alive", late.dispatcher.extend)
+            self.run(late, "is back, and says that it is alive", late.dispatcher.heartbeat)
         for batch in list(late.waiting):
             if not late.dead and batch in late.waiting:
                 self._attempt(late, batch)
@@ -438,14 +460,6 @@ class World:
     def resume(self) -> None:
         for process in self.processes:
             process.paused = False
-
-    def _outlast(self) -> bool:
-        """The loop around a dispatcher waits while the database is away; sometimes it is being stopped."""
-        if self.dice.random() < 0.3:
-            return False
-        self.clock.advance(1)
-        self.meanwhile()
-        return True
 
     # Steps of people
 
@@ -538,14 +552,14 @@ class World:
             overdue = [receiver for receiver, due_at in due.items() if due_at <= self.clock.now()]
             for batch in self.healer.batches(self.healer.claim(dict.fromkeys(overdue, 20))):
                 with self.server.called_under(batch[0]):
-                    self.healer.attempt(batch)
+                    self.healer.deliver(batch)
         raise Violation(f"after 300 rounds there is still something to do: {due}")
 
     def _due(self) -> dict[str, datetime]:
         """For each receiver that has something to do, when: as Dispatcher.next_due(), in a tenth of the time."""
         found = self.look(
-            "SELECT receiver, max(min(due_at), ifnull(probe_at, '')) FROM deliveries LEFT JOIN gates USING (receiver)"
-            " WHERE state IN ('ready', 'leased') GROUP BY receiver"
+            "SELECT receiver, max(min(due_at), ifnull(probe_at, '')) FROM deliveries "
+            "LEFT JOIN circuit_breakers USING (receiver) WHERE state IN ('ready', 'leased') GROUP BY receiver"
         )
         return {receiver: datetime.fromisoformat(due_at) for receiver, due_at in found}
 

@@ -1,0 +1,5 @@
+"""Deliveries run in threads of this process."""
+
+from app.engine.inprocess.engine import InProcessEngine
+
+__all__ = ["InProcessEngine"]

@@ -116,7 +116,7 @@ class Wakeup:
             log.warning("other processes can't wake this dispatcher, only the poll: %s", why)
 
 
-class Caller:
+class WakeupSender:
     """Wakes the dispatchers of other processes. For any thread."""
 
     def __init__(self, database: Database) -> None:
@@ -125,7 +125,7 @@ class Caller:
         self._seen = 0
         self._mailboxes: list[str] = []
 
-    def call(self, *, everywhere: bool = False) -> None:
+    def wake(self, *, everywhere: bool = False) -> None:
         """Wake those on this machine; ``everywhere`` also those on others, who are woken too where none is here.
 
         Raises nothing: what is announced is stored, and the poll finds it.

@@ -1,44 +1,49 @@
-"""The loop around the dispatcher's step: wait until something is due, claim it, hand it to the threads that try it.
+"""The loop around the dispatcher's step: wait until something is due, claim it, hand it to threads, settle the answers.
 
-Receivers with a session share one thread, for they share the database's write lock. Every other receiver has threads
-of its own: one that hangs holds up nobody else's deliveries. What these answer is stored by one more thread, as much at
-a time as has gathered while the last of it was being stored.
+Transactional receivers share one thread, because they share the database's write lock. Every other receiver has threads
+of its own, so one that hangs holds up nobody else's deliveries. What they answer goes back to the loop, which settles
+it in the transaction in which it claims what is due next.
 """
 
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from functools import partial
 
-from app.bus import breaker as gate
-from app.bus import lifecycle as signals
-from app.bus.dispatcher import BATCH, MISSING_RECEIVER_WAIT, Answer, Dispatcher, Failure, subscriptions
-from app.bus.leases import Lease
+from app.bus import Dispatcher, Lease, lifecycle
+from app.bus.breaker import BACKEND_DOWN
+from app.bus.dispatcher import BATCH
+from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun
+from app.bus.options import ReceiverOptions
 from app.db import CROWDED
-from app.engine.inprocess.receiver_threads import LATE_SECONDS, Lane, Settler
+from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
 from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
+from app.signal import subscriptions
 
-SHARED = "(with a session)"
-"""The lane of all receivers that take a session."""
+TRANSACTIONAL = "(transactional)"
+"""The pool of all receivers that run in a transaction."""
 
-AWAY_PAUSE = 1.0
-"""Seconds between tries while the database is away."""
+PREFETCH = 20
+"""Deliveries claimed ahead for a receiver's threads. Should the process die, each of them reads ``unknown``; so a
+receiver that holds such for a person gets none."""
 
-PASSED_OVER = 0.01
-"""Seconds until the next look when another dispatcher was at the rows that are due."""
+RETRY_SECONDS = 1.0
+"""Between tries while the database is away, and after a fault of ours."""
 
-PRUNE_PAUSE = 3600.0
-"""Seconds between looks for what is old enough to be forgotten."""
+PASSED_OVER_SECONDS = 0.01
+"""Until the next look when another dispatcher was at the rows that are due."""
 
+PRUNE_SECONDS = 3600.0
+"""Between looks for events that are old enough to be deleted."""
 
-MOST_AHEAD = 20
-"""Should the process die, each of these reads ``unknown``. A receiver that holds such for a person gets none ahead."""
+DEFER_SECONDS = 0.2
+"""How long a claim is put off, at full write contention, because requests come first."""
 
-COURTESY_SECONDS = 0.2
-"""How long a claim is put off while others queue for the write lock."""
+STOP_GRACE_SECONDS = 0.5
+"""What a stop allows for settling, beyond what it waits for receivers."""
 
 
 class Worker:
@@ -47,176 +52,212 @@ class Worker:
     def __init__(
         self,
         dispatcher: Dispatcher,
+        options: Callable[[str], ReceiverOptions],
         wakeup: Wakeup,
         *,
         poll_seconds: float,
         wake_others: Callable[[], None],
         prune: Callable[[], int],
-    ):
+    ) -> None:
         self.dispatcher = dispatcher
+        self.options = options
         self.wakeup = wakeup
         self.poll_seconds = poll_seconds
         self.wake_others = wake_others
         self.prune = prune
+        self._pools: dict[str, ReceiverPool] = {}
+        self._answers: list[tuple[Lease, Answer]] = []
+        """From receivers' threads, to be settled."""
+        self._lock = threading.Lock()
         self._stopping = threading.Event()
+        self._stop_by = float("inf")
         self._ended = threading.Event()
-        self._lanes: dict[str, Lane] = {}
-        self._settler = Settler(self._settle, self._give_way, wakeup.wake)
         self._next_look = 0.0
-        self._next_prune = dispatcher.clock.monotonic() + random.uniform(0, PRUNE_PAUSE)  # noqa: S311 - no secret
-        self._away = False
+        self._next_prune = time.monotonic() + random.uniform(0, PRUNE_SECONDS)  # noqa: S311 - no secret
+        self._database_lost = False
         self._saturated = False
-        self._telling = threading.Lock()
-        self._main = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
-        dispatcher.outlast = self._outlast
 
     @property
     def alive(self) -> bool:
-        return self._main.is_alive()
+        return self._loop.is_alive()
 
     def start(self) -> None:
         self.wakeup.open()
-        self._main.start()
+        self._loop.start()
         self._heart.start()
-        signals.report(signals.dispatcher_started, self.dispatcher.sender, name=self.dispatcher.name)
+        lifecycle.report(lifecycle.dispatcher_started, self.dispatcher.sender, name=self.dispatcher.name)
 
     def stop(self, seconds: float) -> bool:
         """Claim no more, give back what was not begun, wait for receivers that run. Returns whether all ended.
 
-        One that did not end in time keeps its lease, which runs out: another dispatcher then records its attempt as
+        One that does not end in time keeps its lease, which runs out: another dispatcher then records its attempt as
         ``unknown`` and tries again.
         """
+        self._stop_by = time.monotonic() + seconds
         self._stopping.set()
         self.wakeup.wake()
-        self._main.join()
-        unbegun = [lease for lane in self._lanes.values() for lease in lane.take_back()]
-        for lane in self._lanes.values():
-            lane.end()
-        deadline = self.dispatcher.clock.monotonic() + seconds
-        with contextlib.suppress(DatabaseUnavailable):  # the leases run out by themselves
-            self.dispatcher.release(unbegun)
-        unfinished = sum(
-            not lane.join(max(0.0, deadline - self.dispatcher.clock.monotonic())) for lane in self._lanes.values()
-        )
-        unfinished += not self._settler.end(max(0.5, deadline - self.dispatcher.clock.monotonic()))
+        self._loop.join(seconds + STOP_GRACE_SECONDS)
+        unfinished = sum(pool.running for pool in self._pools.values()) + len(self._answers)
+        for pool in self._pools.values():
+            pool.end()
         with contextlib.suppress(DatabaseUnavailable):  # a dispatcher that is seen no more counts as gone
             self.dispatcher.sign_off()
         self._ended.set()
         self.wakeup.close()
         name = self.dispatcher.name
-        signals.report(signals.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
+        lifecycle.report(lifecycle.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
         return not unfinished
+
+    # The loop
 
     def _run(self) -> None:
         self._beat_once()
-        while not self._stopping.is_set():
+        while not self._is_done():
             try:
-                if self._away:
-                    self._come_back()
-                self._see_to_chores()
+                if self._database_lost:
+                    self._recover()
                 if pause := self._round():
-                    self.wakeup.wait(min(pause, max(0.0, self._next_prune - self.dispatcher.clock.monotonic())))
+                    self.wakeup.wait(pause)
             except DatabaseUnavailable as error:
-                self._outlast(error)
+                self._note_database_lost(error)
+                self._rest()
             except Exception as error:  # a fault of ours must not end all dispatching
                 self._report_fault(error)
-                self._stopping.wait(AWAY_PAUSE)
-
-    def _see_to_chores(self) -> None:
-        """Now and then: what has no receiver shall become visible, and what is old be forgotten."""
-        now = self.dispatcher.clock.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + MISSING_RECEIVER_WAIT
-            self._hand_out(self.dispatcher.claim_unknown())
-        if now >= self._next_prune:
-            count = self.prune()
-            self._next_prune = now + (1 if count else PRUNE_PAUSE)
-            if count:
-                signals.report(signals.events_pruned, self.dispatcher.sender, count=count)
+                self._rest()
 
     def _round(self) -> float:
-        """Claim what is due and there is room for. Returns for how many seconds there is nothing to do."""
+        """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
+        self._take_back_unbegun()
+        if self._stopping.is_set():
+            self._settle_and_claim({})
+            return max(0.0, self._stop_by - time.monotonic())
+        self._keep_house()
         due = self.dispatcher.next_due()
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
-        self.dispatcher.release([each for lane in self._lanes.values() if lane.is_late() for each in lane.take_back()])
-        capacity = {receiver: room for receiver in overdue if (room := self._room(receiver)) > 0}
-        if capacity:
-            self._give_way(COURTESY_SECONDS)
-            leases = self.dispatcher.claim(capacity)
-            self._hand_out(leases)
-            return 0 if leases else PASSED_OVER
-        self._share(bool(overdue))
-        later = [due_at - now for due_at in due.values() if due_at > now]
-        pause = min([timedelta(seconds=self.poll_seconds), *later]).total_seconds()
-        return min(pause, LATE_SECONDS) if any(lane.waits() for lane in self._lanes.values()) else pause
+        capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
+        if self._answers or capacity:
+            self._defer_to_requests()
+            return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
+        self._share_load(saturated=bool(overdue))
+        return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
-    def _give_way(self, seconds: float) -> None:
-        """Where others queue for the write lock, wait up to so long: orders come first, and deliveries catch up."""
-        if (crowding := self.dispatcher.database.crowding) > CROWDED:
-            self._stopping.wait(seconds * crowding)
+    def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
+        """Returns whether anything came of it. What can't be stored because the database is away waits."""
+        with self._lock:
+            answers = self._answers[:]
+        try:
+            _, claimed = self.dispatcher.settle_and_claim(answers, capacity)
+        except DatabaseUnavailable:
+            raise
+        except Exception:  # a fault of ours: let the leases run out rather than try the same for ever
+            self._forget(answers)
+            self.dispatcher.abandon([lease for lease, _ in answers])
+            raise
+        self._forget(answers)
+        self._hand_out(claimed)
+        return bool(answers or claimed)
 
-    def _room(self, receiver: str) -> int:
-        lane = self._lane(receiver)
-        return lane.room if lane.name == SHARED else min(lane.room, self._settler.room)
+    def _forget(self, settled: list[tuple[Lease, Answer]]) -> None:
+        with self._lock:
+            del self._answers[: len(settled)]
 
-    def _share(self, saturated: bool) -> None:
-        """There is more to do than room for it here: tell the others, once."""
+    def _hand_out(self, claimed: list[Lease]) -> None:
+        for batch in self.dispatcher.batches(claimed):
+            self._pool(batch[0].receiver).submit(batch)
+
+    def _seconds_until(self, waits: list[timedelta]) -> float:
+        soonest = min([timedelta(seconds=self.poll_seconds), *waits]).total_seconds()
+        if any(pool.waiting for pool in self._pools.values()):
+            soonest = min(soonest, STALLED_SECONDS)
+        return min(soonest, max(0.0, self._next_prune - time.monotonic()))
+
+    def _defer_to_requests(self) -> None:
+        """Under write contention wait a little: orders come first, and deliveries catch up."""
+        if (contention := self.dispatcher.database.crowding) > CROWDED:
+            self._stopping.wait(DEFER_SECONDS * contention)
+
+    def _share_load(self, *, saturated: bool) -> None:
+        """More is due than there are slots for here: wake the other dispatchers, once."""
         if saturated and not self._saturated:
             self.wake_others()
         self._saturated = saturated
 
-    def _hand_out(self, leases: list[Lease]) -> None:
-        for batch in self.dispatcher.batches(leases):
-            self._lane(batch[0].receiver).put(batch)
+    def _keep_house(self) -> None:
+        """Now and then: deliveries without a receiver shall become visible, and old events be deleted."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + MISSING_RECEIVER_WAIT_SECONDS
+            self._hand_out(self.dispatcher.claim_without_receiver())
+        if now >= self._next_prune:
+            count = self.prune()
+            self._next_prune = now + (1 if count else PRUNE_SECONDS)
+            if count:
+                lifecycle.report(lifecycle.events_pruned, self.dispatcher.sender, count=count)
 
-    def _lane(self, receiver: str) -> Lane:
+    def _take_back_unbegun(self) -> None:
+        """Prefetched deliveries: behind a receiver that hangs, and all of them at a stop."""
+        for pool in self._pools.values():
+            if self._stopping.is_set() or pool.stalled:
+                self._hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
+
+    def _is_done(self) -> bool:
+        if not self._stopping.is_set():
+            return False
+        busy = self._answers or any(pool.running or pool.waiting for pool in self._pools.values())
+        return not busy or time.monotonic() >= self._stop_by
+
+    # Receivers' threads
+
+    def _pool(self, receiver: str) -> ReceiverPool:
         known = subscriptions().get(receiver)
-        name = SHARED if known and known.transactional else receiver
-        if name not in self._lanes:
-            if name == SHARED:
-                self._lanes[name] = Lane(name, 1, BATCH, self._attempt, self.wakeup.wake)
-            else:
-                threads = self.dispatcher.options(receiver).concurrency
-                ahead = 0 if self.dispatcher.options(receiver).hold_unknown else MOST_AHEAD
-                self._lanes[name] = Lane(name, threads, threads, partial(self._call, name), self.wakeup.wake, ahead)
-        return self._lanes[name]
+        name = TRANSACTIONAL if known and known.transactional else receiver
+        if name not in self._pools:
+            self._pools[name] = self._new_pool(name)
+        return self._pools[name]
 
-    def _attempt(self, batch: list[Lease]) -> None:
-        with self._reporting():
-            self.dispatcher.attempt(batch)
+    def _new_pool(self, name: str) -> ReceiverPool:
+        if name == TRANSACTIONAL:
+            return ReceiverPool(name, 1, self._deliver_transactional, self.wakeup.wake, batch=BATCH)
+        options = self.options(name)
+        prefetch = 0 if options.hold_unknown else PREFETCH
+        return ReceiverPool(name, options.concurrency, self._invoke, self.wakeup.wake, prefetch=prefetch)
 
-    def _call(self, name: str, batch: list[Lease]) -> None:
-        """In a thread of the lane: call the receiver, and leave its answer to be stored."""
-        lane = self._lanes[name]
+    def _invoke(self, batch: list[Lease]) -> None:
         for lease in batch:
-            with self._reporting():
-                self.dispatcher.database.let_work()
-                began = self.dispatcher.clock.monotonic()
-                answer = self.dispatcher.call(lease)
+            with self._reporting_faults():
+                answer = self.dispatcher.invoke(lease)
                 if answer is None:
                     continue
-                lane.learn(self.dispatcher.clock.monotonic() - began)
-                if isinstance(answer, Failure):  # it may close the gate: before more is begun
-                    unbegun = lane.take_back() if answer.outcome in gate.DOWN else []
-                    self.dispatcher.settle([(lease, answer)])
-                    self.dispatcher.release(unbegun)
-                else:
-                    self._settler.put(lease, answer)
+                unbegun = self._pool(lease.receiver).take_back() if _finds_backend_down(answer) else []
+                self._hand_back((lease, answer), *[(each, NotBegun()) for each in unbegun])
 
-    def _settle(self, answers: list[tuple[Lease, Answer]]) -> None:
-        with self._reporting():
-            self.dispatcher.settle(answers)
+    def _hand_back(self, *answers: tuple[Lease, Answer]) -> None:
+        """To the loop, which settles them."""
+        with self._lock:
+            if not self._ended.is_set():
+                self._answers += answers
+                return
+        self.dispatcher.settle(list(answers))  # stop() did not wait so long, but the lease may hold still
 
-    @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except DatabaseUnavailable as error:  # we are stopping; the leases run out, and another takes them over
-            self._database_is_away(error)
-        except Exception as error:
-            self._report_fault(error)
+    def _deliver_transactional(self, batch: list[Lease]) -> None:
+        """Until it is stored: an outage of the database undoes the receivers' work together with its record."""
+        with self._reporting_faults():
+            try:
+                while True:
+                    try:
+                        self.dispatcher.deliver_transactional(batch)
+                        return
+                    except DatabaseUnavailable as error:
+                        self._note_database_lost(error)
+                        if self._stopping.wait(RETRY_SECONDS):
+                            return
+            finally:
+                self.dispatcher.abandon(batch)
+
+    # Heartbeat, outages and faults
 
     def _beat(self) -> None:
         pause = min(self.dispatcher.lease.total_seconds() / 3, 10)
@@ -224,32 +265,49 @@ class Worker:
             self._beat_once()
 
     def _beat_once(self) -> None:
-        with self._reporting():
-            self.dispatcher.extend()
+        with self._reporting_faults():
+            try:
+                self.dispatcher.heartbeat()
+            except DatabaseUnavailable as error:
+                self._note_database_lost(error)
+
+    @contextlib.contextmanager
+    def _reporting_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._report_fault(error)
 
     def _report_fault(self, error: Exception) -> None:
-        signals.report(signals.dispatcher_failed, self.dispatcher.sender, error=error)
+        lifecycle.report(lifecycle.dispatcher_failed, self.dispatcher.sender, error=error)
 
-    def _outlast(self, error: DatabaseUnavailable) -> bool:
-        """The database is away: say so once, wait a little. Returns whether to try again."""
-        self._database_is_away(error)
-        return not self._stopping.wait(AWAY_PAUSE)
+    def _rest(self) -> None:
+        """Before the next try. While stopping there is less time for it."""
+        if self._stopping.wait(RETRY_SECONDS):
+            time.sleep(min(RETRY_SECONDS / 10, max(0.0, self._stop_by - time.monotonic())))
 
-    def _database_is_away(self, error: DatabaseUnavailable) -> None:
-        with self._telling:
-            if not self._away:
-                self._away = True
-                signals.report(signals.database_lost, self.dispatcher.sender, error=error)
-                self.wakeup.wake()  # the loop shall see when it is back, be it idle until then
+    def _note_database_lost(self, error: DatabaseUnavailable) -> None:
+        """Say so once, and have the loop see when it is back, even if it is idle until then."""
+        with self._lock:
+            if self._database_lost:
+                return
+            self._database_lost = True
+        lifecycle.report(lifecycle.database_lost, self.dispatcher.sender, error=error)
+        self.wakeup.wake()
 
-    def _come_back(self) -> None:
+    def _recover(self) -> None:
         """Only a write tells that the database is back: a full disk can still be read.
 
         Leases ran out that nobody could extend, though their receivers still run. So each dispatcher extends its own
         first, and gives the others time to do the same before it takes anything over.
         """
-        self.dispatcher.extend()
-        with self._telling:
-            self._away = False
-            signals.report(signals.database_back, self.dispatcher.sender)
-        self._stopping.wait(2 * AWAY_PAUSE)
+        self.dispatcher.heartbeat()
+        with self._lock:
+            self._database_lost = False
+        lifecycle.report(lifecycle.database_back, self.dispatcher.sender)
+        self._stopping.wait(2 * RETRY_SECONDS)
+
+
+def _finds_backend_down(answer: Answer) -> bool:
+    """What waits for the same backend shall spend no attempt on finding the same."""
+    return isinstance(answer, Failure) and answer.outcome in BACKEND_DOWN

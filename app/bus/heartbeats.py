@@ -1,0 +1,19 @@
+"""Heartbeats: which dispatchers are alive."""
+
+from datetime import datetime
+
+from app.bus.tables import Dispatcher
+from app.db import Transaction, insert
+
+
+def record(transaction: Transaction, name: str) -> None:
+    """The dispatcher ``name`` is alive now."""
+    now, session = transaction.now, transaction.session
+    first = insert(session, Dispatcher).values(name=name, started_at=now, seen_at=now)
+    session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"seen_at": now}))
+
+
+def remove(transaction: Transaction, name: str, unseen_since: datetime) -> None:
+    """The dispatcher ``name`` ends; so have, without a word, those ``unseen_since`` then."""
+    ended = (Dispatcher.name == name) | (Dispatcher.seen_at < unseen_since)
+    transaction.session.query(Dispatcher).where(ended).delete()

@@ -1,0 +1,142 @@
+"""Invoke: a delivery in, its receiver's answer out. Touches no table of the bus; any engine can use it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from app import signal
+from app.answers import Discard, Done, RetryAfter
+from app.bus import lifecycle
+from app.bus.leases import Lease
+from app.bus.options import ReceiverOptions
+from app.bus.outbox import caused_by
+from app.clock import Clock
+from app.db import Transaction, is_passing
+from app.errors import AttemptFailed, DatabaseUnavailable
+from app.retry import Policy
+from app.states import Outcome
+from app.text import storable
+
+MISSING_RECEIVER_WAIT_SECONDS = 60.0
+"""After so long a delivery without a receiver is looked at again, and after so long it counts as being without one."""
+
+DATABASE_WAIT_SECONDS = 5.0
+"""Until the next try of a delivery whose receiver could not read the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt; without ``outcome`` none was made. A ``final`` one is not tried again, whatever the policy."""
+
+    outcome: Outcome | None
+    detail: str
+    final: bool = False
+
+
+class NotBegun:
+    """The receiver was not called: the delivery is due again at once, and no attempt is spent."""
+
+
+Answer = Done | Discard | RetryAfter | Failure | NotBegun
+
+
+@dataclass(frozen=True, slots=True)
+class Invoker:
+    """Calls receivers. ``context`` is entered around each call: a Flask application context."""
+
+    context: Callable[[], AbstractContextManager[Any]]
+    options: Callable[[str], ReceiverOptions]
+    policy: Policy
+    clock: Clock
+    missing_after: timedelta
+    sender: object
+    """Of the lifecycle signals that are sent here."""
+
+    def invoke(self, lease: Lease, transaction: Transaction | None = None) -> Answer:
+        """The receiver's answer; what it raises is a Failure. ``transaction`` is for a receiver that takes one.
+
+        Raises only what is the database's trouble and not the receiver's.
+        """
+        subscription = find_subscription(lease)
+        if subscription is None:
+            return self._without_receiver(lease)
+        if refusal := self._refusal(lease):
+            return refusal
+        try:
+            event = signal.decode(lease.type, lease.version, lease.data)
+        except ValueError as error:
+            return Failure(Outcome.BUG, storable(f"undecodable event: {error}"), final=True)
+        return self._call(subscription, lease, event, transaction)
+
+    def _refusal(self, lease: Lease) -> Failure | None:
+        """Why the receiver is not called: earlier attempts ended without a result."""
+        if lease.in_doubt and self.options(lease.receiver).hold_unknown:
+            return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
+        if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
+            return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
+        return None
+
+    def _call(
+        self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
+    ) -> Answer:
+        try:
+            with self.context(), caused_by(lease):
+                answer = subscription.receiver(lease.source, **_arguments(subscription, lease, event, transaction))
+                if transaction is not None:
+                    transaction.write_out()
+        except AttemptFailed as error:
+            held = error.outcome is Outcome.UNKNOWN and self.options(lease.receiver).hold_unknown
+            return Failure(error.outcome, storable(str(error)), final=held)
+        except DatabaseUnavailable as error:  # no fault of this delivery's
+            return RetryAfter(DATABASE_WAIT_SECONDS, str(error))
+        except Exception as error:
+            if transaction is not None and is_passing(error):
+                raise
+            lifecycle.report(lifecycle.receiver_raised, self.sender, lease=lease, error=error)
+            return bug(error)
+        return _checked(answer)
+
+    def _without_receiver(self, lease: Lease) -> Answer:
+        """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""
+        lifecycle.report(lifecycle.receiver_missing, self.sender, lease=lease)
+        reason = f"no receiver named {lease.receiver!r} is connected to {lease.type}; connect it, or discard this"
+        if self.clock.now() - lease.created_at > self.missing_after:
+            return Failure(None, reason, final=True)
+        return RetryAfter(MISSING_RECEIVER_WAIT_SECONDS, reason)
+
+
+def bug(error: Exception) -> Failure:
+    return Failure(Outcome.BUG, storable(f"{type(error).__name__}: {error}"))
+
+
+def find_subscription(lease: Lease) -> signal.Subscription | None:
+    """The subscription that the delivery was recorded for, if it still exists."""
+    carrier = signal.SIGNALS.get(lease.type)
+    return carrier.subscriptions.get(lease.receiver) if carrier else None
+
+
+def is_transactional(lease: Lease) -> bool:
+    """Whether its receiver runs inside the transaction that ends its delivery."""
+    subscription = find_subscription(lease)
+    return subscription is not None and subscription.transactional
+
+
+def _arguments(
+    subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
+) -> dict[str, Any]:
+    """What the receiver names as parameters. A session is made only for one that wants it."""
+    offered: dict[str, Any] = {"event": event, "delivery": lease, "transaction": transaction}
+    if transaction is not None and "session" in subscription.parameters:
+        offered["session"] = transaction.session
+    return {name: value for name, value in offered.items() if name in subscription.parameters}
+
+
+def _checked(answer: Any) -> Answer:
+    match answer:
+        case None:
+            return Done()
+        case Done() | Discard() | RetryAfter():
+            return answer
+    return Failure(Outcome.BUG, storable(f"it returned {answer!r}; return nothing, Done, Discard or RetryAfter"))

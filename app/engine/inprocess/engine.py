@@ -1,0 +1,77 @@
+"""The in-process engine of one application: a worker, started and stopped on demand."""
+
+import os
+import threading
+import weakref
+from functools import partial
+
+from app.bus import Bus, lifecycle
+from app.engine.inprocess.wakeup import Wakeup, WakeupSender
+from app.engine.inprocess.worker import Worker
+from config import Settings
+
+
+class InProcessEngine:
+    """Dispatches in threads of this process while it is started. Where it is not, it wakes those who dispatch."""
+
+    def __init__(self, bus: Bus, settings: Settings) -> None:
+        self.bus = bus
+        self.settings = settings
+        self.worker: Worker | None = None
+        self._others = WakeupSender(bus.database)
+        self._lock = threading.Lock()
+        lifecycle.deliveries_due.connect(self.wake, sender=bus)
+        _engines.add(self)
+
+    @property
+    def alive(self) -> bool:
+        worker = self.worker
+        return worker is not None and worker.alive
+
+    def start(self) -> Worker:
+        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already."""
+        with self._lock:
+            if self.worker is None:
+                self.worker = Worker(
+                    self.bus.dispatcher(),
+                    self.bus.options,
+                    Wakeup(self.bus.database),
+                    poll_seconds=self.settings.poll_seconds,
+                    wake_others=partial(self._others.wake, everywhere=True),
+                    prune=partial(self.bus.prune, batches=1),
+                )
+                self.worker.start()
+            return self.worker
+
+    def stop(self) -> bool:
+        """Stop dispatching here, waiting ``shutdown_seconds`` for running receivers. Returns whether all ended."""
+        with self._lock:
+            worker, self.worker = self.worker, None
+        return worker is None or worker.stop(self.settings.shutdown_seconds)
+
+    def wake(self, _: object = None) -> None:
+        """Deliveries are due: wake the worker here; where there is none, the dispatchers of other processes."""
+        worker = self.worker
+        if worker is not None:
+            worker.wakeup.wake()
+        else:
+            self._others.wake()
+
+    def _after_fork(self) -> None:
+        """Threads stay behind in the parent, and its connections are its own: begin anew."""
+        self.bus.database.forget_connections()
+        self._lock = threading.Lock()
+        if self.worker is not None:
+            self.worker = None
+            self.start()
+
+
+_engines: "weakref.WeakSet[InProcessEngine]" = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -172,7 +172,7 @@ def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> N
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
-    until(lambda: not running.alive)
+    until(lambda: running.stopping)
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]
@@ -213,7 +213,7 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
-    until(lambda: not running.alive)
+    until(lambda: running.stopping)
     monkeypatch.setattr(shop.database, "transact", transact)
     assert stopped == []
     hanging.let_go.set()
@@ -420,7 +420,6 @@ def test_what_is_old_is_forgotten_without_anybody_asking(shop: LiveShop, monkeyp
 
     for n in range(5):
         shop.place_order(f"{n}")
-    shop.dispatcher.clock = Clock()
     shop.dispatch_all()
     long_ago = Clock().now().replace(year=2020)
     shop.execute("UPDATE events SET occurred_at = :then", then=long_ago)

@@ -83,6 +83,11 @@ class Worker:
     def alive(self) -> bool:
         return self._loop.is_alive()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it claims no more."""
+        return self._stopping.is_set()
+
     def start(self) -> None:
         self.wakeup.open()
         self._loop.start()
@@ -130,7 +135,7 @@ class Worker:
     def _round(self) -> float:
         """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
         self._take_back_unbegun()
-        if self._stopping.is_set():
+        if self.stopping:
             self._settle_and_claim({})
             return max(0.0, self._stop_by - time.monotonic())
         self._keep_house()
@@ -200,11 +205,11 @@ class Worker:
     def _take_back_unbegun(self) -> None:
         """Prefetched deliveries: behind a receiver that hangs, and all of them at a stop."""
         for pool in self._pools.values():
-            if self._stopping.is_set() or pool.stalled:
+            if self.stopping or pool.stalled:
                 self._hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
 
     def _is_done(self) -> bool:
-        if not self._stopping.is_set():
+        if not self.stopping:
             return False
         busy = self._answers or any(pool.running or pool.waiting for pool in self._pools.values())
         return not busy or time.monotonic() >= self._stop_by

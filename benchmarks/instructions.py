@@ -61,6 +61,7 @@ def play(folder: Path) -> None:
 
     from app import create_app
     from app.bus.dispatcher import BATCH
+    from app.bus.invoke import is_transactional
     from app.signal import subscriptions
     from config import Settings
 
@@ -76,15 +77,21 @@ def play(folder: Path) -> None:
     service = create_app(Settings.of(instance_path=folder, mail_backend="memory"))
     dispatcher = service.extensions["bus"].dispatcher()
 
+    capacity = dict.fromkeys(subscriptions(), BATCH)
+
     def deliver() -> None:
-        while leases := dispatcher.claim(dict.fromkeys(subscriptions(), BATCH)):
+        """As the engine does it, in one thread."""
+        answers: list[Any] = []
+        while True:
+            _, claimed = dispatcher.settle_and_claim(answers, capacity)
+            if not claimed:
+                return
             answers = []
-            for batch in dispatcher.batches(leases):
-                if len(batch) > 1:
-                    dispatcher.deliver(batch)
+            for batch in dispatcher.batches(claimed):
+                if is_transactional(batch[0]):
+                    dispatcher.deliver_transactional(batch)
                 else:
-                    answers.append((batch[0], dispatcher.call(batch[0])))
-            dispatcher.settle(answers)
+                    answers += [(lease, dispatcher.invoke(lease)) for lease in batch]
 
     post(empty, "warm", WARM_UP)
     post(service, "warm", WARM_UP)

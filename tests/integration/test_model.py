@@ -191,7 +191,7 @@ class Happened:
 
 
 @dataclass
-class Gate:
+class Breaker:
     """Something is down. ``probe_at`` is exact, or the earliest and the latest that it may be."""
 
     failures: int
@@ -204,7 +204,7 @@ class Model:
 
     def __init__(self) -> None:
         self.events: list[Happened] = []
-        self.gates: dict[str, Gate] = {}
+        self.breakers: dict[str, Breaker] = {}
         self.acts: list[tuple[str, int, datetime]] = []
         self.reported = 0
         """How many events were ever stored."""
@@ -226,17 +226,17 @@ class Model:
 
     def claim(self, receiver: str, limit: int, taken: list[Lease], now: datetime, who: str) -> None:
         """``taken`` is what the bus took: of several that are due at one time it may choose."""
-        gate = self.gates.get(receiver)
-        if gate is not None:
-            limit = min(limit, 1) if gate.probe_at <= now else 0
+        breaker = self.breakers.get(receiver)
+        if breaker is not None:
+            limit = min(limit, 1) if breaker.probe_at <= now else 0
         due = [owed for owed in self.deliveries if owed.receiver == receiver and owed.unfinished and owed.due_at <= now]
         chosen = [self[lease.delivery_id] for lease in taken]
         assert len(chosen) == min(limit, len(due))
         assert all(owed in due for owed in chosen)
         left = [owed.due_at for owed in due if owed not in chosen]
         assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
-        if gate is not None and gate.probe_at <= now:
-            gate.probe_at = gate.at_latest = now + LEASE if chosen else now
+        if breaker is not None and breaker.probe_at <= now:
+            breaker.probe_at = breaker.at_latest = now + LEASE if chosen else now
         for lease, owed in zip(taken, chosen, strict=True):
             expired = owed.state == "leased"
             if expired:
@@ -245,7 +245,7 @@ class Model:
             owed.state, owed.token, owed.due_at = "leased", owed.token + 1, now + LEASE
             owed.leased_at, owed.leased_by = now, who
             seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
-            assert seen == (owed.token, owed.attempts, expired, gate is not None, owed.event.event_id, who)
+            assert seen == (owed.token, owed.attempts, expired, breaker is not None, owed.event.event_id, who)
             assert lease.in_doubt == (owed.outcome == "unknown" and owed.attempts > 0)
 
     def holds(self, lease: Lease) -> bool:
@@ -301,21 +301,21 @@ class Model:
         if outcome is not None:
             owed.attempts, owed.outcome = lease.spent + 1, outcome
             owed.tries.append((lease.token, outcome))
-        self._see_to_gate(lease, outcome, now)
+        self._note_outcome(lease, outcome, now)
 
-    def _see_to_gate(self, lease: Lease, outcome: str | None, now: datetime) -> None:
-        gate = self.gates.get(lease.receiver)
+    def _note_outcome(self, lease: Lease, outcome: str | None, now: datetime) -> None:
+        breaker = self.breakers.get(lease.receiver)
         if outcome in DOWN:
-            gate = self.gates.setdefault(lease.receiver, Gate(1, now, now))
+            breaker = self.breakers.setdefault(lease.receiver, Breaker(1, now, now))
             if lease.probe:
-                gate.failures += 1
-                longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** (gate.failures - 2))
-                gate.probe_at = now + timedelta(seconds=longest * 0.9)
-                gate.at_latest = now + timedelta(seconds=longest)
-        elif gate is not None and lease.probe and outcome in (None, "bug"):
-            gate.probe_at = gate.at_latest = now
+                breaker.failures += 1
+                longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** (breaker.failures - 2))
+                breaker.probe_at = now + timedelta(seconds=longest * 0.9)
+                breaker.at_latest = now + timedelta(seconds=longest)
+        elif breaker is not None and lease.probe and outcome in (None, "bug"):
+            breaker.probe_at = breaker.at_latest = now
         elif lease.probe:
-            was = self.gates.pop(lease.receiver, None)
+            was = self.breakers.pop(lease.receiver, None)
             for owed in self.deliveries:
                 waits = owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN
                 if waits and not (was and was.failures == 1):
@@ -706,7 +706,7 @@ class BusMachine(RuleBasedStateMachine):
         for owed in self.model.deliveries:
             assert [row[2:] for row in tries if row[1] == owed.delivery_id] == owed.tries
         assert len(tries) == sum(len(owed.tries) for owed in self.model.deliveries)
-        self._compare_gates(tables["circuit_breakers"])
+        self._compare_breakers(tables["circuit_breakers"])
         acts = sorted((row["act_id"], row["action"], row["deliveries"]) for row in tables["operator_acts"])
         assert [act[1:] for act in acts] == [act[:2] for act in self.model.acts]
         self._compare_effects([row["user_id"] for row in tables["users"]])
@@ -726,14 +726,14 @@ class BusMachine(RuleBasedStateMachine):
         assert len(set(self.bench.reported)) == len(self.bench.reported) == self.model.reported
         assert {event.event_id for event in model} <= set(self.bench.reported)
 
-    def _compare_gates(self, rows: Any) -> None:
+    def _compare_breakers(self, rows: Any) -> None:
         assert {row["receiver"]: row["failures"] for row in rows} == {
-            receiver: gate.failures for receiver, gate in self.model.gates.items()
+            receiver: breaker.failures for receiver, breaker in self.model.breakers.items()
         }
         for row in rows:
-            gate = self.model.gates[row["receiver"]]
-            assert gate.probe_at <= row["probe_at"] <= gate.at_latest
-            gate.probe_at = gate.at_latest = row["probe_at"]
+            breaker = self.model.breakers[row["receiver"]]
+            assert breaker.probe_at <= row["probe_at"] <= breaker.at_latest
+            breaker.probe_at = breaker.at_latest = row["probe_at"]
 
     def _compare_effects(self, effects: list[str]) -> None:
         """Of a receiver with a session: once when it is done, and else nothing. Of another: at least once when done."""

@@ -1,4 +1,4 @@
-"""While a receiver's other side is down, one probe at a time looks whether it is back."""
+"""The circuit breaker: while a receiver's backend is down, one probe at a time looks whether it is back."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from app.db import Transaction
 from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated
 from app.retry import probe_wait
-from tests.support.shop import FixedWait, Shop
+from tests.support.shop import Shop
 
 
 class Server:
@@ -33,7 +33,7 @@ class Server:
 def server(shop: Shop) -> Server:
     made = Server()
     shop.only(made, concurrency=4)
-    shop.policy = shop.dispatcher.policy = FixedWait(seconds=600, attempts=5)
+    shop.policy.seconds, shop.policy.attempts = 600, 5
     return made
 
 
@@ -41,7 +41,7 @@ def claim(dispatcher: Dispatcher, limit: int = 4) -> list[Any]:
     return dispatcher.claim({"server": limit})
 
 
-def attempt(dispatcher: Dispatcher, leases: list[Any]) -> None:
+def deliver(dispatcher: Dispatcher, leases: list[Any]) -> None:
     for batch in dispatcher.batches(leases):
         dispatcher.deliver(batch)
 
@@ -51,20 +51,18 @@ def test_an_outage_is_met_with_few_attempts_and_all_drain_when_it_ends(shop: Sho
     for n in range(300):
         shop.place_order(f"{n}")
     dispatchers = [shop.bus.dispatcher() for _ in range(3)]
-    for dispatcher in dispatchers:
-        dispatcher.policy = shop.policy
     for _ in range(720):
         for dispatcher in dispatchers:
-            attempt(dispatcher, claim(dispatcher))
+            deliver(dispatcher, claim(dispatcher))
         shop.clock.advance(5)
     assert len(server.asked) < 12 + 3600 / 27
 
     server.down = None
     shop.clock.advance(31)
-    attempt(dispatchers[0], claim(dispatchers[0]))
+    deliver(dispatchers[0], claim(dispatchers[0]))
     assert len(server.served) == 1
     while leases := claim(dispatchers[0], 200):
-        attempt(dispatchers[0], leases)
+        deliver(dispatchers[0], leases)
     assert sorted(server.served, key=int) == [f"{n}" for n in range(300)]
     assert {delivery.state for delivery in shop.deliveries()} == {"done"}
     assert max(delivery.attempts for delivery in shop.deliveries()) <= 2
@@ -77,30 +75,30 @@ def test_after_a_failure_one_other_delivery_probes_at_once_and_then_later_and_la
     server.down = error
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert server.asked == ["0", "1"]
     assert claim(shop.dispatcher) == []
     shop.clock.advance(0.51)
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert server.asked == ["0", "1", "2"]
     shop.clock.advance(0.8)
     assert claim(shop.dispatcher) == []
 
 
 @pytest.mark.parametrize("error", [Deferred(), Refused(), RuntimeError()])
-def test_what_one_message_does_wrong_closes_no_gate(shop: Shop, server: Server, error: Exception) -> None:
+def test_what_one_message_does_wrong_opens_no_breaker(shop: Shop, server: Server, error: Exception) -> None:
     server.down = error
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     assert len(claim(shop.dispatcher)) == 4
 
 
 def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Server) -> None:
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     other = shop.bus.dispatcher()
     assert [len(claim(shop.dispatcher)), len(claim(other)), len(claim(shop.dispatcher))] == [1, 0, 0]
 
@@ -108,12 +106,12 @@ def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Server) -> None:
 def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: Server) -> None:
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     assert len(claim(shop.dispatcher)) == 1
     shop.clock.advance(30)
     server.down = None
     other = shop.bus.dispatcher()
-    attempt(other, claim(other))
+    deliver(other, claim(other))
     assert len(server.served) == 1
     assert len(claim(shop.bus.dispatcher())) == 4
 
@@ -122,19 +120,19 @@ def test_a_message_that_hangs_by_itself_delays_nobody(shop: Shop, server: Server
     server.down = TimedOut()
     for n in range(5):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     server.down = None
-    attempt(shop.dispatcher, claim(shop.dispatcher))
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert sorted(server.served) == ["1", "2", "3", "4"]
     shop.clock.advance(600)
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert server.served[-1] == "0", "it waited as long as the policy says"
 
 
-def test_a_probe_that_finds_nothing_due_leaves_the_gate_to_the_next(shop: Shop, server: Server) -> None:
+def test_a_probe_that_finds_nothing_due_leaves_the_next_to_another(shop: Shop, server: Server) -> None:
     shop.place_order("0")
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert claim(shop.dispatcher) == []
     shop.place_order("1")
     assert len(claim(shop.dispatcher)) == 1
@@ -143,22 +141,22 @@ def test_a_probe_that_finds_nothing_due_leaves_the_gate_to_the_next(shop: Shop, 
 def test_a_refused_probe_shows_that_the_server_is_back(shop: Shop, server: Server) -> None:
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     server.down = Refused()
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     assert len(claim(shop.dispatcher)) == 4
 
 
 def test_the_worker_sleeps_until_the_next_probe(shop: Shop, server: Server) -> None:
     for n in range(10):
         shop.place_order(f"{n}")
-    attempt(shop.dispatcher, claim(shop.dispatcher, 1))
-    attempt(shop.dispatcher, claim(shop.dispatcher))
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    deliver(shop.dispatcher, claim(shop.dispatcher))
     wait = (shop.dispatcher.next_due()["server"] - shop.clock.now()).total_seconds()
     assert 0.4 < wait <= 0.5
 
 
-def test_a_gate_is_one_receivers_own(shop: Shop, server: Server) -> None:
+def test_a_breaker_is_one_receivers_own(shop: Shop, server: Server) -> None:
     shop.receive(lambda sender, event: None, name="neighbour")
     shop.place_order("0")
     shop.dispatch()
@@ -172,11 +170,11 @@ def test_probes_come_later_and_later(failures: int, longest: float) -> None:
     assert longest * 0.9 <= probe_wait(failures) <= longest
 
 
-@pytest.mark.parametrize(("answers", "closed"), [([Unreachable(), None], False), ([None, Unreachable()], True)])
-def test_in_a_batch_the_gate_is_as_the_last_try_that_says_something_found_it(
-    shop: Shop, answers: list[Exception | None], closed: bool
+@pytest.mark.parametrize(("answers", "is_open"), [([Unreachable(), None], False), ([None, Unreachable()], True)])
+def test_in_a_batch_the_breaker_is_as_the_last_try_that_says_something_found_it(
+    shop: Shop, answers: list[Exception | None], is_open: bool
 ) -> None:
-    """One was under way when the gate was closed, the other is the probe; who comes first is who has the lower id."""
+    """One was under way when the breaker opened, the other is the probe; who comes first is who has the lower id."""
     left = [Unreachable(), *answers]
 
     def server(sender: str, event: OrderCreated, session: Transaction) -> None:
@@ -184,7 +182,7 @@ def test_in_a_batch_the_gate_is_as_the_last_try_that_says_something_found_it(
             raise error
 
     shop.only(server)
-    users = ("1", "2", "3") if closed is False else ("1", "3", "2")
+    users = ("1", "2", "3") if is_open is False else ("1", "3", "2")
     for user_id in users:
         shop.place_order(f"of {user_id}".replace(" ", "-"), user_id)
     first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
@@ -192,6 +190,6 @@ def test_in_a_batch_the_gate_is_as_the_last_try_that_says_something_found_it(
     first.deliver(early)
     probe = second.claim({"server": 4})
     assert [lease.probe for lease in probe] == [True]
-    attempt(second, under_way + probe)
+    deliver(second, under_way + probe)
     assert left == []
-    assert shop.count("circuit_breakers") == closed
+    assert shop.count("circuit_breakers") == is_open

@@ -1,0 +1,90 @@
+"""How many deliveries a pool is handed: one for each thread, and more ahead of them while they are quick."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from app.bus import Lease
+from app.engine.inprocess import pool
+from app.engine.inprocess.pool import ReceiverPool
+from tests.support.waiting import until
+
+
+class Held:
+    """A pool of two threads whose deliveries wait to be let go."""
+
+    def __init__(self) -> None:
+        self.begun: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.let_go = threading.Event()
+        self.freed = threading.Semaphore(0)
+        self.pool = ReceiverPool("test", 2, self.deliver, self.freed.release, prefetch=5)
+
+    def deliver(self, batch: list[Lease]) -> None:
+        self.begun.put(batch)
+        assert self.let_go.wait(20)
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    made = Held()
+    yield made
+    made.let_go.set()
+    made.pool.end()
+    until(lambda: made.pool.running == 0)
+
+
+def a_lease() -> Lease:
+    return cast(Lease, object())
+
+
+def test_nothing_is_prefetched_before_a_delivery_was_quick(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert held.pool.free_slots == 2
+    monkeypatch.setattr(pool, "QUICK_SECONDS", 20)
+    held.let_go.set()
+    held.pool.submit([a_lease()])
+    assert held.freed.acquire(timeout=20)
+    assert held.pool.free_slots == 2 + 5
+
+
+def test_a_slow_delivery_ends_prefetching(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    held.let_go.set()
+    for limit, slots in ((20, 7), (-1, 2)):
+        monkeypatch.setattr(pool, "QUICK_SECONDS", limit)
+        held.pool.submit([a_lease()])
+        assert held.freed.acquire(timeout=20)
+        assert held.pool.free_slots == slots
+
+
+def test_a_slot_is_free_before_anybody_is_told(held: Held) -> None:
+    slots: list[int] = []
+    told = ReceiverPool("told", 1, lambda _: None, lambda: slots.append(told.free_slots))
+    told.submit([a_lease()])
+    until(lambda: slots == [1])
+    told.end()
+
+
+def test_what_no_thread_has_begun_is_taken_back(held: Held) -> None:
+    leases = [a_lease() for _ in range(4)]
+    for lease in leases:
+        held.pool.submit([lease])
+    begun = [held.begun.get(timeout=20)[0] for _ in range(2)]
+    assert not held.pool.stalled
+    until(lambda: held.pool.stalled)
+    assert held.pool.waiting
+    assert [lease for lease in leases if lease not in begun] == held.pool.take_back()
+    assert held.pool.free_slots == 0
+    assert not held.pool.waiting
+
+
+def test_a_thread_that_is_to_end_ends_though_another_takes_work_back(held: Held) -> None:
+    for _ in range(2):
+        held.pool.submit([a_lease()])
+        held.begun.get(timeout=20)
+    held.pool.end()
+    assert held.pool.take_back() == []
+    assert held.pool.running == 2
+    held.let_go.set()
+    until(lambda: held.pool.running == 0)

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 
@@ -18,31 +19,48 @@ class Clock:
         return time.monotonic()
 
 
-_lock = threading.Lock()
-_last = 0
-_drawn: list[bytes] = []
-"""Random bytes for the next ids: the system is asked for many at a time, for each time another thread may cut in."""
+DRAWN_AT_ONCE = 256
+"""The system is asked for the random bits of so many ids at a time, because each call lets another thread cut in."""
 
-AT_ONCE = 256
 
-os.register_at_fork(after_in_child=_drawn.clear)  # they are the parent's
+class TimeOrderedIds:
+    """Makes version 7 UUIDs (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
+
+    The twelve bits after the version count fractions of the millisecond (method 3 of section 6.2), and never repeat or
+    fall back: ids made here sort in the order they were made. For any thread.
+    """
+
+    def __init__(
+        self, time_ns: Callable[[], int] = time.time_ns, random_bytes: Callable[[int], bytes] = os.urandom
+    ) -> None:
+        self._time_ns, self._random_bytes = time_ns, random_bytes
+        self._lock = threading.Lock()
+        self._last = 0
+        self._drawn: list[bytes] = []
+
+    def make(self) -> str:
+        """The text of a new id, in lower case with dashes."""
+        with self._lock:
+            ticks = self._last = max(self._time_ns() * 4096 // 1_000_000, self._last + 1)
+            if not self._drawn:
+                drawn = self._random_bytes(8 * DRAWN_AT_ONCE)
+                self._drawn = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
+            random = self._drawn.pop()
+        milliseconds, fraction = divmod(ticks, 4096)
+        tail = int.from_bytes(random) & (2**62 - 1) | 0b10 << 62
+        text = f"{milliseconds:012x}7{fraction:03x}{tail:016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+    def forget_drawn(self) -> None:
+        """After a fork: what was drawn before is the parent's."""
+        self._lock = threading.Lock()
+        self._drawn = []
+
+
+ids = TimeOrderedIds()
+os.register_at_fork(after_in_child=lambda: ids.forget_drawn())
 
 
 def uuid7() -> str:
-    """The text of a version 7 UUID (RFC 9562, section 5.7): 48 bits of Unix milliseconds, then random bits.
-
-    The twelve bits after the version count fractions of the millisecond (method 3 of section 6.2), and never
-    repeat or fall back within one process: ids made here sort in the order they were made.
-    """
-    global _last
-    with _lock:
-        ticks = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
-        _last = ticks
-        if not _drawn:
-            drawn = os.urandom(8 * AT_ONCE)
-            _drawn.extend(drawn[at : at + 8] for at in range(0, len(drawn), 8))
-        random = _drawn.pop()
-    milliseconds, fraction = divmod(ticks, 4096)
-    tail = int.from_bytes(random) & (2**62 - 1) | 0b10 << 62
-    text = f"{milliseconds:012x}7{fraction:03x}{tail:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """A new version 7 UUID: see TimeOrderedIds."""
+    return ids.make()

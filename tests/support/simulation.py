@@ -30,7 +30,7 @@ import app.db.group_commit
 from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
 from app.bus.invoke import is_transactional
 from app.bus.leases import Lease
-from app.clock import uuid7
+from app.clock import TimeOrderedIds, uuid7
 from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
@@ -194,9 +194,8 @@ class World:
     def _begin(self, seed: int) -> None:
         self._wipe()
         random.seed(seed)
-        app.clock._drawn.clear()
         self.dice = random.Random(seed)
-        app.clock._last = 0
+        app.clock.ids = TimeOrderedIds(self._time_ns, random.randbytes)
         self.clock.time, self.clock.seconds = START, 0.0
         self.bus.policy = ExponentialBackoff(base=5, maximum=600, max_attempts=4, rng=self.dice)
         self.script: list[str] = []
@@ -216,6 +215,9 @@ class World:
         self.processes: list[Process] = []
         for _ in range(self.dice.randint(2, 3)):
             self.start_process()
+
+    def _time_ns(self) -> int:
+        return int(self.clock.now().timestamp() * 1_000_000) * 1000
 
     def _wipe(self) -> None:
         self.eye.execute("BEGIN IMMEDIATE")
@@ -899,20 +901,13 @@ def _come_between(world: World, engine: Any) -> None:
 
 @contextlib.contextmanager
 def _simulated_time(clock: Any) -> Iterator[None]:
-    """Waiting moves the simulation's clock, and ids are made from it and from its seed."""
-    time = SimpleNamespace(
-        monotonic=clock.monotonic,
-        sleep=clock.advance,
-        time_ns=lambda: int(clock.now().timestamp() * 1_000_000) * 1000,
-    )
-    real = app.db.group_commit.time, app.clock.time, app.clock.os, app.clock._last
-    app.db.group_commit.time = app.clock.time = time  # type: ignore[assignment, misc]
-    app.clock.os = SimpleNamespace(urandom=random.randbytes)  # type: ignore[assignment, misc]
+    """Waiting moves the simulation's clock; each seed makes its ids of it."""
+    real = app.db.group_commit.time, app.clock.ids
+    app.db.group_commit.time = SimpleNamespace(monotonic=clock.monotonic, sleep=clock.advance)  # type: ignore[assignment, misc]
     try:
         yield
     finally:
-        app.clock._drawn.clear()
-        app.db.group_commit.time, app.clock.time, app.clock.os, app.clock._last = real  # type: ignore[misc]
+        app.db.group_commit.time, app.clock.ids = real  # type: ignore[misc]
 
 
 @contextlib.contextmanager

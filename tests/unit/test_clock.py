@@ -5,9 +5,7 @@ import threading
 import time
 from uuid import RFC_4122, UUID
 
-import pytest
-
-from app.clock import AT_ONCE, uuid7
+from app.clock import DRAWN_AT_ONCE, TimeOrderedIds, uuid7
 
 
 def test_an_id_is_a_uuid_of_version_7_that_tells_when_it_was_made() -> None:
@@ -24,12 +22,10 @@ def test_ids_sort_in_the_order_they_were_made() -> None:
     assert made == sorted(set(made))
 
 
-def test_a_clock_that_is_set_back_makes_no_id_that_sorts_before_an_earlier_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    earlier = uuid7()
-    monkeypatch.setattr("time.time_ns", lambda: 0)
-    assert earlier < uuid7() < uuid7()
+def test_a_clock_that_is_set_back_makes_no_id_that_sorts_before_an_earlier_one() -> None:
+    times = [time.time_ns(), 0, 0]
+    ids = TimeOrderedIds(lambda: times.pop(0))
+    assert ids.make() < ids.make() < ids.make()
 
 
 def test_threads_never_make_the_same_id_and_each_makes_its_own_in_order() -> None:
@@ -53,11 +49,11 @@ def test_a_child_process_makes_no_id_of_what_its_parent_drew() -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, " ".join(uuid7()[-17:] for _ in range(AT_ONCE)).encode())
+        os.write(writer, " ".join(uuid7()[-17:] for _ in range(DRAWN_AT_ONCE)).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         theirs = pipe.read().split()
     os.waitpid(child, 0)
-    assert len(theirs) == AT_ONCE
-    assert not {uuid7()[-17:] for _ in range(AT_ONCE)} & set(theirs)
+    assert len(theirs) == DRAWN_AT_ONCE
+    assert not {uuid7()[-17:] for _ in range(DRAWN_AT_ONCE)} & set(theirs)

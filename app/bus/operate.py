@@ -1,4 +1,4 @@
-"""What a person may do with deliveries: find, retry or discard one, or all that a filter selects."""
+"""Operators' acts on deliveries: find, retry or discard one, or all that a filter selects."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from app.db import Database, Transaction, table
 from app.states import DeliveryState
 
 BATCH = 500
-"""Deliveries changed in one transaction, so that an act on very many blocks nobody for long."""
+"""Deliveries changed in one transaction: it bounds how long an act on very many holds the write lock."""
 
 ACTIONS = {
     "retry": (DeliveryState.DEAD, DeliveryState.DISCARDED),
     "discard": (DeliveryState.READY, DeliveryState.DEAD),
 }
-"""What can be done, and to deliveries in which states."""
+"""The actions, and the states of the deliveries that each applies to."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which deliveries are meant; what is None does not restrict. Text in ``reason`` is looked for anywhere in it."""
+    """Selects deliveries. A field that is None does not restrict; ``reason`` matches anywhere in a reason."""
 
     delivery_id: int | None = None
     state: str | None = None
@@ -41,7 +41,7 @@ class Filter:
     """The delivery was made before."""
 
     def find(self, *columns: Any) -> Select[Any]:
-        """A query of ``columns`` of the deliveries that are meant, and of their events."""
+        """A query of ``columns`` of the selected deliveries, and of their events."""
         query = select(*columns).join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
         for column, value in (
             (Delivery.delivery_id, self.delivery_id),
@@ -79,19 +79,19 @@ def count(session: Session, action: str, which: Filter) -> int:
 
 
 def act(database: Database, action: str, which: Filter, *, by: str, reason: str | None = None) -> int:
-    """Do it, to a batch in each transaction, and record who did what, when and why. Returns to how many.
+    """Change deliveries, a batch in each transaction, and record who did what, when and why. Returns how many.
 
     ``retry``: dead and discarded deliveries become due now, with a new budget; their attempts stay. ``discard``:
-    waiting and dead ones are given up for good; what runs at the moment is spared. Repeating either does no harm:
-    what has been changed is not selected again. Both end at the newest delivery that was there when they began.
+    waiting and dead ones are given up for good; those that run at the moment are spared. Repeating either does no harm,
+    because what was changed is not selected again. Both end at the newest delivery that was there when they began.
     """
     with database.read() as session:
         newest = session.scalar(select(func.max(Delivery.delivery_id))) or 0
-    act_id = database.transact(lambda session: _record(session, action, which, by, reason))
+    act_id = database.transact(lambda session: record_act(session, action, which, by, reason))
     total, last = 0, 0
     while last < newest:
         changed, last = database.transact(
-            lambda session, last=last: _act_on_batch(session, act_id, action, which, reason, last, newest)  # type: ignore[misc]
+            lambda session, last=last: act_on_batch(session, act_id, action, which, reason, last, newest)  # type: ignore[misc]
         )
         total += changed
     return total
@@ -101,24 +101,27 @@ def _chosen(action: str, which: Filter) -> Select[Any]:
     return which.find(Delivery.delivery_id).where(Delivery.state.in_(ACTIONS[action]))
 
 
-def _record(session: Transaction, action: str, which: Filter, by: str, reason: str | None) -> int:
-    act = OperatorAct(acted_at=session.now, acted_by=by, action=action, filter=str(which), reason=reason)
-    session.add(act)
-    session.flush()
+def record_act(transaction: Transaction, action: str, which: Filter, by: str, reason: str | None) -> int:
+    """Record who does what, when and why. Returns the act's id."""
+    act = OperatorAct(acted_at=transaction.now, acted_by=by, action=action, filter=str(which), reason=reason)
+    transaction.session.add(act)
+    transaction.session.flush()
     return act.act_id
 
 
-def _act_on_batch(
-    session: Transaction, act_id: int, action: str, which: Filter, reason: str | None, last: int, newest: int
+def act_on_batch(
+    transaction: Transaction, act_id: int, action: str, which: Filter, reason: str | None, last: int, newest: int
 ) -> tuple[int, int]:
+    """Act on the next BATCH deliveries after ``last``. Returns how many, and where the next batch begins."""
+    session, now = transaction.session, transaction.now
     batch = _chosen(action, which).where(Delivery.delivery_id > last, Delivery.delivery_id <= newest)
     ids = session.scalars(batch.order_by(Delivery.delivery_id).limit(BATCH).with_for_update(of=Delivery)).all()
     if not ids:
         return 0, newest
     values: dict[str, Any] = (
-        {"state": DeliveryState.READY, "due_at": session.now, "attempts": 0, "settled_at": None}
+        {"state": DeliveryState.READY, "due_at": now, "attempts": 0, "settled_at": None}
         if action == "retry"
-        else {"state": DeliveryState.DISCARDED, "settled_at": session.now, "reason": reason}
+        else {"state": DeliveryState.DISCARDED, "settled_at": now, "reason": reason}
     )
     session.execute(update(table(Delivery)).where(Delivery.delivery_id.in_(ids)).values(**values))
     acted = update(table(OperatorAct)).where(OperatorAct.act_id == act_id)

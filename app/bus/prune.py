@@ -1,28 +1,28 @@
-"""Forget what is finished and old, in small batches that block nobody. Orders are never forgotten."""
+"""Retention: finished and old events are deleted, in small batches that block nobody. Orders are kept for ever."""
 
 import itertools
 from datetime import timedelta
 
 from sqlalchemy import ColumnElement, delete, exists, or_, select
+from sqlalchemy.orm import Session
 
 from app.bus.tables import Attempt, Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction
 from app.states import DeliveryState
 
 BATCH = 200
-"""Events forgotten in one transaction."""
+"""Events deleted in one transaction."""
 
 
 def prune(database: Database, keep: timedelta, batches: int | None = None) -> int:
     """Delete events older than ``keep``, with their deliveries and attempts. Returns how many events.
 
-    ``batches`` is how many at the most, each a transaction of its own.
-
-    An event stays while one of its deliveries is waiting, running or dead, or ended less than ``keep`` ago.
+    ``batches`` is how many at the most, each a transaction of its own. An event stays while one of its deliveries is
+    waiting, running or dead, or ended less than ``keep`` ago.
     """
     total, last = 0, 0
     for _ in range(batches) if batches else itertools.count():
-        count, following = database.transact(lambda session, last=last: _prune_batch(session, keep, last))  # type: ignore[misc]
+        count, following = database.transact(lambda work, last=last: _prune_batch(work, keep, last))  # type: ignore[misc]
         total += count
         if following is None:
             break
@@ -30,10 +30,10 @@ def prune(database: Database, keep: timedelta, batches: int | None = None) -> in
     return total
 
 
-def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int, int | None]:
-    """Returns how many events are gone, and the position to go on from: None at the end."""
-    cutoff = session.now - keep
-    # Events lie in the order of time: up to the first that is too young, and no need to look at those behind it.
+def _prune_batch(transaction: Transaction, keep: timedelta, last: int) -> tuple[int, int | None]:
+    """Returns how many events were deleted, and the position to go on from: None at the end."""
+    session, cutoff = transaction.session, transaction.now - keep
+    # Events lie in the order of time: the first one that is too young is the end, and nothing behind it is looked at.
     first_young = (
         select(StoredEvent.position)
         .where(StoredEvent.occurred_at >= cutoff, StoredEvent.position > last)
@@ -41,13 +41,14 @@ def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int,
         .limit(1)
     )
     end = session.scalar(first_young)
-    needed = or_(Delivery.state.not_in((DeliveryState.DONE, DeliveryState.DISCARDED)), Delivery.settled_at >= cutoff)
+    unfinished = Delivery.state.not_in((DeliveryState.DONE, DeliveryState.DISCARDED))
+    needed = or_(unfinished, Delivery.settled_at >= cutoff)
     still_needed = exists().where(Delivery.event_id == StoredEvent.event_id, needed)
     old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~still_needed)
     if end is not None:
         old = old.where(StoredEvent.position < end)
     found = session.execute(old.order_by(StoredEvent.position).limit(BATCH)).all()
-    ids = _still_finished(session, [row.event_id for row in found], needed)
+    ids = _lock_unneeded(session, [row.event_id for row in found], needed)
     deliveries = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids))
     for statement in (
         delete(Attempt).where(Attempt.delivery_id.in_(deliveries)),
@@ -59,7 +60,7 @@ def _prune_batch(session: Transaction, keep: timedelta, last: int) -> tuple[int,
     return len(ids), found[-1].position if len(found) == BATCH else None
 
 
-def _still_finished(session: Transaction, ids: list[str], needed: ColumnElement[bool]) -> list[str]:
+def _lock_unneeded(session: Session, ids: list[str], needed: ColumnElement[bool]) -> list[str]:
     """Lock the events' deliveries, and look again: on PostgreSQL a person may have retried one since it was read."""
     locked = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids)).order_by(Delivery.delivery_id)
     session.execute(locked.with_for_update())

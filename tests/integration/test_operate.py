@@ -222,8 +222,8 @@ def test_what_a_person_retries_at_this_moment_is_not_forgotten(shop: Shop) -> No
 
     def retry(session: Transaction) -> None:
         which = Filter(order_id="1")
-        act_id = operate._record(session, "retry", which, "ops", None)
-        operate._act_on_batch(session, act_id, "retry", which, None, 0, 1000)
+        act_id = operate.record_act(session, "retry", which, "ops", None)
+        operate.act_on_batch(session, act_id, "retry", which, None, 0, 1000)
         session.flush()
         forgetting.start()
         until(lambda: somebody_waits(shop.database))

@@ -67,10 +67,6 @@ class LineHandler(logging.StreamHandler[TextIO]):
     An error from here would answer 500 to an order that is stored, and end the threads that deliver.
     """
 
-    def createLock(self) -> None:  # noqa: N802 - the base class' name
-        """None is needed: a text stream takes a string as a whole. Threads would queue here for each line."""
-        self.lock = None
-
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self.stream.write(f"{self.format(record)}\n")

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from email.utils import parseaddr
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -87,6 +88,15 @@ class Settings(BaseModel):
         """Settings from environment variables; an empty variable counts as unset. Raises ConfigError."""
         given = {name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper(), "").strip()}
         return cls.of(**given)
+
+    @classmethod
+    def for_logs(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """LOG_FORMAT and LOG_LEVEL alone, so that a start which other settings stop is told of as was asked for."""
+        chosen: dict[str, Any] = {}
+        for name in ("log_format", "log_level"):
+            with suppress(ConfigError):
+                chosen |= cls.load({name.upper(): environ.get(name.upper(), "")}).model_dump(include={name})
+        return cls.of(**chosen)
 
     @classmethod
     def of(cls, **given: Any) -> Self:

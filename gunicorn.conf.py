@@ -12,16 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for -c from another folder
 
-import gunicorn.glogging
-
 import config as service  # gunicorn has a setting of its own named "config"
 from app.observe import logs
 
+logs.configure(service.Settings.for_logs())
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
     settings = service.Settings.load()
 except service.ConfigError as error:
-    sys.exit(f"error: {error}")
+    logs.fail(error)
 
 chdir = str(service.CHECKOUT)
 wsgi_app = "wsgi:app"
@@ -46,15 +45,7 @@ limit_request_field_size = 8190
 service.SERVER_STARTS_DISPATCHER = True
 
 
-class Log(gunicorn.glogging.Logger):
-    """The master's lines look like all others, too."""
-
-    def setup(self, cfg):
-        super().setup(cfg)
-        logs.configure(settings)
-
-
-logger_class = Log
+logger_class = logs.GunicornLogger
 
 DELIVERING_NICENESS = 15
 """Where there is more to do than the processor can, requests come first and deliveries catch up. Not on SQLite: who is
@@ -82,7 +73,7 @@ def on_starting(server):
     except DatabaseUnavailable:
         server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
     except AppError as error:
-        sys.exit(f"error: {error}")
+        logs.fail(error)
     gc.collect()
     gc.freeze()  # nor, in the processes that are forked, through what they share: that would make copies of it
 

@@ -14,16 +14,19 @@ import config
 from app import create_app
 from app.db.schema import prepare
 from app.errors import AppError, DatabaseUnavailable
+from app.observe import logs
+
+logs.configure(config.Settings.for_logs())
 
 # Whatever imports this in between: if it is gunicorn that loads the application, it stands in the stack.
 _callers = {str(frame.f_globals.get("__name__")) for frame, _ in walk_stack(sys._getframe())}
 _by_gunicorn = any(name.startswith("gunicorn.") for name in _callers)
 if _by_gunicorn and not config.SERVER_STARTS_DISPATCHER:
-    sys.stderr.write(
-        "error: gunicorn runs without this service's gunicorn.conf.py, which it reads from the folder where it is "
-        f"started; start it in {config.CHECKOUT}, or with '-c {config.CHECKOUT}/gunicorn.conf.py'\n"
+    logs.fail(
+        "gunicorn runs without this service's gunicorn.conf.py, which it reads from the folder where it is "
+        f"started; start it in {config.CHECKOUT}, or with '-c {config.CHECKOUT}/gunicorn.conf.py'",
+        code=4,  # tells gunicorn that it is no use to start another worker
     )
-    sys.exit(4)  # tells gunicorn that it is no use to start another worker
 
 _context = click.get_current_context(silent=True)  # granian has one too, without Flask's ScriptInfo
 _flask = _context if _context and _context.find_object(ScriptInfo) else None
@@ -42,7 +45,7 @@ try:
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
 except (config.ConfigError, AppError) as error:
-    sys.exit(f"error: {error}")
+    logs.fail(error)
 
 # gunicorn.conf.py starts the dispatcher after the fork instead, in each process that serves.
 if _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER:

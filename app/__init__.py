@@ -1,5 +1,7 @@
 """A Flask service that takes orders and lets everything that follows happen by durable events."""
 
+import logging
+
 from flask import Flask
 from sqlalchemy.orm import configure_mappers
 
@@ -37,9 +39,9 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     bus = app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
     app.extensions["engine"] = InProcessEngine(bus, settings)
 
-    logs.init(settings)
+    logs.init_app(app)
     if database.is_sqlite and not sqlite_is_safe():
-        app.logger.warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
+        logging.getLogger("app.db").warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
     mail.init_app(app, settings)
     receivers.init_app(app)
     api.init_app(app)

@@ -62,6 +62,7 @@ def play(folder: Path) -> None:
     from app import create_app
     from app.bus.dispatcher import BATCH
     from app.bus.invoke import is_transactional
+    from app.observe import logs
     from app.signal import subscriptions
     from config import Settings
 
@@ -74,7 +75,9 @@ def play(folder: Path) -> None:
 
     os.environ["TZ"] = "UTC"
     sys.stderr = io.StringIO()  # the log
-    service = create_app(Settings.of(instance_path=folder, mail_backend="memory"))
+    settings = Settings.of(instance_path=folder, mail_backend="memory")
+    logs.configure(settings)
+    service = create_app(settings)
     dispatcher = service.extensions["bus"].dispatcher()
 
     capacity = dict.fromkeys(subscriptions(), BATCH)

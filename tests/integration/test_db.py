@@ -77,11 +77,11 @@ def test_versions_with_the_wal_reset_bug_are_known(
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_start_with_the_wal_reset_bug_says_so(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], safe: bool
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, safe: bool
 ) -> None:
     monkeypatch.setattr("app.sqlite_is_safe", lambda: safe)
     create_app(settings.model_copy(update={"log_level": "WARNING"})).extensions["database"].close()
-    told = capsys.readouterr().err
+    told = caplog.text
     version = sqlite_module().sqlite_version
     named = f"SQLite {version} can corrupt a database" in told
     assert named == (settings.is_sqlite and not safe)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import resource
 import signal
@@ -20,9 +21,10 @@ from app.db import Database
 from app.engine.inprocess import wakeup, worker
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
-from app.observe import logs
+from app.observe.lines import LineHandler
 from config import Settings
 from tests.support.api import listening
+from tests.support.logging import handling
 from tests.support.postgres import Door
 from tests.support.shop import Shop
 from tests.support.waiting import until
@@ -322,7 +324,8 @@ def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(
             until(lambda: shop.order("meanwhile").notification == "sent", 30)
             assert {delivery.state for delivery in shop.deliveries()} == {"done"}
             assert said == ["lost", "back"]
-    assert caplog.records == [], "a traceback of each connection"
+    lost = [record.getMessage() for record in caplog.records if record.name == "app.bus"]
+    assert lost == ["database lost"], "from ERROR on: these settings' LOG_LEVEL"
 
 
 def said_by(said: list[str], word: str) -> Callable[..., None]:
@@ -383,15 +386,14 @@ class Unwritable:
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "the disk is full"), BrokenPipeError(), ValueError("I/O operation on closed file")]
 )
-def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(
-    shop: LiveShop, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """Each order and each settle has its line; two of them are a traceback's, which the standard library logs."""
+def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(shop: LiveShop, error: Exception) -> None:
+    """Each order and each settle has its line; two of them are a traceback's."""
     stream = Unwritable(error)
-    monkeypatch.setattr(logs, "log", logs.Log(stream, "DEBUG", as_json=False))  # type: ignore[arg-type]
+    shop.app.extensions["bus_log"].level = logging.INFO
+    handler = LineHandler(stream)  # type: ignore[arg-type]
     shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
-    with lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
+    with handling(handler), lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
         for n in range(5):
             assert shop.post(order_id=n).status_code == 201
         until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))

@@ -53,16 +53,9 @@ class Api:
 
 @contextmanager
 def listening(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the application logs, which it hands to its own handler only."""
-    logger = logging.getLogger("app")
-    level = logger.level
-    logger.addHandler(caplog.handler)
-    logger.setLevel(logging.DEBUG)
-    try:
+    """All that the application logs, from DEBUG on."""
+    with caplog.at_level(logging.DEBUG, "app"):
         yield caplog
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(caplog.handler)
 
 
 def messages(response: TestResponse) -> dict[str, str]:

@@ -1,0 +1,47 @@
+"""The log of a service that runs: with LOG_FORMAT=json, each of its lines is one JSON object."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Serve
+from tests.support.service import DISPATCHER, GUNICORN, PRELOADED, Service
+
+pytestmark = pytest.mark.timeout(180)
+
+STARTS = [
+    pytest.param(GUNICORN, id="gunicorn"),
+    pytest.param(PRELOADED, id="gunicorn --preload"),
+    pytest.param(DISPATCHER, id="flask bus run"),
+]
+
+
+def lines(service: Service) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in service.log.splitlines()]
+
+
+def test_gunicorns_access_log_is_json_too(serve: Serve) -> None:
+    service = serve("gunicorn", "--access-logfile", "-", "wsgi:app", log_format="json").start()
+    service.post(order_id="1001", user_id="42", total_price=19.99)
+    service.stop()
+
+    told = [line["message"] for line in lines(service) if line["logger"] == "gunicorn.access"]
+
+    assert any('"POST /api/create_order HTTP/1.1" 201' in message for message in told)
+    assert {"gunicorn.error", "app.bus"} <= {line["logger"] for line in lines(service)}
+
+
+@pytest.mark.parametrize("command", STARTS)
+@pytest.mark.parametrize("wrong", ["setting", "folder"])
+def test_what_stops_a_start_is_a_json_object(serve: Serve, command: tuple[str, ...], wrong: str) -> None:
+    service = serve(*command, log_format="json")
+    file = service.folder / "file"
+    file.touch()
+    service.launch(**({"mail_port": "smtp"} if wrong == "setting" else {"instance_path": file / "instance"}))
+
+    assert service.wait_for_end() > 0
+
+    (line,) = [line for line in lines(service) if line["logger"] != "gunicorn.error"]
+    assert line["level"] == "critical"
+    assert ("MAIL_PORT" if wrong == "setting" else str(file)) in line["message"]

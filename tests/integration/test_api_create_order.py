@@ -17,12 +17,6 @@ from config import Settings
 from tests.support.api import CREATE, ORDER, Api, ConformingClient, listening, parse
 from tests.support.shop import Shop
 
-
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
-
 # What is answered
 
 
@@ -174,6 +168,15 @@ def test_a_price_reads_well_in_a_plain_select(api: Api) -> None:
 def test_an_address_is_kept_as_the_users(api: Api) -> None:
     api.place(email="ann@example.com")
     assert api.shop.order().email == api.shop.user().email == "ann@example.com"
+
+
+@pytest.mark.parametrize("dots", ["...", ".a", "a.", "..a", ".:", "1.", ".1", "." * 64])
+def test_an_id_with_dots_is_found_where_location_points(api: Api, dots: str) -> None:
+    """Only a segment that is '.' or '..' is removed from a URL."""
+    location = api.place(order_id=dots, user_id=dots).headers["Location"]
+    api.shop.dispatch_all()
+    assert parse(api.get(location))["order_id"] == dots
+    assert parse(api.get(f"/api/users/{dots}"))["user_id"] == dots
 
 
 def test_an_id_may_be_as_long_as_64_characters(api: Api) -> None:

@@ -11,11 +11,6 @@ from tests.support.api import Api, parse
 from tests.support.shop import Shop
 
 
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
-
 def dispatcher_is_alive(shop: Shop) -> None:
     def work(session: Transaction) -> None:
         session.merge(Dispatcher(name="test", started_at=session.now, seen_at=session.now))

@@ -22,11 +22,6 @@ def database_url(sqlite_url: str) -> str:
     return sqlite_url
 
 
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
-
 # Problems
 
 

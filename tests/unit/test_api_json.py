@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from app.api.exactjson import ExactJSON
+from app.api.json_provider import ExactJSONProvider
 from app.text import shortened
 
-provider = ExactJSON(Flask("test"))
+provider = ExactJSONProvider(Flask("test"))
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from sqlalchemy import select
 
-from app import cli, doctor
+from app import doctor
+from app.bus import Filter
 from app.bus.tables import OperatorAct
+from app.cli.extension import COMMANDS
 from app.errors import Refused
 from app.events import OrderCreated, order_created
 from config import Settings
@@ -328,7 +331,77 @@ def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
     assert "t0ken" not in shown
 
 
-def test_every_command_has_a_help_text(shop: Shop) -> None:
-    for group in (cli.bus_group, cli.orders_group, cli.users_group, cli.db_group):
-        for command in group.commands.values():
-            assert command.help
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command by the words that call it."""
+    for command in COMMANDS:
+        yield command.name or "", command
+        if isinstance(command, click.Group):
+            yield from ((f"{command.name} {name}", inner) for name, inner in command.commands.items())
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=words) for words, command in commands()])
+def test_every_command_has_a_help_text(command: click.Command) -> None:
+    assert command.help
+
+
+# Foreign text on its way to a terminal
+
+ESCAPES = "\x1b[31mred\x1b]0;title\x07 \x1b[2Jgone \x9b5m \r\n\u202ereversed"
+
+
+def only_seen(told: str) -> bool:
+    """Whether every character of the output is seen rather than acted on by a terminal."""
+    return all(character.isprintable() or character == "\n" for character in told)
+
+
+@pytest.fixture
+def hostile(shop: Shop) -> Shop:
+    """An order whose receiver, operator and source all chose escape sequences as their words."""
+
+    def fail(sender: str, event: OrderCreated) -> None:
+        raise Refused(ESCAPES)
+
+    shop.only(fail)
+    shop.place_order("1")
+    shop.dispatch()
+    shop.place_order("2")
+    shop.bus.discard(Filter(order_id="2"), ESCAPES, by="test")
+    shop.execute("UPDATE events SET source = :words", words=ESCAPES)
+    shop.execute("UPDATE orders SET email = :words", words=ESCAPES)
+    shop.execute("UPDATE deliveries SET receiver = :words", words=ESCAPES)
+    shop.dispatcher.extend()
+    shop.execute("UPDATE dispatchers SET name = :words", words=ESCAPES)
+    return shop
+
+
+@pytest.mark.parametrize(
+    "words", ["orders show 1", "orders show 2", "orders list", "bus status", "doctor"], ids=lambda words: words
+)
+def test_no_command_prints_an_escape_sequence(hostile: Shop, words: str) -> None:
+    told = hostile.app.test_cli_runner().invoke(args=words.split()).output
+    assert "reversed" in told
+    assert only_seen(told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["orders", "show", ESCAPES],
+        ["orders", "show", "1", ESCAPES],
+        ["orders", "list", f"--{ESCAPES}"],
+        ["orders", "list", "--status", ESCAPES],
+        ["orders", "list", "--limit", ESCAPES],
+        ["orders", ESCAPES],
+        ["orders", f"--{ESCAPES}"],
+        ["users", "show", ESCAPES],
+        ["users", "set-email", ESCAPES, "ann@example.com"],
+        ["users", "set-email", "42", ESCAPES],
+        ["bus", "retry", "--delivery", ESCAPES],
+        ["bus", "retry", "--older-than", ESCAPES],
+    ],
+    ids=ascii,
+)
+def test_no_error_repeats_an_escape_sequence(shop: Shop, words: list[str]) -> None:
+    result = shop.app.test_cli_runner().invoke(args=words)
+    assert result.exit_code in (1, 2)
+    assert only_seen(result.output)

@@ -6,15 +6,16 @@ import os
 import signal
 import threading
 from datetime import UTC
-from typing import Any, cast
+from typing import Any
 
 import click
 from flask import current_app
 
-from app.bus import Bus, Filter, operate, queries
+from app.bus import Filter, operate, queries
 from app.cli import output
 from app.cli.group import Group, bus, database
 from app.db import iso
+from app.engine import InProcessEngine
 from app.errors import DatabaseUnavailable
 from app.states import DeliveryState, Outcome
 
@@ -26,22 +27,17 @@ bus_group = Group("bus", help="Run a dispatcher, and see to deliveries.")
 @bus_group.command("run")
 def run() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
+    engine: InProcessEngine = current_app.extensions["engine"]
     with contextlib.suppress(DatabaseUnavailable):  # the dispatcher itself waits until the database is back
         database()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    if not _dispatch_until(stop):
-        raise click.ClickException("some receivers were still running; their deliveries will be tried again")
-
-
-def _dispatch_until(stop: threading.Event) -> bool:
-    """Run the engine until ``stop`` is set or the engine ends by itself. Returns whether all its receivers ended."""
-    engine = cast(Bus, current_app.extensions["bus"])
-    worker = engine.start()
-    while worker.alive and not stop.wait(STOP_CHECK_SECONDS):
+    engine.start()
+    while engine.alive and not stop.wait(STOP_CHECK_SECONDS):
         pass
-    return engine.stop()
+    if not engine.stop():
+        raise click.ClickException("some receivers were still running; their deliveries will be tried again")
 
 
 @bus_group.command("status")

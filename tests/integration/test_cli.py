@@ -14,6 +14,7 @@ from app import doctor
 from app.bus import Filter
 from app.bus.tables import OperatorAct
 from app.cli.extension import COMMANDS
+from app.db import SCHEMA_REVISION
 from app.errors import Refused
 from app.events import OrderCreated, order_created
 from config import Settings
@@ -229,8 +230,8 @@ def test_old_events_are_forgotten_on_demand(shop: Shop, run: Any) -> None:
 
 
 def test_the_schema_is_upgraded_and_checked(run: Any) -> None:
-    assert "0001" in run("db", "current")
-    assert "the schema is at 0001" in run("db", "upgrade")
+    assert SCHEMA_REVISION in run("db", "current")
+    assert f"the schema is at {SCHEMA_REVISION}" in run("db", "upgrade")
     assert "agree" in run("db", "check")
 
 
@@ -369,7 +370,7 @@ def hostile(shop: Shop) -> Shop:
     shop.execute("UPDATE events SET source = :words", words=ESCAPES)
     shop.execute("UPDATE orders SET email = :words", words=ESCAPES)
     shop.execute("UPDATE deliveries SET receiver = :words", words=ESCAPES)
-    shop.dispatcher.extend()
+    shop.dispatcher.heartbeat()
     shop.execute("UPDATE dispatchers SET name = :words", words=ESCAPES)
     return shop
 

@@ -90,7 +90,7 @@ def place_order(
 
 
 def _earlier_event_id(transaction: Transaction, order_id: str, content: tuple[str, Decimal, str | None]) -> str:
-    stored = find_order(transaction, order_id)
+    stored = find_order(transaction.session, order_id)
     if (stored.user_id, stored.total_price, stored.email) != content:
         raise OrderConflict(f"order {order_id} exists with other content")
     return stored.event_id

@@ -1,4 +1,4 @@
-"""What can be read: orders and their timelines, users, and the feed of all events."""
+"""Routes that read: orders with their timelines, users, and the feed of all events."""
 
 import base64
 from datetime import timedelta
@@ -192,12 +192,12 @@ def test_the_link_header_holds_what_was_asked_and_the_cursor(api: Api) -> None:
     }
 
 
+@pytest.mark.parametrize("path", ["/api/orders", "/api/events", "/operator/deliveries"])
 @pytest.mark.parametrize("limit, accepted", [("1", True), ("200", True), ("0", False), ("201", False)])
-def test_a_page_holds_1_to_200(api: Api, limit: str, accepted: bool) -> None:
-    for path in ("/api/orders", "/api/events"):
-        response = api.get(path, limit=limit)
-        assert response.status_code == (200 if accepted else 422)
-        assert accepted or messages(response) == {"limit": "must be a number from 1 to 200: how many at most"}
+def test_a_page_holds_1_to_200(api: Api, path: str, limit: str, accepted: bool) -> None:
+    response = api.get(path, limit=limit)
+    assert response.status_code == (200 if accepted else 422)
+    assert accepted or messages(response) == {"limit": "must be a number from 1 to 200: how many at most"}
 
 
 def test_wrong_and_unknown_parameters_are_all_named(api: Api) -> None:
@@ -305,7 +305,7 @@ def test_data_that_is_no_json_any_more_is_handed_on_as_it_is(api: Api) -> None:
     assert base64.b64decode(event["data_base64"]) == b'{"order_id": "100'
 
 
-def test_bytes_that_are_no_text_any_more_stop_nobody(api: Api) -> None:
+def test_bytes_that_are_no_utf_8_any_more_do_not_stop_the_feed(api: Api) -> None:
     if not api.shop.database.is_sqlite:
         pytest.skip("PostgreSQL stores no text that is not UTF-8")
     api.place()

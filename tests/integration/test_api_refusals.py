@@ -1,4 +1,4 @@
-"""POST /api/create_order, when what comes in is not an order: a 4xx that says why, and nothing stored."""
+"""POST /api/create_order with a body that is no order: a 4xx that names the reason, and nothing stored."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""JSON to the digit: what is read, what is refused, and what is written."""
+"""The JSON provider: exact numbers, refusals, and UTF-8 output."""
 
 import time
 from decimal import Decimal

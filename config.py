@@ -167,7 +167,7 @@ class Settings(BaseModel):
         try:
             url = make_url(self.database_url)
             scheme = url.drivername
-        except (ArgumentError, ValueError):  # whose words may hold the password
+        except (ArgumentError, ValueError):  # the exception's text may hold the password
             scheme = ""
         if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
             raise ValueError(f"DATABASE_URL begins with {scheme!r}; {cure}")

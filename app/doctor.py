@@ -1,4 +1,4 @@
-"""Diagnostics: checks of the database, the disk, the mail server, the bus and the doors; each finding has its cure."""
+"""Diagnostics of the database, the disk, the mail server, the bus and the access settings, each with its cure."""
 
 import shutil
 from collections.abc import Iterator

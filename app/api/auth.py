@@ -1,6 +1,7 @@
 """Authentication: a bearer token under /api/; HTTP Basic, or the loopback interface, under /operator/.
 
-Both checks run before the route is matched and before the body is read: a stranger learns nothing and costs little.
+Both checks run before a missing route is reported and before the body is read: a refused client learns nothing about
+the routes, and costs little.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Click commands and groups whose expected errors are one line, without a traceback; and what their commands use."""
+"""Base of all commands: a Click group that prints expected errors as one line, and the commands' access to the app."""
 
 import contextlib
 from collections.abc import Iterator

@@ -46,5 +46,5 @@ def shown(value: Any) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Printable, line by line: for messages whose line breaks are Click's."""
+    """Printable, line by line: the line breaks of a message from Click stay."""
     return "\n".join(map(printable, text.split("\n")))

@@ -192,7 +192,7 @@ def test_an_id_may_be_as_long_as_64_characters(api: Api) -> None:
 
 
 @contextmanager
-def taken(shop: Shop) -> Iterator[None]:
+def write_locked(shop: Shop) -> Iterator[None]:
     """Another connection holds the write lock."""
     with shop.database.engine.connect() as connection:
         connection.execute(text("SELECT 1" if shop.database.is_sqlite else "LOCK TABLE orders"))
@@ -200,26 +200,26 @@ def taken(shop: Shop) -> Iterator[None]:
 
 
 @pytest.fixture
-def impatient(settings: Settings) -> Iterator[Api]:
+def short_timeout(settings: Settings) -> Iterator[Api]:
     shop = Shop(settings.model_copy(update={"database_timeout": 0.2}))
     yield Api(shop)
     shop.close()
 
 
-def test_an_order_that_the_database_cannot_take_is_answered_503_and_leaves_nothing(impatient: Api) -> None:
-    with taken(impatient.shop):
-        response = impatient.place()
+def test_an_order_that_the_database_cannot_take_is_answered_503_and_leaves_nothing(short_timeout: Api) -> None:
+    with write_locked(short_timeout.shop):
+        response = short_timeout.place()
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "2"
     assert "nothing was stored" in parse(response)["detail"]
-    assert impatient.stored() == (0, 0, 0)
-    assert impatient.place().status_code == 201
+    assert short_timeout.stored() == (0, 0, 0)
+    assert short_timeout.place().status_code == 201
 
 
-def test_the_reason_for_a_503_is_logged_without_the_order(impatient: Api, caplog: pytest.LogCaptureFixture) -> None:
-    with taken(impatient.shop), listening(caplog) as log:
-        impatient.place(email="ann@example.com")
+def test_the_reason_for_a_503_is_logged_without_the_order(short_timeout: Api, caplog: pytest.LogCaptureFixture) -> None:
+    with write_locked(short_timeout.shop), listening(caplog) as log:
+        short_timeout.place(email="ann@example.com")
     assert "lock" in log.text
     assert "ann@example.com" not in log.text
 

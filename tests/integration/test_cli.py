@@ -357,7 +357,7 @@ def only_seen(told: str) -> bool:
 
 @pytest.fixture
 def hostile(shop: Shop) -> Shop:
-    """An order whose receiver, operator and source all chose escape sequences as their words."""
+    """Two orders with escape sequences in every text that comes from outside."""
 
     def fail(sender: str, event: OrderCreated) -> None:
         raise Refused(ESCAPES)

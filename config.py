@@ -1,7 +1,7 @@
-"""Settings. This module is the only reader of the environment.
+"""Settings, from environment variables. No other module reads the environment.
 
-Every setting is checked when the service starts; a wrong one stops it with one line that names the setting and the
-cure. All of them have defaults with which a fresh checkout works and nothing else need be installed.
+The defaults make a fresh checkout work with nothing else installed. Every setting is checked when the service starts:
+a wrong one stops the start with one line, which names the setting and the cure.
 """
 
 import importlib.util
@@ -24,15 +24,18 @@ SERVER_STARTS_DISPATCHER = False
 CHECKOUT = Path(__file__).resolve().parent
 
 HOST = re.compile(r"[^\s/:@]+|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]?")
-"""A name or an IP address; no URL, and no port behind it."""
+"""A host's name or an IP address, without a scheme and without a port."""
 
 
 class ConfigError(ValueError):
-    """A setting is wrong. The message is one line: which, why, and the cure."""
+    """A setting is wrong. The message is one line: the setting's name, the reason and the cure."""
 
 
 class Settings(BaseModel):
-    """What can be set, by environment variables of the same names in capitals. Times are in seconds."""
+    """The settings of one application. Each is an environment variable of the same name in capitals.
+
+    A field's description is the cure that a wrong value is answered with. Times are in seconds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", str_strip_whitespace=True)
 
@@ -85,7 +88,7 @@ class Settings(BaseModel):
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Settings from environment variables; an empty variable counts as unset. Raises ConfigError."""
+        """Read environment variables; an empty one counts as unset. Raises ConfigError."""
         given = {name: environ[name.upper()] for name in cls.model_fields if environ.get(name.upper(), "").strip()}
         return cls.of(**given)
 
@@ -100,7 +103,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **given: Any) -> Self:
-        """Settings from keyword arguments, checked the same way. Raises ConfigError."""
+        """Check keyword arguments as if they were read. Raises ConfigError."""
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -114,7 +117,7 @@ class Settings(BaseModel):
     @field_validator("mail_default_sender")
     @classmethod
     def _address(cls, address: str) -> str:
-        """With a name, as ``Shop <shop@example.com>``, or without. ``orders@localhost`` will do to begin with."""
+        """An address, or a name with one: ``Shop <shop@example.com>``. The default ``orders@localhost`` is allowed."""
         if not address.isprintable():
             raise ValueError("it holds control characters")
         bare = parseaddr(address)[1]
@@ -146,7 +149,7 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Fill in the defaults that follow from other settings."""
+        """Fill in defaults that depend on other settings."""
         given = dict(given)
         given.setdefault("mail_backend", "smtp" if given.get("mail_server") else "file")
         if given["mail_backend"] != "smtp":
@@ -166,11 +169,15 @@ class Settings(BaseModel):
             raise ValueError("RETRY_BASE_SECONDS is more than RETRY_MAX_SECONDS; lower the one or raise the other")
         if bool(self.mail_username) != bool(self.mail_password):
             raise ValueError("MAIL_USERNAME and MAIL_PASSWORD belong together; set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _usable_database_url(self) -> Self:
         cure = f"set it to {type(self).model_fields['database_url'].description}"
         try:
             url = make_url(self.database_url)
             scheme = url.drivername
-        except (ArgumentError, ValueError):  # whose words may hold the password
+        except (ArgumentError, ValueError):  # the exception's text may hold the password
             scheme = ""
         if scheme not in ("sqlite", "postgresql", "postgresql+psycopg"):
             raise ValueError(f"DATABASE_URL begins with {scheme!r}; {cure}")
@@ -197,7 +204,7 @@ def _check_address(address: str) -> None:
 
 
 def _cure(problem: Any) -> str:
-    """One clause for one wrong setting: its name, what is wrong, and what it should be."""
+    """A clause for one wrong setting: its name, the reason and the cure. A secret value is not repeated."""
     reason = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
         return str(reason)

@@ -1,9 +1,10 @@
-"""What is easily forgotten, checked: each finding with its cure."""
+"""Diagnostics of the database, the disk, the mail server, the bus and the access settings, each with its cure."""
 
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flask import Flask
 
@@ -11,9 +12,10 @@ from app.bus import queries
 from app.db import Database, sqlite_is_safe, sqlite_module
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import SIGNALS
+from app.states import DeliveryState
 from config import Settings
 
-SCARCE_BYTES = 500_000_000
+LOW_DISK_BYTES = 500_000_000
 
 WAL_RESET_BUG = (
     "SQLite {} can corrupt a database that several processes write (the WAL-reset bug, fixed in 3.51.3); "
@@ -23,7 +25,7 @@ WAL_RESET_BUG = (
 
 @dataclass(frozen=True)
 class Finding:
-    """``level`` is ``fine``, ``note`` (worth a thought) or ``wrong`` (will fail)."""
+    """What a check found. ``level`` is ``fine``, ``note`` (worth a thought) or ``wrong`` (will fail)."""
 
     level: str
     text: str
@@ -33,7 +35,7 @@ class Finding:
 
 
 def examine(app: Flask) -> list[Finding]:
-    """Every check, in the order in which a person would mend things."""
+    """The findings of every check, in the order in which a person would mend things."""
     settings, database = app.extensions["settings"], app.extensions["database"]
     return [
         *_check_database(database),
@@ -49,70 +51,79 @@ def _check_database(database: Database) -> Iterator[Finding]:
         database.check_schema()
     except DatabaseUnavailable as error:
         yield Finding("wrong", f"database: {error.reason}; see that it runs, and that DATABASE_URL names it")
-        return
     except AppError as error:
         yield Finding("wrong", f"database: {error}")
-        return
-    yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
-    if not database.is_sqlite:
-        return
+    else:
+        yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
+        if database.is_sqlite:
+            yield _sqlite_version()
+
+
+def _sqlite_version() -> Finding:
     version = sqlite_module().sqlite_version
     if sqlite_is_safe():
-        yield Finding("fine", f"SQLite {version} is free of the WAL-reset bug")
-    else:
-        yield Finding("note", WAL_RESET_BUG.format(version))
+        return Finding("fine", f"SQLite {version} is free of the WAL-reset bug")
+    return Finding("note", WAL_RESET_BUG.format(version))
 
 
 def _check_disk(settings: Settings, database: Database) -> Iterator[Finding]:
-    written = [Path(database.url.database or "").absolute().parent] if database.is_sqlite else []
-    written += [settings.instance_path] if settings.mail_backend == "file" else []
-    for folder in dict.fromkeys(written):
-        there = next(each for each in (folder, *folder.parents) if each.exists())  # it is made when it is needed
-        free = shutil.disk_usage(there).free
-        level, cure = ("note", "; make room before orders are refused") if free < SCARCE_BYTES else ("fine", "")
-        yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {there}{cure}")
+    folders = [Path(database.url.database or "").absolute().parent] if database.is_sqlite else []
+    folders += [settings.instance_path] if settings.mail_backend == "file" else []
+    for folder in dict.fromkeys(folders):
+        existing = next(each for each in (folder, *folder.parents) if each.exists())  # it is made when it is needed
+        free = shutil.disk_usage(existing).free
+        level, cure = ("note", "; make room before orders are refused") if free < LOW_DISK_BYTES else ("fine", "")
+        yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {existing}{cure}")
 
 
 def _check_mail(settings: Settings, app: Flask) -> Iterator[Finding]:
+    backend = settings.mail_backend
     try:
         with app.app_context():
             app.extensions["mailer"].check()
     except AppError as error:
         yield Finding("wrong", f"mail: {error}")
     else:
-        where = settings.mail_server if settings.mail_backend == "smtp" else settings.mail_backend
-        yield Finding("fine", f"mail: {settings.mail_backend} backend answers ({where})")
-    if settings.mail_backend == "smtp":
-        if "@localhost" in settings.mail_default_sender:
-            yield Finding("note", "mail: the sender is at localhost, which others refuse; set MAIL_DEFAULT_SENDER")
-        if not (settings.mail_use_tls or settings.mail_use_ssl):
-            yield Finding("note", "mail: goes in plain text; set MAIL_USE_TLS (587) or MAIL_USE_SSL (465)")
-        if settings.user_email_domain is None:
-            yield Finding(
-                "note", "mail: none for users whose address nobody gave; set USER_EMAIL_DOMAIN to make addresses"
-            )
+        where = settings.mail_server if backend == "smtp" else backend
+        yield Finding("fine", f"mail: {backend} backend answers ({where})")
+    if backend == "smtp":
+        yield from _check_smtp_settings(settings)
     else:
-        yield Finding("note", f"mail: kept by the {settings.mail_backend} backend; set MAIL_SERVER to send it")
+        yield Finding("note", f"mail: kept by the {backend} backend; set MAIL_SERVER to send it")
+
+
+def _check_smtp_settings(settings: Settings) -> Iterator[Finding]:
+    if "@localhost" in settings.mail_default_sender:
+        yield Finding("note", "mail: the sender is at localhost, which others refuse; set MAIL_DEFAULT_SENDER")
+    if not (settings.mail_use_tls or settings.mail_use_ssl):
+        yield Finding("note", "mail: goes in plain text; set MAIL_USE_TLS (587) or MAIL_USE_SSL (465)")
+    if settings.user_email_domain is None:
+        yield Finding("note", "mail: none for users whose address nobody gave; set USER_EMAIL_DOMAIN to make addresses")
 
 
 def _check_bus(database: Database) -> Iterator[Finding]:
-    known = {name for signal in SIGNALS.values() for name in signal.subscriptions}
     try:
         database.check_schema()
         with database.read() as session:
             alive, backlog = queries.dispatchers(session, database.clock.now()), queries.backlog(session)
-    except AppError:  # said above
+    except AppError:  # _check_database() has told
         return
     if alive:
         yield Finding("fine", f"dispatchers alive: {len(alive)}")
     else:
         yield Finding("note", "no dispatcher is alive: deliveries wait; start the service, or 'flask bus run'")
+    yield from _check_backlog(backlog)
+
+
+def _check_backlog(backlog: list[Any]) -> Iterator[Finding]:
+    """Deliveries that nobody takes by itself: without a receiver, or dead."""
+    connected = {name for signal in SIGNALS.values() for name in signal.subscriptions}
     for row in backlog:
-        if row.receiver not in known:
+        if row.receiver not in connected:
             yield Finding(
                 "wrong", f"{row.deliveries} deliveries to {row.receiver!r}, which is not connected; connect it"
             )
-        elif row.state == "dead":
+        elif row.state == DeliveryState.DEAD:
             yield Finding(
                 "note",
                 f"{row.deliveries} deliveries to {row.receiver} are dead; 'flask orders show' tells why, "

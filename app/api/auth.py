@@ -1,25 +1,37 @@
-"""Where API_TOKEN is set, nothing under /api/ answers without it."""
+"""Authentication: a bearer token under /api/; HTTP Basic, or the loopback interface, under /operator/.
+
+Both checks run before a missing route is reported and before the body is read: a refused client learns nothing about
+the routes, and costs little.
+"""
 
 import hashlib
 import hmac
+import ipaddress
+import re
 from http import HTTPStatus
 
 from flask import request
 
-from app.api.blueprint import routes, settings
-from app.api.problems import Problem
+from app.api.blueprint import blueprint, settings
+from app.http import Problem
+
+FORWARDING_HEADERS = re.compile(
+    r"Via|Forwarded|X-(Forwarded|Original|Real|Client|Cluster|Envoy)\b.*|(Cf|True|Fastly)-.*", re.IGNORECASE
+)
+"""Headers that proxies add. A proxy on this machine says nothing about where its client is."""
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-@routes.before_app_request
+@blueprint.before_app_request
 def demand_token() -> None:
-    """Runs before routing's outcome and the body are looked at: a stranger learns nothing and costs little."""
+    """Under /api/, demand API_TOKEN where it is set. Raises Problem with 401."""
     token = settings().api_token
     if token is None or not request.path.startswith("/api/"):
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    # WSGI hands the header's bytes on as Latin-1.
-    same = is_secret(given.strip().encode("latin-1", "replace"), token.encode())
-    if scheme.lower() != "bearer" or not same:
+    given_bytes = given.strip().encode("latin-1", "replace")  # WSGI decodes a header's bytes as Latin-1
+    if not is_secret(given_bytes, token.encode()) or scheme.lower() != "bearer":
         raise Problem(
             HTTPStatus.UNAUTHORIZED,
             "Send the header 'Authorization: Bearer <token>' with the service's API_TOKEN.",
@@ -27,6 +39,71 @@ def demand_token() -> None:
         )
 
 
+@blueprint.before_app_request
+def demand_operator() -> None:
+    """Under /operator/, demand CONSOLE_PASSWORD, or a client on this machine where none is set.
+
+    Raises Problem with 401 or 403.
+    """
+    if not request.path.startswith("/operator/"):
+        return
+    password = settings().console_password
+    if password is None:
+        _demand_local_client()
+    else:
+        _demand_password(password)
+
+
+def operator_name() -> str:
+    """The Basic user name, which the client chooses freely; empty where none was sent."""
+    return _basic_credentials()[0]
+
+
 def is_secret(given: bytes, secret: bytes) -> bool:
-    """Digests are of one length: how long it takes tells nothing."""
+    """Compare in constant time. Digests have one length, so that the time tells nothing about the secret's."""
     return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(secret).digest())
+
+
+def _demand_password(password: str) -> None:
+    _, given = _basic_credentials()
+    if not is_secret(given.encode(errors="replace"), password.encode(errors="replace")):
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "Send a name of your choice and the CONSOLE_PASSWORD by HTTP Basic authentication.",
+            headers={"WWW-Authenticate": 'Basic realm="operators", charset="UTF-8"'},
+        )
+
+
+def _demand_local_client() -> None:
+    if not (_has_loopback_address() and _has_local_host_name() and not _is_forwarded()):
+        raise Problem(
+            HTTPStatus.FORBIDDEN,
+            "Operator routes answer this machine only. Set CONSOLE_PASSWORD to reach them from elsewhere.",
+        )
+
+
+def _has_loopback_address() -> bool:
+    try:
+        return ipaddress.ip_address(request.remote_addr or "").is_loopback
+    except ValueError:
+        return request.remote_addr == ""  # a Unix socket
+
+
+def _has_local_host_name() -> bool:
+    """DNS rebinding: a foreign page whose domain points to 127.0.0.1 sends its own name as the Host."""
+    host = request.host
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return name in LOCAL_NAMES
+
+
+def _is_forwarded() -> bool:
+    return any(FORWARDING_HEADERS.fullmatch(header) for header, _ in request.headers)
+
+
+def _basic_credentials() -> tuple[str, str]:
+    """Name and password of the Authorization header; empty where there are none."""
+    try:
+        given = request.authorization
+    except ValueError:  # Werkzeug forgives bad Base64, but not bytes outside ASCII
+        given = None
+    return (given.username or "", given.password or "") if given else ("", "")

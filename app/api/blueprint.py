@@ -1,18 +1,18 @@
-"""The blueprint that every route of the API hangs on, and which addresses are the API's."""
+"""The API's blueprint, and the application's parts that its views use."""
 
 from typing import cast
 
 from flask import Blueprint, current_app
 
+from app.bus import Bus
 from app.db import Database
 from config import Settings
 
-routes = Blueprint("api", __name__)
+blueprint = Blueprint("api", __name__)
 
 
-def is_api(path: str) -> bool:
-    """Whether a program, not a person, asks here: answers are JSON, also where there is no such route."""
-    return path.startswith(("/api/", "/operator/")) or path in ("/api", "/healthz", "/readyz", "/openapi.json")
+def bus() -> Bus:
+    return cast(Bus, current_app.extensions["bus"])
 
 
 def database() -> Database:

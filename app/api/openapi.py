@@ -1,9 +1,7 @@
-"""GET /openapi.json: the OpenAPI 3.1 document, made of the routes, of what describes them, and of the schemas."""
+"""GET /openapi.json: the OpenAPI 3.1 document, made of the routes, of the views' Operations and of the schemas."""
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from flask import current_app
 from flask.typing import ResponseReturnValue
@@ -11,46 +9,51 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from werkzeug.routing import Map, Rule
 
-from app.api.blueprint import routes, settings
-from app.api.incoming import Asked
-from app.api.outgoing import Document, ProblemDetails
-from app.api.problems import LARGEST_BODY
+from app.api.blueprint import blueprint, settings
+from app.api.operation import (
+    ALWAYS,
+    HEADERS,
+    OPERATIONS,
+    UNDER_API,
+    UNDER_OPERATOR,
+    WITH_BODY,
+    WITH_QUERY,
+    Operation,
+    ResponseDoc,
+)
+from app.api.request_models import RequestModel
+from app.api.response_models import OpenAPIDocument, ProblemDetails
 from app.orders import ID_PATTERN
 
-View = TypeVar("View", bound=Callable[..., ResponseReturnValue])
 Json = dict[str, Any]
 
-HEADERS: dict[str, Json] = {
-    "Location": {"description": "where the order can be read", "required": True, "schema": {"type": "string"}},
-    "Idempotent-Replayed": {"description": "always true", "required": True, "schema": {"const": "true"}},
-    "Link": {"description": 'the next page, as rel="next"; the last page has none', "schema": {"type": "string"}},
-    "Retry-After": {
-        "description": "seconds after which another try makes sense",
-        "required": True,
-        "schema": {"type": "string", "pattern": "^[0-9]+$"},
-    },
-    "WWW-Authenticate": {"description": "how to authenticate", "required": True, "schema": {"type": "string"}},
+ENDPOINT_PREFIX = f"{blueprint.name}."
+SCHEMA_REFERENCE = "#/components/schemas/{model}"
+PATH_PARAMETERS: dict[str, Json] = {
+    "order_id": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+    "user_id": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
+    "delivery_id": {"type": "integer", "minimum": 0},
+}
+INFO = {
+    "title": "Orders",
+    "version": "1",
+    "description": "Takes orders, and lets everything that follows from an order happen by durable events.",
+}
+SECURITY_SCHEMES = {
+    "token": {"type": "http", "scheme": "bearer", "description": "the setting API_TOKEN"},
+    "password": {"type": "http", "scheme": "basic", "description": "the setting CONSOLE_PASSWORD"},
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One answer that a route may give; one without a model is a problem."""
-
-    description: str
-    model: type[BaseModel] = ProblemDetails
-    headers: tuple[str, ...] = ()
-
-
-class Untitled(GenerateJsonSchema):
+class BodySchemas(GenerateJsonSchema):
     """Schemas without the titles that pydantic makes of the fields' names."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
-class Parameters(Untitled):
-    """Schemas of query parameters, which are left out rather than null."""
+class QuerySchemas(BodySchemas):
+    """Schemas of query parameters: one that is not given is left out, never null."""
 
     def nullable_schema(self, schema: Any) -> Json:
         return self.generate_inner(schema["schema"])
@@ -59,138 +62,114 @@ class Parameters(Untitled):
         return {name: value for name, value in super().default_schema(schema).items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Operation:
-    """What the document says of the view that it decorates. What all routes of a kind may answer need not be said."""
-
-    summary: str
-    answers: Mapping[int, Answer]
-    body: type[Asked] | None = None
-    query: type[Asked] | None = None
-    description: str = ""
-
-    def __call__(self, view: View) -> View:
-        OPERATIONS[view.__name__] = replace(self, description=view.__doc__ or "")
-        return view
-
-
-OPERATIONS: dict[str, Operation] = {}
-"""By the name of the view."""
-
-SCHEMAS = "#/components/schemas/{model}"
-ORDER_ID: Json = {"type": "string", "pattern": f"^{ID_PATTERN}$"}
-DELIVERY_ID: Json = {"type": "integer", "minimum": 0}
-
-ANY = {500: Answer("something is wrong on the service's side")}
-UNDER_API = {
-    401: Answer("the service has an API_TOKEN, and the request lacks it", headers=("WWW-Authenticate",)),
-    503: Answer("the database can't take it now; nothing was stored", headers=("Retry-After",)),
-}
-UNDER_OPERATOR = {
-    401: Answer("the service has a CONSOLE_PASSWORD, and the request lacks it", headers=("WWW-Authenticate",)),
-    403: Answer("the service has no CONSOLE_PASSWORD, and the request comes from elsewhere"),
-    503: UNDER_API[503],
-}
-WITH_BODY = {
-    400: Answer("the body is not JSON in UTF-8, or names a field twice"),
-    413: Answer(f"the body is larger than {LARGEST_BODY} bytes"),
-    415: Answer("the body is not application/json"),
-    422: Answer("fields are wrong; 'errors' names every one"),
-}
-WITH_QUERY = {
-    400: Answer("the query is not UTF-8"),
-    422: Answer("parameters are wrong; 'errors' names every one"),
-}
-
-
-@routes.get("/openapi.json")
-@Operation("What this API takes and answers", answers={200: Answer("this document", Document)})
+@blueprint.get("/openapi.json")
+@Operation("What this API takes and answers", responses={200: ResponseDoc("this document", OpenAPIDocument)})
 def openapi() -> ResponseReturnValue:
     """Made at the first request and kept."""
-    known = current_app.extensions
-    if "openapi" not in known:
-        known["openapi"] = document(current_app.url_map, protected=settings().api_token is not None)
-    return cast(Json, known["openapi"])
+    extensions = current_app.extensions
+    if "openapi" not in extensions:
+        extensions["openapi"] = document(current_app.url_map, protected=settings().api_token is not None)
+    return cast(Json, extensions["openapi"])
 
 
 def document(url_map: Map, *, protected: bool) -> Json:
-    """All routes of this blueprint. Where ``protected``, those under /api/ ask for the token; else they ignore it."""
-    paths: dict[str, Json] = {}
-    for rule in sorted(url_map.iter_rules(), key=lambda rule: rule.rule):
-        if rule.endpoint.startswith(f"{routes.name}."):
-            path = re.sub("<(?:int:)?([^>]+)>", r"{\1}", rule.rule)
-            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
-                paths.setdefault(path, {})[method.lower()] = _operation(rule, protected)
+    """The document of the blueprint's routes. ``protected``: those under /api/ demand the token."""
     return {
         "openapi": "3.1.0",
-        "info": {
-            "title": "Orders",
-            "version": "1",
-            "description": "Takes orders, and lets everything that follows from an order happen by durable events.",
-        },
-        "paths": paths,
-        "components": {
-            "schemas": _schemas(),
-            "securitySchemes": {
-                "token": {"type": "http", "scheme": "bearer", "description": "the setting API_TOKEN"},
-                "password": {"type": "http", "scheme": "basic", "description": "the setting CONSOLE_PASSWORD"},
-            },
-        },
+        "info": INFO,
+        "paths": _paths(url_map, protected),
+        "components": {"schemas": _schemas(), "securitySchemes": SECURITY_SCHEMES},
     }
 
 
+def _paths(url_map: Map, protected: bool) -> Json:
+    paths: dict[str, Json] = {}
+    for rule in sorted(url_map.iter_rules(), key=lambda rule: rule.rule):
+        if rule.endpoint.startswith(ENDPOINT_PREFIX):
+            path = re.sub("<(?:int:)?([^>]+)>", r"{\1}", rule.rule)
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+                paths.setdefault(path, {})[method.lower()] = _operation(rule, protected)
+    return paths
+
+
 def _operation(rule: Rule, protected: bool) -> Json:
-    name = rule.endpoint.removeprefix(f"{routes.name}.")
+    name = rule.endpoint.removeprefix(ENDPOINT_PREFIX)
     operation = OPERATIONS[name]
-    answers = dict(operation.answers) | ANY
-    found: Json = {"operationId": name, "summary": operation.summary, "description": operation.description}
-    found["parameters"] = [
-        _parameter("path", field, DELIVERY_ID if field == "delivery_id" else ORDER_ID) for field in rule.arguments
-    ]
+    responses = _responses(rule, operation)
+    return {
+        "operationId": name,
+        "summary": operation.summary,
+        "description": operation.description,
+        "parameters": _path_parameters(rule) + _query_parameters(operation.query),
+        **_security(rule, protected),
+        **_request_body(operation.body),
+        "responses": {str(status): _response(responses[status]) for status in sorted(responses)},
+    }
+
+
+def _responses(rule: Rule, operation: Operation) -> dict[int, ResponseDoc]:
+    """The view's own responses, and those that all routes of its kind share."""
+    return {
+        **operation.responses,
+        **ALWAYS,
+        **(UNDER_API if rule.rule.startswith("/api/") else {}),
+        **(UNDER_OPERATOR if rule.rule.startswith("/operator/") else {}),
+        **(WITH_QUERY if operation.query else {}),
+        **(WITH_BODY if operation.body else {}),
+    }
+
+
+def _security(rule: Rule, protected: bool) -> Json:
     if rule.rule.startswith("/api/"):
-        answers |= UNDER_API
-        found["security"] = [{"token": []}] if protected else [{"token": []}, {}]
+        return {"security": [{"token": []}] if protected else [{"token": []}, {}]}
     if rule.rule.startswith("/operator/"):
-        answers |= UNDER_OPERATOR
-        found["security"] = [{"password": []}, {}]
-    if operation.query:
-        answers |= WITH_QUERY
-        schema = operation.query.model_json_schema(ref_template=SCHEMAS, schema_generator=Parameters)
-        found["parameters"] += [_parameter("query", field, schema) for field, schema in schema["properties"].items()]
-    if operation.body:
-        answers |= WITH_BODY
-        found["requestBody"] = {"required": True, "content": _content("application/json", operation.body)}
-    found["responses"] = {str(status): _response(answers[status]) for status in sorted(answers)}
-    return found
+        return {"security": [{"password": []}, {}]}
+    return {}
+
+
+def _path_parameters(rule: Rule) -> list[Json]:
+    return [_parameter("path", name, PATH_PARAMETERS[name]) for name in rule.arguments]
+
+
+def _query_parameters(model: type[RequestModel] | None) -> list[Json]:
+    if model is None:
+        return []
+    schema = model.model_json_schema(ref_template=SCHEMA_REFERENCE, schema_generator=QuerySchemas)
+    return [_parameter("query", name, parameter) for name, parameter in schema["properties"].items()]
 
 
 def _parameter(place: str, name: str, schema: Json) -> Json:
     return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
-def _response(answer: Answer) -> Json:
-    mimetype = "application/problem+json" if answer.model is ProblemDetails else "application/json"
+def _request_body(model: type[RequestModel] | None) -> Json:
+    if model is None:
+        return {}
+    return {"requestBody": {"required": True, "content": _content("application/json", model)}}
+
+
+def _response(response: ResponseDoc) -> Json:
+    mimetype = "application/problem+json" if response.model is ProblemDetails else "application/json"
     return {
-        "description": answer.description,
-        "headers": {name: HEADERS[name] for name in answer.headers},
-        "content": _content(mimetype, answer.model),
+        "description": response.description,
+        "headers": {name: HEADERS[name] for name in response.headers},
+        "content": _content(mimetype, response.model),
     }
 
 
 def _content(mimetype: str, model: type[BaseModel]) -> Json:
-    return {mimetype: {"schema": {"$ref": SCHEMAS.format(model=model.__name__)}}}
+    return {mimetype: {"schema": {"$ref": SCHEMA_REFERENCE.format(model=model.__name__)}}}
 
 
 def _schemas() -> Json:
     models: set[type[BaseModel]] = {ProblemDetails}
     for operation in OPERATIONS.values():
-        models.update(answer.model for answer in operation.answers.values())
-        if operation.body:
-            models.add(operation.body)
+        models.update(response.model for response in operation.responses.values())
+        models.update(model for model in (operation.body,) if model)
     _, found = models_json_schema(
         [(model, "validation") for model in sorted(models, key=lambda model: model.__name__)],
         by_alias=False,
-        ref_template=SCHEMAS,
-        schema_generator=Untitled,
+        ref_template=SCHEMA_REFERENCE,
+        schema_generator=BodySchemas,
     )
     return cast(Json, found["$defs"])

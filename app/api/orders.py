@@ -1,92 +1,105 @@
-"""EVENT SOURCE: an order comes in, an event goes out. Everything else that happens to it follows from the event."""
+"""EVENT SOURCE: an order comes in, an event goes out. Everything else that happens to the order follows from it."""
 
 from http import HTTPStatus
+from typing import Any
 
 from flask import request, url_for
 from flask.typing import ResponseReturnValue
 
-from app.api.blueprint import database, routes
-from app.api.incoming import NewOrder, OrderQuery
-from app.api.openapi import Answer, Operation
-from app.api.outgoing import OrderPage, OrderView, OrderWithTimeline, PlacedOrder, UserView, view
-from app.api.reading import read_body, read_query
+from app.api.blueprint import blueprint, database
+from app.api.operation import Operation, ResponseDoc
+from app.api.request_models import NewOrder, OrderQuery
+from app.api.response_models import OrderPage, OrderView, OrderWithTimeline, PlacedOrder
+from app.api.validation import read_body, read_query
 from app.bus import queries
 from app.clock import uuid7
 from app.db import Transaction
-from app.errors import OrderConflict, OrderNotFound, UserNotFound
+from app.errors import OrderConflict, OrderNotFound
 from app.events import OrderCreated, order_created
-from app.orders import find_order, find_user, is_identifier, list_orders, place_order
+from app.orders import find_order, is_identifier, list_orders, place_order
 
 SOURCE = "/api/create_order"
-"""What the events of this route name as their source."""
+"""The ``source`` of this route's events."""
 
 
-@routes.post(SOURCE)
+@blueprint.post(SOURCE)
 @Operation(
     "Place an order",
     body=NewOrder,
-    answers={
-        201: Answer("stored; what follows is under way", PlacedOrder, headers=("Location",)),
-        200: Answer(
+    responses={
+        201: ResponseDoc("stored; what follows is under way", PlacedOrder, headers=("Location",)),
+        200: ResponseDoc(
             "the same order was stored before; nothing happens twice", PlacedOrder, headers=("Idempotent-Replayed",)
         ),
-        409: Answer("an order with this order_id exists with other content"),
+        409: ResponseDoc("an order with this order_id exists with other content"),
     },
 )
 def create_order() -> ResponseReturnValue:
     """Stores the order and the event that announces it in one transaction, or nothing."""
     order = read_body(NewOrder)
-    event = OrderCreated(**vars(order))
     event_id = uuid7()
+    earlier_id = _store(order, event_id)
+    if earlier_id is not None:
+        return _success(order, earlier_id), HTTPStatus.OK, {"Idempotent-Replayed": "true"}
+    location = f"{request.script_root}/api/orders/{order.order_id}"
+    return _success(order, event_id), HTTPStatus.CREATED, {"Location": location}
 
-    def place(session: Transaction) -> str | OrderConflict | None:
+
+def _store(order: NewOrder, event_id: str) -> str | None:
+    """Store the order and send its event. Returns the earlier event's id where the same order was stored before.
+
+    Raises OrderConflict, outside the transaction: a refused order has written nothing, and an error inside would
+    make the requests of the same group commit begin again.
+    """
+    event = OrderCreated(**vars(order))
+
+    def work(transaction: Transaction) -> str | OrderConflict | None:
         try:
-            earlier = place_order(session, **vars(order), event_id=event_id)
-        except OrderConflict as conflict:  # it wrote nothing, so those who share the commit need not begin again
+            earlier_id = place_order(transaction, **vars(order), event_id=event_id)
+        except OrderConflict as conflict:
             return conflict
-        if earlier is None:
+        if earlier_id is None:
             order_created.send(SOURCE, event=event, event_id=event_id)
-        return earlier
+        return earlier_id
 
-    earlier = database().transact(place, lock_order=order.user_id)
-    if isinstance(earlier, OrderConflict):
-        raise earlier
-    answer = {
-        "status": "success",
-        "message": "订单创建成功",
-        "order_id": order.order_id,
-        "event_id": earlier or event_id,
-    }
-    if earlier:
-        return answer, HTTPStatus.OK, {"Idempotent-Replayed": "true"}
-    return answer, HTTPStatus.CREATED, {"Location": f"{request.script_root}/api/orders/{order.order_id}"}
+    stored = database().transact(work, lock_order=order.user_id)
+    if isinstance(stored, OrderConflict):
+        raise stored
+    return stored
 
 
-@routes.get("/api/orders")
+def _success(order: NewOrder, event_id: str) -> dict[str, Any]:
+    return {"status": "success", "message": "订单创建成功", "order_id": order.order_id, "event_id": event_id}
+
+
+@blueprint.get("/api/orders")
 @Operation(
     "List orders, newest first",
     query=OrderQuery,
-    answers={200: Answer("a page of orders", OrderPage, headers=("Link",))},
+    responses={200: ResponseDoc("a page of orders", OrderPage, headers=("Link",))},
 )
 def show_orders() -> ResponseReturnValue:
     """Follow next_cursor, or the Link header, to page. Orders placed meanwhile appear on a new first page."""
     query = read_query(OrderQuery)
-    wanted = query.model_dump()
+    filters = query.model_dump()
     with database().read() as session:
-        orders, cursor = list_orders(session, before=wanted.pop("cursor"), **wanted)
-        page = view(OrderPage, {"orders": orders, "next_cursor": cursor})
-    if cursor is None:
-        return page
-    following = query.model_copy(update={"cursor": cursor}).model_dump(exclude_none=True)
-    return page, {"Link": f'<{url_for(".show_orders", **following)}>; rel="next"'}
+        orders, cursor = list_orders(session, before=filters.pop("cursor"), **filters)
+        page = OrderPage.serialize({"orders": orders, "next_cursor": cursor})
+    return (page, {"Link": _link(query, cursor)}) if cursor else page
 
 
-@routes.get("/api/orders/<order_id>")
+def _link(query: OrderQuery, cursor: str) -> str:
+    """The Link header of the page after this one, with the same filters."""
+    parameters = query.model_copy(update={"cursor": cursor}).model_dump(exclude_none=True)
+    return f'<{url_for(".show_orders", **parameters)}>; rel="next"'
+
+
+@blueprint.get("/api/orders/<order_id>")
 @Operation(
     "Show an order and everything that happened to it",
-    answers={
-        200: Answer("the order, and its events with their causes, deliveries and attempts", OrderWithTimeline),
-        404: Answer("there is no such order"),
+    responses={
+        200: ResponseDoc("the order, and its events with their causes, deliveries and attempts", OrderWithTimeline),
+        404: ResponseDoc("there is no such order"),
     },
 )
 def show_order(order_id: str) -> ResponseReturnValue:
@@ -94,21 +107,5 @@ def show_order(order_id: str) -> ResponseReturnValue:
     if not is_identifier(order_id):
         raise OrderNotFound
     with database().read() as session:
-        order = view(OrderView, find_order(session, order_id))
-        return view(OrderWithTimeline, order | {"timeline": queries.timeline(session, order_id)})
-
-
-@routes.get("/api/users/<user_id>")
-@Operation(
-    "Show a user's record",
-    answers={
-        200: Answer("the user's record, into which confirmed orders are counted", UserView),
-        404: Answer("there is no such user"),
-    },
-)
-def show_user(user_id: str) -> ResponseReturnValue:
-    """The record runs behind the orders by as much as the receivers do: usually by milliseconds."""
-    if not is_identifier(user_id):
-        raise UserNotFound
-    with database().read() as session:
-        return view(UserView, find_user(session, user_id))
+        order = OrderView.serialize(find_order(session, order_id))
+        return OrderWithTimeline.serialize(order | {"timeline": queries.timeline(session, order_id)})

@@ -1,5 +1,5 @@
 """Commands for people: flask bus, flask orders, flask users, flask db, flask doctor."""
 
-from app.cli.commands import init_app
+from app.cli.extension import init_app
 
 __all__ = ["init_app"]

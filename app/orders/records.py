@@ -1,35 +1,42 @@
-"""The order and user records, and what may be done with them.
+"""Writes to the order and user records.
 
-Every function works on the session of a running transaction and commits nothing itself.
+Each function works in the caller's transaction and commits nothing. The statements are prepared, because every order
+runs them.
 """
 
-import re
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from email_validator import validate_email
 from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.orm import Session
 
-from app.db import Base, Database, Transaction, table
+from app.db import Base, Transaction, table
 from app.db.prepared import Prepared, money, utc
-from app.errors import OrderConflict, OrderNotFound, UserNotFound
-from app.orders.models import NOTIFICATIONS, Order, User
-
-ID_PATTERN = "[A-Za-z0-9._:-]{1,64}"
-"""What an order_id and a user_id look like."""
+from app.errors import OrderConflict, OrderNotFound
+from app.orders.models import Order, User
+from app.orders.queries import FIND_EMAIL, find_order
+from app.states import NotificationStatus, OrderStatus
 
 
 def _insert(model: type[Base], key: str, dialect: str) -> Any:
-    """An INSERT that leaves alone what is there under the key."""
+    """An INSERT that changes nothing where a row with this key exists."""
     made = (postgresql if dialect == "postgresql" else sqlite).insert(table(model))
     return made.on_conflict_do_nothing(index_elements=[key]).inline()
 
 
+def _mark(status: NotificationStatus) -> Prepared:
+    """An UPDATE that moves the notification forward: only from a status that stands before the new one."""
+    words = list(NotificationStatus)
+    earlier = [Order.notification == word for word in words[: words.index(status)]]
+    return Prepared(
+        update(table(Order)).where(Order.order_id == bindparam("id"), or_(*earlier)).values(notification=status)
+    )
+
+
 INSERT_ORDER = Prepared(
-    lambda dialect: _insert(Order, "order_id", dialect).values(status="created", notification="pending"),
+    lambda dialect: _insert(Order, "order_id", dialect).values(
+        status=OrderStatus.CREATED, notification=NotificationStatus.PENDING
+    ),
     *("order_id", "user_id", "total_price", "email", "created_at", "event_id"),
 )
 INSERT_USER = Prepared(
@@ -38,10 +45,11 @@ INSERT_USER = Prepared(
 CONFIRM_ORDER = Prepared(
     update(table(Order))
     .where(Order.order_id == bindparam("id"))
-    .values(status="confirmed")
+    .values(status=OrderStatus.CONFIRMED)
     .returning(Order.user_id, Order.total_price, Order.created_at)
 )
-# The row lock makes the sum safe from another process; SQLite has the whole write lock already.
+# On PostgreSQL the row lock keeps another process from reading the sum before it is updated. SQLite needs none: a
+# transaction that writes is alone.
 FIND_RECORD = Prepared(
     select(User.orders_count, User.total_spent, User.last_order_id, User.last_order_at)
     .where(User.user_id == bindparam("id"))
@@ -52,68 +60,57 @@ UPDATE_RECORD = Prepared(
     .where(User.user_id == bindparam("id"))
     .values({name: bindparam(name) for name in ("orders_count", "total_spent", "last_order_id", "last_order_at")})
 )
-FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
 SET_EMAIL = Prepared(update(table(User)).where(User.user_id == bindparam("id")).values(email=bindparam("address")))
-MARK_NOTIFICATION = {
-    state: Prepared(
-        update(table(Order))
-        .where(Order.order_id == bindparam("id"), or_(*(Order.notification == each for each in NOTIFICATIONS[:at])))
-        .values(notification=state)
-    )
-    for at, state in enumerate(NOTIFICATIONS)
-    if at
+MARK_NOTIFICATION: dict[NotificationStatus, Prepared] = {
+    status: _mark(status) for status in NotificationStatus if status is not NotificationStatus.PENDING
 }
 
 
 def place_order(
-    session: Transaction, *, order_id: str, user_id: str, total_price: Decimal, email: str | None, event_id: str
+    transaction: Transaction, *, order_id: str, user_id: str, total_price: Decimal, email: str | None, event_id: str
 ) -> str | None:
-    """Store the order, and keep the address that came with it as the user's. ``event_id`` is what will announce it.
+    """Store the order once, and keep its address as the user's. ``event_id`` is the event that will announce it.
 
-    The ``order_id`` is the idempotency key: the same order again is found, not stored. Of two at once the database
-    lets one be first. Returns None when the order is new, else the ``event_id`` that announced it.
-    Raises OrderConflict when the order exists with other content.
+    The ``order_id`` is the idempotency key: of two equal orders the database stores the first. Returns None for a new
+    order, else the ``event_id`` of the stored one. Raises OrderConflict when the stored one has other content.
     """
-    stored = INSERT_ORDER(
-        session,
-        {
-            "order_id": order_id,
-            "user_id": user_id,
-            "total_price": total_price,
-            "email": email,
-            "created_at": session.now,
-            "event_id": event_id,
-        },
-    )
-    if stored.rowcount != 1:
-        earlier = find_order(session, order_id)
-        if (earlier.user_id, earlier.total_price, earlier.email) != (user_id, total_price, email):
-            raise OrderConflict(f"order {order_id} exists with other content")
-        return earlier.event_id
+    row = {
+        "order_id": order_id,
+        "user_id": user_id,
+        "total_price": total_price,
+        "email": email,
+        "created_at": transaction.now,
+        "event_id": event_id,
+    }
+    if INSERT_ORDER(transaction, row).rowcount != 1:
+        return _earlier_event_id(transaction, order_id, (user_id, total_price, email))
     if email is not None:
-        set_email(session, user_id, email)
+        set_email(transaction, user_id, email)
     return None
 
 
-def confirm_order(session: Transaction, order_id: str) -> None:
-    """The order is ``confirmed``, and counted in its user's record. Call once for each order, in any order.
+def _earlier_event_id(transaction: Transaction, order_id: str, content: tuple[str, Decimal, str | None]) -> str:
+    stored = find_order(transaction.session, order_id)
+    if (stored.user_id, stored.total_price, stored.email) != content:
+        raise OrderConflict(f"order {order_id} exists with other content")
+    return stored.event_id
+
+
+def confirm_order(transaction: Transaction, order_id: str) -> None:
+    """Set the order to ``confirmed`` and add it to its user's record. Call once for each order, in any order.
 
     Raises OrderNotFound.
     """
-    found = CONFIRM_ORDER(session, {"id": order_id}).fetchone()
-    if found is None:
+    confirmed = CONFIRM_ORDER(transaction, {"id": order_id}).fetchone()
+    if confirmed is None:
         raise OrderNotFound(f"there is no order {order_id}")
-    user_id, price, created_at = found[0], money(found[1]), utc(found[2])
-    record = FIND_RECORD(session, {"id": user_id}).fetchone()
-    if record is None:
-        INSERT_USER(session, {"user_id": user_id})
-        record = FIND_RECORD(session, {"id": user_id}).fetchone()
-    count, spent, last_id, last_at = record
+    user_id, price, created_at = confirmed[0], money(confirmed[1]), utc(confirmed[2])
+    count, spent, last_id, last_at = _user_record(transaction, user_id)
     latest = (created_at, order_id)
     if last_at is not None:
         latest = max(latest, (utc(last_at), last_id))
     UPDATE_RECORD(
-        session,
+        transaction,
         {
             "id": user_id,
             "orders_count": count + 1,
@@ -124,69 +121,23 @@ def confirm_order(session: Transaction, order_id: str) -> None:
     )
 
 
-def mark_notification(session: Transaction, order_id: str, state: str) -> None:
-    """Set the order's ``notification``. A state that is behind the present one changes nothing (see NOTIFICATIONS)."""
-    MARK_NOTIFICATION[state](session, {"id": order_id})
+def _user_record(transaction: Transaction, user_id: str) -> Any:
+    """The user's counts, locked. The record is made where there is none."""
+    record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
+    if record is None:
+        INSERT_USER(transaction, {"user_id": user_id})
+        record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
+    return record
 
 
-def set_email(session: Transaction, user_id: str, email: str) -> None:
-    """Keep ``email`` as the user's address; the user's record is made when there is none."""
-    known = FIND_EMAIL(session, {"id": user_id}).fetchone()
-    if known is None or known[0] != email:  # else the record need not be locked, which on PostgreSQL others may want
-        INSERT_USER(session, {"user_id": user_id})
-        SET_EMAIL(session, {"id": user_id, "address": email})
+def mark_notification(transaction: Transaction, order_id: str, status: NotificationStatus) -> None:
+    """Move the order's ``notification`` forward. A status before the present one, or equal to it, changes nothing."""
+    MARK_NOTIFICATION[status](transaction, {"id": order_id})
 
 
-def find_order(session: Session, order_id: str) -> Order:
-    """Raises OrderNotFound."""
-    order = session.get(Order, order_id)
-    if order is None:
-        raise OrderNotFound(f"there is no order {order_id}")
-    return order
-
-
-def find_user(session: Session, user_id: str) -> User:
-    """Raises UserNotFound."""
-    user = session.get(User, user_id)
-    if user is None:
-        raise UserNotFound(f"there is no user {user_id}")
-    return user
-
-
-def known_email(database: Database, user_id: str) -> str | None:
-    """The user's address, None where there is none."""
-    with database.autocommit() as reader:
-        found = FIND_EMAIL(reader, {"id": user_id}).fetchone()
-    return found[0] if found else None
-
-
-def list_orders(
-    session: Session,
-    *,
-    user_id: str | None = None,
-    status: str | None = None,
-    notification: str | None = None,
-    before: str | None = None,
-    limit: int = 50,
-) -> tuple[Sequence[Order], str | None]:
-    """A page of orders, newest first, and the cursor of the next page: None where this is the last.
-
-    ``before`` is the cursor that the page before gave: the ``event_id`` of its last order.
-    """
-    page = select(Order).order_by(Order.event_id.desc()).limit(limit + 1)
-    for column, value in ((Order.user_id, user_id), (Order.status, status), (Order.notification, notification)):
-        if value is not None:
-            page = page.where(column == value)
-    if before is not None:
-        page = page.where(Order.event_id < before)
-    found = session.scalars(page).all()
-    return found[:limit], found[limit - 1].event_id if len(found) > limit else None
-
-
-def is_identifier(value: str) -> bool:
-    return re.fullmatch(ID_PATTERN, value) is not None
-
-
-def checked_email(address: str) -> str:
-    """The address, normalised. Raises ValueError that says what is wrong with it. Asks no name server."""
-    return validate_email(address, check_deliverability=False, allow_smtputf8=False, test_environment=True).normalized
+def set_email(transaction: Transaction, user_id: str, email: str) -> None:
+    """Keep ``email`` as the user's address. The user's record is made where there is none."""
+    known = FIND_EMAIL(transaction, {"id": user_id}).fetchone()
+    if known is None or known[0] != email:  # an unchanged record is not locked: on PostgreSQL others may wait for it
+        INSERT_USER(transaction, {"user_id": user_id})
+        SET_EMAIL(transaction, {"id": user_id, "address": email})

@@ -12,6 +12,7 @@ from app.events import NotificationFailed, NotificationSent, NotificationSkipped
 from app.mail import Mailer, order_notification
 from app.orders import checked_email, known_email, mark_notification
 from app.signal import Event
+from app.states import NotificationStatus
 from config import Settings
 
 PLAIN_LOCAL_PART = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
@@ -52,16 +53,16 @@ def announce_failure(event: OrderCreated, reason: str) -> NotificationFailed:
     return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
 
 
-STATES: dict[type[Event], str] = {
-    NotificationSent: "sent",
-    NotificationFailed: "failed",
-    NotificationSkipped: "skipped",
+STATUSES: dict[type[Event], NotificationStatus] = {
+    NotificationSent: NotificationStatus.SENT,
+    NotificationFailed: NotificationStatus.FAILED,
+    NotificationSkipped: NotificationStatus.SKIPPED,
 }
 
 
 def update_order_notification(sender: str, event: Event, transaction: Transaction) -> None:
     """Set the order's ``notification`` to what happened."""
-    mark_notification(transaction, event.order_id, STATES[type(event)])
+    mark_notification(transaction, event.order_id, STATUSES[type(event)])
 
 
 def _address(event: OrderCreated, domain: str | None) -> str | None:

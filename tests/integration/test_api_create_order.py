@@ -1,4 +1,4 @@
-"""POST /api/create_order: what is stored, what is answered, and what happens twice or not at all."""
+"""POST /api/create_order: the answer, the stored rows, repeats, conflicts and an unavailable database."""
 
 import threading
 from collections import Counter
@@ -16,12 +16,6 @@ from app.events import order_created
 from config import Settings
 from tests.support.api import CREATE, ORDER, Api, ConformingClient, listening, parse
 from tests.support.shop import Shop
-
-
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
 
 # What is answered
 
@@ -70,15 +64,18 @@ def test_the_same_order_again_is_answered_200_and_nothing_happens_twice(api: Api
     assert api.stored()[:2] == (1, 1)
 
 
-def test_the_same_order_is_the_same_however_it_is_written(api: Api) -> None:
-    first = api.post('{"order_id": 7, "user_id": 42, "total_price": 100}')
-    for written in (
+@pytest.mark.parametrize(
+    "written",
+    [
         '{"order_id": "7", "user_id": "42", "total_price": "100.00"}',
         '{"total_price": 1e2, "user_id": 42, "order_id": "7", "email": null}',
-    ):
-        again = api.post(written)
-        assert again.status_code == 200
-        assert parse(again) == parse(first)
+    ],
+)
+def test_the_same_order_is_the_same_however_it_is_written(api: Api, written: str) -> None:
+    first = api.post('{"order_id": 7, "user_id": 42, "total_price": 100}')
+    again = api.post(written)
+    assert again.status_code == 200
+    assert parse(again) == parse(first)
     assert parse(first)["order_id"] == "7"
 
 
@@ -176,6 +173,15 @@ def test_an_address_is_kept_as_the_users(api: Api) -> None:
     assert api.shop.order().email == api.shop.user().email == "ann@example.com"
 
 
+@pytest.mark.parametrize("dots", ["...", ".a", "a.", "..a", ".:", "1.", ".1", "." * 64])
+def test_an_id_with_dots_is_found_where_location_points(api: Api, dots: str) -> None:
+    """Only a segment that is '.' or '..' is removed from a URL."""
+    location = api.place(order_id=dots, user_id=dots).headers["Location"]
+    api.shop.dispatch_all()
+    assert parse(api.get(location))["order_id"] == dots
+    assert parse(api.get(f"/api/users/{dots}"))["user_id"] == dots
+
+
 def test_an_id_may_be_as_long_as_64_characters(api: Api) -> None:
     longest = "aZ09._:-" * 8
     assert parse(api.place(order_id=longest, user_id=longest))["order_id"] == longest
@@ -186,34 +192,34 @@ def test_an_id_may_be_as_long_as_64_characters(api: Api) -> None:
 
 
 @contextmanager
-def taken(shop: Shop) -> Iterator[None]:
-    """Somebody else writes, and does not end."""
+def write_locked(shop: Shop) -> Iterator[None]:
+    """Another connection holds the write lock."""
     with shop.database.engine.connect() as connection:
         connection.execute(text("SELECT 1" if shop.database.is_sqlite else "LOCK TABLE orders"))
         yield
 
 
 @pytest.fixture
-def impatient(settings: Settings) -> Iterator[Api]:
+def short_timeout(settings: Settings) -> Iterator[Api]:
     shop = Shop(settings.model_copy(update={"database_timeout": 0.2}))
     yield Api(shop)
     shop.close()
 
 
-def test_an_order_that_the_database_cannot_take_is_answered_503_and_leaves_nothing(impatient: Api) -> None:
-    with taken(impatient.shop):
-        response = impatient.place()
+def test_an_order_that_the_database_cannot_take_is_answered_503_and_leaves_nothing(short_timeout: Api) -> None:
+    with write_locked(short_timeout.shop):
+        response = short_timeout.place()
 
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "2"
     assert "nothing was stored" in parse(response)["detail"]
-    assert impatient.stored() == (0, 0, 0)
-    assert impatient.place().status_code == 201
+    assert short_timeout.stored() == (0, 0, 0)
+    assert short_timeout.place().status_code == 201
 
 
-def test_the_reason_for_a_503_is_logged_without_the_order(impatient: Api, caplog: pytest.LogCaptureFixture) -> None:
-    with taken(impatient.shop), listening(caplog) as log:
-        impatient.place(email="ann@example.com")
+def test_the_reason_for_a_503_is_logged_without_the_order(short_timeout: Api, caplog: pytest.LogCaptureFixture) -> None:
+    with write_locked(short_timeout.shop), listening(caplog) as log:
+        short_timeout.place(email="ann@example.com")
     assert "lock" in log.text
     assert "ann@example.com" not in log.text
 

@@ -1,26 +1,11 @@
-"""/healthz asks only whether the process is alive; /readyz tells everything that keeps the service from its work."""
+"""Liveness at /healthz and readiness at /readyz: the one asks nothing of the database, the other names every reason."""
 
 import shutil
 from typing import Any
 
 import pytest
 
-from app.bus.tables import Dispatcher
-from app.db import Transaction
 from tests.support.api import Api, parse
-from tests.support.shop import Shop
-
-
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
-
-def dispatcher_is_alive(shop: Shop) -> None:
-    def work(session: Transaction) -> None:
-        session.merge(Dispatcher(name="test", started_at=session.now, seen_at=session.now))
-
-    shop.database.transact(work)
 
 
 def reasons(api: Api) -> Any:
@@ -30,7 +15,7 @@ def reasons(api: Api) -> Any:
 
 
 def test_a_service_that_dispatches_is_ready(api: Api) -> None:
-    dispatcher_is_alive(api.shop)
+    api.shop.dispatcher.heartbeat()
     response = api.get("/readyz")
     assert response.status_code == 200
     assert parse(response) == {"status": "ready", "dispatchers": 1, "overdue_seconds": 0.0}
@@ -41,7 +26,7 @@ def test_without_a_dispatcher_it_is_not_ready(api: Api) -> None:
 
 
 def test_a_dispatcher_unseen_for_thirty_seconds_is_none(api: Api) -> None:
-    dispatcher_is_alive(api.shop)
+    api.shop.dispatcher.heartbeat()
     api.shop.clock.advance(29.9)
     assert api.get("/readyz").status_code == 200
     api.shop.clock.advance(0.1)
@@ -52,7 +37,7 @@ def test_a_delivery_overdue_for_too_long_makes_it_not_ready(api: Api) -> None:
     """READY_LAG_SECONDS, 60 by default; not a second less."""
     api.place()
     api.shop.clock.advance(60)
-    dispatcher_is_alive(api.shop)
+    api.shop.dispatcher.heartbeat()
     assert parse(api.get("/readyz"))["overdue_seconds"] == 60.0
 
     api.shop.clock.advance(1)
@@ -71,7 +56,7 @@ def test_every_reason_is_told_at_once(api: Api) -> None:
 
 
 def test_many_deliveries_that_are_not_overdue_are_no_reason(api: Api) -> None:
-    dispatcher_is_alive(api.shop)
+    api.shop.dispatcher.heartbeat()
     for number in range(10):
         api.place(order_id=number)
     assert api.get("/readyz").status_code == 200
@@ -97,7 +82,7 @@ class TestOnADatabaseOfItsOwn:
     def test_without_the_database_it_is_not_ready(self, without_database: Api) -> None:
         assert reasons(without_database) == ["the database does not answer"]
 
-    def test_without_the_database_it_is_alive_nonetheless(self, without_database: Api) -> None:
+    def test_without_the_database_it_is_still_alive(self, without_database: Api) -> None:
         assert parse(without_database.get("/healthz")) == {"status": "ok"}
 
     @pytest.mark.parametrize("path", ["/api/orders", "/api/orders/1001", "/api/users/42", "/api/events"])

@@ -1,4 +1,4 @@
-"""Operators find, retry and discard deliveries; strangers don't."""
+"""Operator routes: find, retry and discard deliveries, with a password or from this machine."""
 
 from base64 import b64encode
 from typing import Any
@@ -124,12 +124,12 @@ def test_wrong_fields_are_named(api: Api) -> None:
     }
 
 
-def test_a_form_of_a_foreign_page_is_refused(api: Api) -> None:
-    """A browser sends it without asking; JSON it sends only where a CORS answer allows it, and none does."""
-    for path in ("/retry", "/discard", "/1/retry", "/1/discard"):
-        assert api.client.post(DELIVERIES + path, data={"filter": "{}"}).status_code == 415
-        answer = api.client.options(DELIVERIES + path, headers={"Origin": "https://elsewhere.example"})
-        assert not [name for name, _ in answer.headers if name.lower().startswith("access-control")]
+@pytest.mark.parametrize("path", ["/retry", "/discard", "/1/retry", "/1/discard"])
+def test_a_form_of_a_foreign_page_is_refused(api: Api, path: str) -> None:
+    """Cross-site request forgery: a browser sends a form without asking, and JSON only where CORS allows it."""
+    assert api.client.post(DELIVERIES + path, data={"filter": "{}"}).status_code == 415
+    answer = api.client.options(DELIVERIES + path, headers={"Origin": "https://elsewhere.example"})
+    assert not [name for name, _ in answer.headers if name.lower().startswith("access-control")]
     assert {delivery.state for delivery in api.shop.deliveries()} == {"dead"}
 
 
@@ -146,7 +146,7 @@ def test_a_form_of_a_foreign_page_is_refused(api: Api) -> None:
         ("garbage", {}),
     ],
 )
-def test_without_a_password_strangers_are_refused(api: Api, address: str, headers: dict[str, str]) -> None:
+def test_without_a_password_other_machines_are_refused(api: Api, address: str, headers: dict[str, str]) -> None:
     answer = api.client.get(DELIVERIES, headers=headers, environ_overrides={"REMOTE_ADDR": address})
     assert answer.status_code == 403
 
@@ -163,13 +163,13 @@ def test_without_a_password_this_machine_is_answered(api: Api, address: str, hos
     "headers",
     [{}, basic("ann", "wrong"), basic("ann", ""), {"Authorization": "Bearer pässword".encode().decode("latin-1")}],
 )
-def test_with_a_password_nobody_is_answered_without_it(guarded: Api, headers: dict[str, str]) -> None:
+def test_with_a_password_set_a_request_without_it_is_401(guarded: Api, headers: dict[str, str]) -> None:
     answer = guarded.client.get(DELIVERIES, headers=headers)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Basic ")
 
 
-def test_with_the_password_an_act_keeps_the_name_one_gave(guarded: Api) -> None:
+def test_with_the_password_an_act_keeps_the_name_that_was_sent(guarded: Api) -> None:
     elsewhere = {"REMOTE_ADDR": "203.0.113.9"}
     answer = post(guarded, "/retry", {"filter": {}}, headers=basic("ann", "pässword"), environ_overrides=elsewhere)
     assert parse(answer) == {"deliveries": 0}

@@ -1,4 +1,4 @@
-"""POST /api/create_order, when what comes in is not an order: a 4xx that says why, and nothing stored."""
+"""POST /api/create_order with a body that is no order: a 4xx that names the reason, and nothing stored."""
 
 import io
 import json
@@ -8,8 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.api import CREATE, ORDER, Api, messages, parse
-from tests.support.shop import Shop
+from tests.support.api import CREATE, ID_RULE, ORDER, Api, messages, parse
 
 KIB_64 = 64 * 1024
 
@@ -24,19 +23,12 @@ def database_url(sqlite_url: str) -> str:
     return sqlite_url
 
 
-@pytest.fixture
-def api(shop: Shop) -> Api:
-    return Api(shop)
-
-
 def test_every_wrong_field_is_named_at_once_with_what_is_allowed(api: Api) -> None:
     found = api.refused({"order_id": "", "total_price": -1, "email": "ann", "colour": "red"})
 
     assert list(found) == ["order_id", "user_id", "total_price", "email", "colour"]
-    assert found["order_id"] == (
-        "must be a string of 1 to 64 letters, digits, '.', '_', ':' or '-', or a non-negative integer"
-    )
-    assert found["user_id"].startswith("is required: a string of 1 to 64 letters")
+    assert found["order_id"] == f"must be {ID_RULE}"
+    assert found["user_id"] == f"is required: {ID_RULE}"
     assert "from 0 to 9999999999.99 with at most two decimals" in found["total_price"]
     assert "ann@example.com" in found["email"]
     assert "@-sign" in found["email"]
@@ -46,7 +38,8 @@ def test_every_wrong_field_is_named_at_once_with_what_is_allowed(api: Api) -> No
 @pytest.mark.parametrize("field", ["order_id", "user_id"])
 @pytest.mark.parametrize(
     "value",
-    ['""', f'"{"a" * 65}"', '"a b"', '"a/b"', '"ä"', '"٣"', '"a\\n"', '"a\\u0000"', '"\\ud800"', '"a\\r\\nBcc: x"',
+    ['""', '"."', '".."', '"\\u002e"', f'"{"a" * 65}"', '"a b"', '"a/b"', '"ä"', '"٣"', '"a\\n"', '"a\\u0000"',
+     '"\\ud800"', '"a\\r\\nBcc: x"',
      "-1", "7.0", "1e2", "true", "null", "[7]", "{}", "NaN", str(10**64), "9" * 5000],
     ids=short,
 )  # fmt: skip

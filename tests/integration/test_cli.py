@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from sqlalchemy import select
 
-from app import cli, doctor
+from app import doctor
+from app.bus import Filter
 from app.bus.tables import OperatorAct
+from app.cli.extension import COMMANDS
+from app.db import SCHEMA_REVISION
 from app.errors import Refused
 from app.events import OrderCreated, order_created
 from config import Settings
@@ -79,41 +83,41 @@ def test_orders_are_listed(shop: Shop, run: Any) -> None:
     assert "no orders" in run("orders", "list", "--status", "confirmed")
 
 
-def test_what_was_skipped_for_want_of_an_address_is_sent_once_there_is_one(
-    shop: Shop, run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    object.__setattr__(shop.settings, "user_email_domain", None)
-    shop.place_order()
-    shop.dispatch_all()
-    assert (shop.order().notification, shop.states()["send_email_notification"]) == ("skipped", "discarded")
-    assert "flask users set-email 42 ADDRESS', or set USER_EMAIL_DOMAIN; then retry this" in (
-        shop.delivery("send_email_notification").reason or ""
-    )
+class TestWithoutAnEmailDomain:
+    @pytest.fixture
+    def settings(self, settings: Settings) -> Settings:
+        return settings.model_copy(update={"user_email_domain": None})
 
-    told = run("users", "set-email", "42", "ann@Example.COM")
-    assert "ann@example.com" in run("users", "show", "42")
-    cure = shlex.split(told.splitlines()[-1].partition("flask ")[2])
-    assert "retried 1" in run(*cure, "--yes")
-    shop.dispatch_all()
-    assert shop.order().notification == "sent"
-    assert [message.recipients for message in shop.mailer.outbox] == [["ann@example.com"]]
+    def test_a_skipped_mail_is_sent_once_there_is_an_address(self, shop: Shop, run: Any) -> None:
+        shop.place_order()
+        shop.dispatch_all()
+        assert (shop.order().notification, shop.states()["send_email_notification"]) == ("skipped", "discarded")
+        assert "flask users set-email 42 ADDRESS', or set USER_EMAIL_DOMAIN; then retry this" in (
+            shop.delivery("send_email_notification").reason or ""
+        )
 
+        told = run("users", "set-email", "42", "ann@Example.COM")
+        assert "ann@example.com" in run("users", "show", "42")
+        cure = shlex.split(told.splitlines()[-1].partition("flask ")[2])
+        assert "retried 1" in run(*cure, "--yes")
+        shop.dispatch_all()
+        assert shop.order().notification == "sent"
+        assert [message.recipients for message in shop.mailer.outbox] == [["ann@example.com"]]
 
-def test_all_that_was_skipped_is_sent_by_one_command_and_nothing_that_a_person_discarded(shop: Shop, run: Any) -> None:
-    object.__setattr__(shop.settings, "user_email_domain", None)
-    for order_id in ("1", "2", "3"):
-        shop.place_order(order_id)
-    run("bus", "discard", "--order", "3", "--receiver", "send_email_notification", "--because", "a test", "--yes")
-    shop.place_order("4", user_id="43")
-    shop.dispatch_all()
+    def test_one_command_sends_all_that_was_skipped_and_nothing_discarded(self, shop: Shop, run: Any) -> None:
+        for order_id in ("1", "2", "3"):
+            shop.place_order(order_id)
+        run("bus", "discard", "--order", "3", "--receiver", "send_email_notification", "--because", "a test", "--yes")
+        shop.place_order("4", user_id="43")
+        shop.dispatch_all()
 
-    (_, told) = run("users", "set-email", "42", "ann@example.com").splitlines()
-    run(*shlex.split(told.partition("flask ")[2]), "--yes")
-    shop.dispatch_all()
+        (_, told) = run("users", "set-email", "42", "ann@example.com").splitlines()
+        run(*shlex.split(told.partition("flask ")[2]), "--yes")
+        shop.dispatch_all()
 
-    states = [shop.order(order_id).notification for order_id in ("1", "2", "3", "4")]
-    assert states == ["sent", "sent", "pending", "skipped"]
-    assert run("users", "set-email", "42", "bob@example.com") == "user 42: bob@example.com\n"
+        states = [shop.order(order_id).notification for order_id in ("1", "2", "3", "4")]
+        assert states == ["sent", "sent", "pending", "skipped"]
+        assert run("users", "set-email", "42", "bob@example.com") == "user 42: bob@example.com\n"
 
 
 def test_an_id_that_makes_no_address_is_skipped_with_a_reason_that_helps(shop: Shop) -> None:
@@ -132,13 +136,13 @@ def test_a_wrong_address_is_refused(run: Any) -> None:
     assert "there is no user 42" in run("users", "show", "42", code=1)
 
 
-@pytest.mark.parametrize("user_id", ["", "a b", "a\nb", "x" * 65])
-def test_a_user_whom_no_order_can_name_gets_no_record(shop: Shop, run: Any, user_id: str) -> None:
+@pytest.mark.parametrize("user_id", ["", ".", "..", "a b", "a\nb", "x" * 65])
+def test_an_id_that_no_order_can_have_gets_no_record(shop: Shop, run: Any, user_id: str) -> None:
     assert "is no id" in run("users", "set-email", user_id, "ann@example.com", code=1)
     assert shop.execute_scalar("SELECT count(*) FROM users") == 0
 
 
-def test_the_status_tells_who_is_alive_and_what_is_dead(dead: Shop, run: Any) -> None:
+def test_the_status_names_live_dispatchers_and_dead_deliveries(dead: Shop, run: Any) -> None:
     shown = run("bus", "status")
     assert "no dispatcher is alive" in shown
     assert shown.splitlines()[-1].split()[:3] == ["refuse", "dead", "2"]
@@ -160,7 +164,7 @@ def test_a_discard_keeps_its_reason(dead: Shop, run: Any) -> None:
     assert "say why" in run("bus", "discard", "--user", "8", "--because", " ", code=2)
 
 
-def test_who_has_no_name_is_known_by_a_number(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_kept_as_a_number(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container may run as a user that no passwd file knows."""
     monkeypatch.setattr("getpass.getuser", lambda: {}["getpwuid(): uid not found"])
     run("bus", "discard", "--because", "closed", "--yes")
@@ -208,7 +212,7 @@ def test_every_condition_is_said_counted_and_kept(
     assert len([delivery for delivery in dead.deliveries() if delivery.state != "dead"]) == count
 
 
-def test_an_act_is_kept_with_when_and_by_whom(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_act_is_kept_with_its_time_and_its_author(dead: Shop, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: "ann")
     dead.clock.advance(5)
     run("bus", "retry", "--yes")
@@ -226,14 +230,14 @@ def test_old_events_are_forgotten_on_demand(shop: Shop, run: Any) -> None:
 
 
 def test_the_schema_is_upgraded_and_checked(run: Any) -> None:
-    assert "0001" in run("db", "current")
-    assert "the schema is at 0001" in run("db", "upgrade")
+    assert SCHEMA_REVISION in run("db", "current")
+    assert f"the schema is at {SCHEMA_REVISION}" in run("db", "upgrade")
     assert "agree" in run("db", "check")
 
 
 # A database that can't serve
 
-LOOKS = [["orders", "list"], ["users", "show", "42"], ["bus", "status"], ["bus", "prune"]]
+READS = [["orders", "list"], ["users", "show", "42"], ["bus", "status"], ["bus", "prune"]]
 
 
 @pytest.fixture
@@ -260,14 +264,14 @@ def elsewhere(tmp_path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.postgres
-@pytest.mark.parametrize("words", [*LOOKS, ["bus", "run"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize("words", [*READS, ["bus", "run"], ["doctor"]], ids=" ".join)
 def test_a_database_without_its_schema_says_what_to_run(elsewhere: Any, bare_postgres_url: str, words: Any) -> None:
     code, told = elsewhere(bare_postgres_url, *words)
     assert code == 1
     assert "flask db upgrade" in told
 
 
-@pytest.mark.parametrize("words", [*LOOKS, ["db", "upgrade"], ["db", "check"], ["doctor"]], ids=" ".join)
+@pytest.mark.parametrize("words", [*READS, ["db", "upgrade"], ["db", "check"], ["doctor"]], ids=" ".join)
 def test_a_database_that_is_away_is_told_in_its_own_words(elsewhere: Any, words: Any) -> None:
     code, told = elsewhere("postgresql+psycopg://me:s3cret@127.0.0.1:1/orders", *words)
     assert code == 1
@@ -328,7 +332,77 @@ def test_the_doctor_shows_no_password(tmp_path: Path) -> None:
     assert "t0ken" not in shown
 
 
-def test_every_command_has_a_help_text(shop: Shop) -> None:
-    for group in (cli.bus_group, cli.orders_group, cli.users_group, cli.db_group):
-        for command in group.commands.values():
-            assert command.help
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command by the words that call it."""
+    for command in COMMANDS:
+        yield command.name or "", command
+        if isinstance(command, click.Group):
+            yield from ((f"{command.name} {name}", inner) for name, inner in command.commands.items())
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=words) for words, command in commands()])
+def test_every_command_has_a_help_text(command: click.Command) -> None:
+    assert command.help
+
+
+# Foreign text on its way to a terminal
+
+ESCAPES = "\x1b[31mred\x1b]0;title\x07 \x1b[2Jgone \x9b5m \r\n\u202ereversed"
+
+
+def only_seen(told: str) -> bool:
+    """Whether every character of the output is seen rather than acted on by a terminal."""
+    return all(character.isprintable() or character == "\n" for character in told)
+
+
+@pytest.fixture
+def hostile(shop: Shop) -> Shop:
+    """Two orders with escape sequences in every text that comes from outside."""
+
+    def fail(sender: str, event: OrderCreated) -> None:
+        raise Refused(ESCAPES)
+
+    shop.only(fail)
+    shop.place_order("1")
+    shop.dispatch()
+    shop.place_order("2")
+    shop.bus.discard(Filter(order_id="2"), ESCAPES, by="test")
+    shop.execute("UPDATE events SET source = :words", words=ESCAPES)
+    shop.execute("UPDATE orders SET email = :words", words=ESCAPES)
+    shop.execute("UPDATE deliveries SET receiver = :words", words=ESCAPES)
+    shop.dispatcher.heartbeat()
+    shop.execute("UPDATE dispatchers SET name = :words", words=ESCAPES)
+    return shop
+
+
+@pytest.mark.parametrize(
+    "words", ["orders show 1", "orders show 2", "orders list", "bus status", "doctor"], ids=lambda words: words
+)
+def test_no_command_prints_an_escape_sequence(hostile: Shop, words: str) -> None:
+    told = hostile.app.test_cli_runner().invoke(args=words.split()).output
+    assert "reversed" in told
+    assert only_seen(told)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["orders", "show", ESCAPES],
+        ["orders", "show", "1", ESCAPES],
+        ["orders", "list", f"--{ESCAPES}"],
+        ["orders", "list", "--status", ESCAPES],
+        ["orders", "list", "--limit", ESCAPES],
+        ["orders", ESCAPES],
+        ["orders", f"--{ESCAPES}"],
+        ["users", "show", ESCAPES],
+        ["users", "set-email", ESCAPES, "ann@example.com"],
+        ["users", "set-email", "42", ESCAPES],
+        ["bus", "retry", "--delivery", ESCAPES],
+        ["bus", "retry", "--older-than", ESCAPES],
+    ],
+    ids=ascii,
+)
+def test_no_error_repeats_an_escape_sequence(shop: Shop, words: list[str]) -> None:
+    result = shop.app.test_cli_runner().invoke(args=words)
+    assert result.exit_code in (1, 2)
+    assert only_seen(result.output)

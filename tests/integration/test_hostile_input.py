@@ -1,6 +1,6 @@
-"""What nobody sends by mistake: each is a 4xx that says why, soon, and leaves nothing; or an order that is one.
+"""Hostile requests: each is answered with a 4xx, in little processor time, and stores nothing.
 
-Complements test_api_refusals.py, which tells what is refused and in which words.
+test_api_refusals.py tests the words of the refusals.
 """
 
 import json
@@ -21,8 +21,8 @@ from tests.support.shop import Shop
 KIB_64 = 64 * 1024
 WHOLE = json.dumps(ORDER).encode()
 
-SOON = 1.0
-"""Seconds of the processor for one answer; the usual is some milliseconds."""
+MAX_CPU_SECONDS = 1.0
+"""For one answer. The usual is some milliseconds."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def database_url(sqlite_template: Any, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def shared(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """One service for all bodies: what one of them does to it, the next would notice."""
+    """One service for all requests: a request that damages it fails the tests after it."""
     shop = Shop(
         Settings.of(
             instance_path=tmp_path_factory.mktemp("instance"),
@@ -55,10 +55,10 @@ def api(shared: Api) -> Iterator[Api]:
 
 
 def hurried(answer: Any) -> TestResponse:
-    """The answer, which must be there soon."""
+    """The answer, which must cost less than MAX_CPU_SECONDS."""
     began = time.process_time()
     response: TestResponse = answer()
-    assert time.process_time() - began < SOON
+    assert time.process_time() - began < MAX_CPU_SECONDS
     return response
 
 
@@ -218,7 +218,7 @@ IDS = {
         "a\x00b", "a\x0bb", "a\x1b[2J",
         "a\x7fb", "a\x85b", "a\u2028b", "a\u2029b", "a\u00adb", "a\u200bb", "a\ufeffb", "\u202ea", "a b", " a", "a ",
         "\ta", "a/b", "a\\b",
-        "../a", "a/../b", "..%2fa", "~root", "a;b", "a|b", "a&b", "a$(id)", "`id`", "a'b", 'a"b', "a<b>", "<script>",
+        ".", "..", "../a", "a/../b", "..%2fa", "~root", "a;b", "a|b", "a&b", "a$(id)", "`id`", "a'b", 'a"b', "a<b>", "<script>",
         "a?b", "a#b", "a,b",
         "a@b", "a+b", "a=b", "=1+1", "a*b", "a(b)", "a{b}", "a[b]", "a^b", "a!b", "١", "１", "१", "²", "①", "а", "ɑ",
         "ａ", "é", "e\u0301", "ß",
@@ -259,14 +259,14 @@ CONTENT_TYPES = [
 
 
 @pytest.mark.parametrize("content_type", CONTENT_TYPES, ids=lambda text: ascii(text)[:40])
-def test_what_does_not_say_that_it_is_json_is_refused(api: Api, content_type: str) -> None:
+def test_another_content_type_is_415(api: Api, content_type: str) -> None:
     assert refused(api, WHOLE, content_type=content_type) == 415
 
 
 @pytest.mark.parametrize(
     "encoding", ["gzip", "deflate", "br", "zstd", "x-gzip", "compress", "gzip, identity", "chunked", "*", ""]
 )
-def test_a_body_said_to_be_packed_is_refused(api: Api, encoding: str) -> None:
+def test_a_compressed_body_is_415(api: Api, encoding: str) -> None:
     assert refused(api, WHOLE, headers={"Content-Encoding": encoding}) == 415
 
 
@@ -325,13 +325,18 @@ HEADERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HEADERS)
-def test_a_hostile_header_is_no_500(api: Api, name: str) -> None:
-    for value in HEADERS[name]:
-        for path in ("/api/orders", "/operator/deliveries", "/healthz"):
-            headers = {name: value.encode("utf-8").decode("latin-1")}
-            response = hurried(lambda path=path, headers=headers: api.shop.client.get(path, headers=headers))
-            assert response.status_code < 500, (path, value)
+@pytest.mark.parametrize("path", ["/api/orders", "/operator/deliveries", "/healthz"])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        pytest.param(name, value, id=f"{name}: {ascii(value)[:30]}")
+        for name, values in HEADERS.items()
+        for value in values
+    ],
+)
+def test_a_hostile_header_is_no_500(api: Api, path: str, name: str, value: str) -> None:
+    headers = {name: value.encode().decode("latin-1")}
+    assert hurried(lambda: api.shop.client.get(path, headers=headers)).status_code < 500
 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "get", "G\xcbT", "A" * 1000, "PURGE", "DEBUG"])

@@ -17,6 +17,7 @@ from app.api import openapi
 from tests.support.shop import Shop
 
 CREATE = "/api/create_order"
+ID_RULE = "a string of 1 to 64 letters, digits, '.', '_', ':' or '-', but not '.' or '..', or a non-negative integer"
 ORDER = {"order_id": "1001", "user_id": "42", "total_price": 19.99}
 
 

@@ -36,8 +36,9 @@ from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
 from app.mail.envelope import Parcel
-from app.orders import NOTIFICATIONS, place_order
+from app.orders import place_order
 from app.retry import ExponentialBackoff
+from app.states import NotificationStatus
 from config import Settings
 from tests.support.shop import START, Shop, not_begun
 
@@ -680,7 +681,7 @@ class World:
                 told[order_id].append(kind.removeprefix("Notification").lower())
         unheard = {row[0] for row in found["deliveries"].values() if row[1] == NOTE and row[2] != "done"}
         for order_id, notification in self.look("SELECT order_id, notification FROM orders"):
-            latest = max(["pending", *told[order_id]], key=NOTIFICATIONS.index)
+            latest = max(["pending", *told[order_id]], key=list(NotificationStatus).index)
             demand(
                 notification == latest or order_id in unheard,
                 f"{order_id} reads {notification}, and what happened is {told[order_id]}",

@@ -1,4 +1,4 @@
-"""JSON to the digit: what is read, what is refused, and what is written."""
+"""The JSON provider: exact numbers, refusals, and UTF-8 output."""
 
 import time
 from decimal import Decimal
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from app.api.exactjson import ExactJSON
+from app.api.json_provider import ExactJSONProvider
 from app.text import shortened
 
-provider = ExactJSON(Flask("test"))
+provider = ExactJSONProvider(Flask("test"))
 
 
 @pytest.mark.parametrize(

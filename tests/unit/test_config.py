@@ -1,4 +1,4 @@
-"""Settings: defaults that work, and one line for each wrong value that names it and the cure."""
+"""Settings: defaults that work, and for each wrong value one line that names the setting and the cure."""
 
 import re
 import sys

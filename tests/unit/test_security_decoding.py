@@ -17,13 +17,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app import events, signal
-from app.api.exactjson import ExactJSON
-from app.api.problems import LARGEST_BODY
+from app.api.json_provider import ExactJSONProvider
+from app.http import MAX_BODY_BYTES
 from app.server import LARGEST_REQUEST, AllThereIs, Incoming
 from config import Settings
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
-provider = ExactJSON(Flask("test"))
+provider = ExactJSONProvider(Flask("test"))
 
 
 # JSON
@@ -212,7 +212,7 @@ def test_a_request_is_refused_as_soon_as_it_says_that_it_is_too_large() -> None:
 
 
 def test_the_server_lets_every_body_through_that_the_application_takes() -> None:
-    assert LARGEST_BODY * 1.5 < LARGEST_REQUEST
+    assert MAX_BODY_BYTES * 1.5 < LARGEST_REQUEST
 
 
 def test_nothing_that_a_thread_reads_from_can_wait() -> None:

@@ -1,4 +1,4 @@
-"""What is secret stays so: in what settings look like when they are shown, and in what is said of wrong ones."""
+"""Secrets stand neither in the repr of settings nor in the message about a wrong setting."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""JSON to the digit: numbers as they were written, text as it is, and no input that ends as a 500."""
+"""Flask's JSON provider, exact: numbers keep their digits, text stays UTF-8, and bad input raises only ValueError."""
 
 import json
 from decimal import Decimal, InvalidOperation
@@ -8,16 +8,19 @@ from flask.json.provider import DefaultJSONProvider
 
 from app.text import shortened
 
-LONGEST_INTEGER = 100
-"""Digits. Python refuses to read integers beyond 4300; one so long is a Decimal here, and no field takes it."""
+MAX_INTEGER_DIGITS = 100
+"""Python refuses to read integers of more than 4300 digits. A longer one than this becomes a Decimal."""
 
 
-class ExactJSON(DefaultJSONProvider):
-    """Reads every number with a point or an exponent as a Decimal, and NaN, Infinity and what is beyond a Decimal
-    as a Decimal that is not finite: whether a number fits is the field's to say. Writes UTF-8 as it is."""
+class ExactJSONProvider(DefaultJSONProvider):
+    """JSON provider that never reads a number as a binary float.
+
+    A number with a point or an exponent becomes a Decimal. NaN, Infinity and exponents too large for a Decimal become
+    Decimals that are not finite, so that the field can name what it takes.
+    """
 
     def loads(self, s: str | bytes, **_: Any) -> Any:
-        """The value of a JSON text. Raises ValueError, saying where, for anything else, and for duplicate names."""
+        """Parse a JSON text. Raises ValueError for bad JSON, bad UTF-8, deep nesting and duplicate names."""
         try:
             return _decoder.decode(s.decode("utf-8-sig") if isinstance(s, bytes) else s)
         except UnicodeDecodeError as error:
@@ -26,7 +29,7 @@ class ExactJSON(DefaultJSONProvider):
             raise ValueError("it is nested too deeply") from None
 
     def dumps(self, obj: Any, **_: Any) -> str:
-        """A lone surrogate, which UTF-8 can't carry, leaves as the escape that it came as."""
+        """Write JSON. A lone surrogate, which UTF-8 cannot encode, is written as its escape."""
         return _encoder.encode(obj).encode("utf-8", "backslashreplace").decode()
 
 
@@ -38,16 +41,22 @@ def _number(text: str) -> Decimal:
 
 
 def _integer(text: str) -> int | Decimal:
-    return int(text) if len(text) <= LONGEST_INTEGER else Decimal(text)
+    return int(text) if len(text) <= MAX_INTEGER_DIGITS else Decimal(text)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        for name, _ in pairs:
-            if found.pop(name, pairs) is pairs:  # taken out already
-                raise ValueError(f"it names {shortened(name)!r} twice in one object")
+        _refuse_duplicate(pairs)
     return found
+
+
+def _refuse_duplicate(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"it names {shortened(name)!r} twice in one object")
+        seen.add(name)
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=DefaultJSONProvider.default)

@@ -1,4 +1,4 @@
-"""The shapes of what goes out. With those of what comes in, the OpenAPI document is made of them."""
+"""Response schemas. The OpenAPI document is made of them and of the request schemas."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from app.api.incoming import Notification, State, Status
 from app.db import iso
-from app.states import Outcome
+from app.states import DeliveryState, NotificationStatus, OrderStatus, Outcome
 
 Amount = Annotated[
     Decimal,
@@ -29,31 +28,36 @@ Moment = Annotated[
 ]
 
 
-class Given(BaseModel):
-    """What goes out, made from a record's attributes or from a mapping."""
+class ResponseModel(BaseModel):
+    """Base of all responses."""
 
     model_config = ConfigDict(from_attributes=True)
 
+    @classmethod
+    def serialize(cls, record: Any) -> dict[str, Any]:
+        """The fields of a record (an object with attributes, or a mapping) as the response's JSON has them."""
+        return cls.model_validate(record).model_dump()
 
-class PlacedOrder(Given):
+
+class PlacedOrder(ResponseModel):
     status: Literal["success"]
     message: Literal["订单创建成功"]
     order_id: str
     event_id: str = Field(description="of the OrderCreated event, from which everything else follows")
 
 
-class OrderView(Given):
+class OrderView(ResponseModel):
     order_id: str
     user_id: str
     total_price: Amount
     email: str | None
-    status: Status
-    notification: Notification
+    status: OrderStatus
+    notification: NotificationStatus
     created_at: Moment
     event_id: str = Field(description="of the OrderCreated event")
 
 
-class AttemptView(Given):
+class AttemptView(ResponseModel):
     """One try at a delivery."""
 
     outcome: Outcome
@@ -63,25 +67,25 @@ class AttemptView(Given):
     dispatcher: str | None
 
 
-class Delivery(Given):
+class DeliveryFields(ResponseModel):
     """One event owed to one receiver."""
 
     delivery_id: int
     receiver: str
-    state: State
+    state: DeliveryState
     due_at: Moment | None
     settled_at: Moment | None
     attempts_spent: int
     reason: str | None
 
 
-class DeliveryView(Delivery):
-    """One event owed to one receiver, with each try at it."""
+class DeliveryView(DeliveryFields):
+    """One event owed to one receiver, with every attempt."""
 
     attempts: list[AttemptView]
 
 
-class EventView(Given):
+class EventView(ResponseModel):
     """A fact that happened to the order, and what became of it."""
 
     event_id: str
@@ -99,12 +103,12 @@ class OrderWithTimeline(OrderView):
     timeline: list[EventView] = Field(description="oldest first")
 
 
-class OrderPage(Given):
+class OrderPage(ResponseModel):
     orders: list[OrderView] = Field(description="newest first")
     next_cursor: str | None = Field(description="the cursor of the next page; null where this is the last")
 
 
-class UserView(Given):
+class UserView(ResponseModel):
     user_id: str
     email: str | None
     orders_count: int
@@ -113,8 +117,8 @@ class UserView(Given):
     last_order_at: Moment | None
 
 
-class CloudEvent(Given):
-    """An event as CloudEvents 1.0 has it. Data that is damaged comes as it is, as data_base64 instead of data."""
+class CloudEvent(ResponseModel):
+    """An event in the format CloudEvents 1.0. Data that is no JSON any more is sent as data_base64 instead of data."""
 
     specversion: Literal["1.0"]
     id: str = Field(validation_alias="event_id")
@@ -132,13 +136,13 @@ class CloudEvent(Given):
     )
 
 
-class EventPage(Given):
+class EventPage(ResponseModel):
     events: list[CloudEvent] = Field(description="in the order in which they became facts")
     next: str = Field(description="as 'after' it goes on from here, now or later")
 
 
-class OwedDelivery(Delivery):
-    """A delivery with what it is about."""
+class DeliverySummary(DeliveryFields):
+    """A delivery, and the event and the order that it is about."""
 
     outcome: Outcome | None = Field(description="of the latest attempt")
     event_id: str
@@ -147,26 +151,26 @@ class OwedDelivery(Delivery):
     user_id: str
 
 
-class DeliveryPage(Given):
-    deliveries: list[OwedDelivery] = Field(description="oldest first")
+class DeliveryPage(ResponseModel):
+    deliveries: list[DeliverySummary] = Field(description="oldest first")
     next_cursor: int | None = Field(description="the cursor of the next page; null where this is the last")
 
 
-class Acted(Given):
+class ActResult(ResponseModel):
     deliveries: int = Field(description="how many were changed; in a dry run, how many would be")
 
 
-class Health(Given):
+class Health(ResponseModel):
     status: Literal["ok"]
 
 
-class Readiness(Given):
+class Readiness(ResponseModel):
     status: Literal["ready"]
     dispatchers: int = Field(description="how many are alive")
     overdue_seconds: float = Field(description="for how long the oldest due delivery has waited")
 
 
-class Document(Given):
+class OpenAPIDocument(ResponseModel):
     openapi: str
     info: dict[str, Any]
     paths: dict[str, Any]
@@ -187,8 +191,3 @@ class ProblemDetails(BaseModel):
     detail: str
     errors: list[FieldError] = Field([], description="the wrong fields")
     reasons: list[str] = Field([], description="why the service is not ready")
-
-
-def view(model: type[Given], record: Any) -> dict[str, Any]:
-    """``record`` as the model shows it, ready for JSON."""
-    return model.model_validate(record).model_dump()

@@ -1,4 +1,4 @@
-"""The feed of all events, for other services to follow, as CloudEvents 1.0."""
+"""The feed of all events, which other services follow, in the format CloudEvents 1.0."""
 
 import base64
 from typing import Any
@@ -7,22 +7,22 @@ from flask import current_app
 from flask.typing import ResponseReturnValue
 from sqlalchemy import Row
 
-from app.api.blueprint import database, routes
-from app.api.incoming import FeedQuery
-from app.api.openapi import Answer, Operation
-from app.api.outgoing import CloudEvent, EventPage
-from app.api.reading import read_query, wrong_fields
+from app.api.blueprint import blueprint, database
+from app.api.operation import Operation, ResponseDoc
+from app.api.request_models import FeedQuery
+from app.api.response_models import CloudEvent, EventPage
+from app.api.validation import field_problem, read_query
 from app.bus import queries
 
-BEGINNING = "0-0"
+FIRST_CURSOR = "0-0"
 """The cursor before the first event."""
 
 
-@routes.get("/api/events")
+@blueprint.get("/api/events")
 @Operation(
     "Read the feed of all events, oldest first",
     query=FeedQuery,
-    answers={200: Answer("a page of events; an empty one means that nothing more has happened yet", EventPage)},
+    responses={200: ResponseDoc("a page of events; an empty one means that nothing more has happened yet", EventPage)},
 )
 def show_events() -> ResponseReturnValue:
     """Remember 'next' once a page is worked off, and ask from there again: no event is skipped."""
@@ -31,8 +31,8 @@ def show_events() -> ResponseReturnValue:
         try:
             found, cursor = queries.feed(session, query.after, query.limit)
         except ValueError as error:
-            raise wrong_fields([("after", f"is {error}")]) from None
-    page = EventPage(events=[_cloud_event(event) for event in found], next=cursor or BEGINNING)
+            raise field_problem([("after", f"is {error}")]) from None
+    page = EventPage(events=[_cloud_event(event) for event in found], next=cursor or FIRST_CURSOR)
     return page.model_dump(exclude_unset=True)
 
 
@@ -42,7 +42,7 @@ def _cloud_event(event: Row[Any]) -> CloudEvent:
 
 
 def _data(stored: bytes | str) -> dict[str, Any]:
-    """The event's data; bytes that are no JSON any more are handed on as they are."""
+    """The event's data members; bytes that are no JSON any more are sent as they are stored, in Base64."""
     try:
         return {"datacontenttype": "application/json", "data": current_app.json.loads(stored)}
     except ValueError:

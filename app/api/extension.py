@@ -1,0 +1,21 @@
+"""Flask extension: ``init_app`` adds the API to an application."""
+
+from flask import Flask
+
+from app.api import auth, deliveries, error_handlers, events, health, openapi, orders, users
+from app.api.blueprint import blueprint
+from app.api.json_provider import ExactJSONProvider
+from app.api.middleware import AnnounceWrites, PlainResponse
+from app.http import SecurityHeaders
+
+ROUTES = (auth, deliveries, error_handlers, events, health, openapi, orders, users)
+"""The modules that add something to the blueprint when they are imported."""
+
+
+def init_app(app: Flask) -> None:
+    """Add the API to an application whose extensions hold ``database`` and ``settings``."""
+    app.json = ExactJSONProvider(app)
+    app.url_map.merge_slashes = False  # Flask would redirect //api//orders with an HTML page
+    app.register_blueprint(blueprint)
+    app.response_class = PlainResponse
+    app.wsgi_app = SecurityHeaders(AnnounceWrites(app))  # type: ignore[method-assign]  # as Flask documents it

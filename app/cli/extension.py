@@ -1,0 +1,16 @@
+"""Flask extension: ``init_app`` adds the commands to an application."""
+
+from flask import Flask
+
+from app.cli.bus import bus_group
+from app.cli.db import db_group
+from app.cli.doctor import doctor_command
+from app.cli.orders import orders_group
+from app.cli.users import users_group
+
+COMMANDS = (bus_group, orders_group, users_group, db_group, doctor_command)
+
+
+def init_app(app: Flask) -> None:
+    for command in COMMANDS:
+        app.cli.add_command(command)

@@ -36,14 +36,15 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
         schema.prepare(database)
         database.close()  # a server that loads the application and then forks hands no open connection down
     app.extensions.update(settings=settings, database=database)
-    bus = app.extensions["bus"] = Bus(app, database, policy=policy, settings=settings)
+    bus = Bus(app, database, policy=policy, settings=settings, options=receivers.options(settings))
+    app.extensions["bus"] = bus
     app.extensions["engine"] = InProcessEngine(bus, settings)
 
     logs.init_app(app)
     if database.is_sqlite and not sqlite_is_safe():
         logging.getLogger("app.db").warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
     mail.init_app(app, settings)
-    receivers.init_app(app)
+    receivers.connect_all()
     api.init_app(app)
     cli.init_app(app)
     return app

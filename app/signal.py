@@ -47,6 +47,16 @@ class Subscription:
         return not self.parameters.isdisjoint(("session", "transaction"))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReceiverOptions:
+    """What an application chooses for a receiver."""
+
+    concurrency: int = 1
+    """How many deliveries to it one process tries at once. A transactional receiver has one thread whatever it says."""
+    hold_unknown: bool = False
+    """An attempt whose process died may or may not have had its effect: repeat it, or leave it to a person."""
+
+
 class Recorder(Protocol):
     """Stores an event, and a delivery for each subscription, in the transaction that it belongs to."""
 
@@ -83,7 +93,7 @@ class DurableSignal(NamedSignal):
         ``transaction`` that it names as parameters. One that takes ``session`` or ``transaction`` runs inside the
         transaction that ends its delivery: its effects happen exactly once. One that does not is tried at least once.
         ``when_dead(event, reason)`` makes the event to publish when the bus gives a delivery up. How many run at once,
-        and what becomes of an unknown outcome, is each application's to say: see ``Bus.configure``.
+        and what becomes of an unknown outcome, is each application's to say: see ReceiverOptions.
 
         Raises ValueError when another receiver has the name, and when ``weak`` is true: what a process has garbage
         collected can't be called after a restart.

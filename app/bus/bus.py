@@ -1,5 +1,7 @@
 """The bus of one application."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -9,31 +11,33 @@ from app.bus import lifecycle, operate, prune
 from app.bus.dispatcher import Dispatcher
 from app.bus.invoke import Invoker
 from app.bus.operate import Filter
-from app.bus.options import ReceiverOptions
 from app.bus.outbox import record_into
 from app.db import Database
 from app.retry import Policy
+from app.signal import ReceiverOptions
 from config import Settings
 
 
 class Bus:
     """Records what durable signals send, and makes dispatchers, which deliver it. An engine runs these."""
 
-    def __init__(self, app: Flask, database: Database, *, policy: Policy, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: Flask,
+        database: Database,
+        *,
+        policy: Policy,
+        settings: Settings,
+        options: Mapping[str, ReceiverOptions],
+    ) -> None:
+        """``options`` are those of receivers, by name, for which the defaults will not do."""
         self.database = database
         self.policy = policy
         self.settings = settings
         self._app_context = app.app_context
-        self._options: dict[str, ReceiverOptions] = {}
+        self.options = defaultdict(ReceiverOptions, options)
         database.before_work = record_into
         database.committed.connect(self._on_commit, database)
-
-    def configure(self, receiver: str, *, concurrency: int = 1, hold_unknown: bool = False) -> None:
-        """Choose this application's options for the receiver of that name: see ReceiverOptions."""
-        self._options[receiver] = ReceiverOptions(concurrency, hold_unknown)
-
-    def options(self, receiver: str) -> ReceiverOptions:
-        return self._options.get(receiver, ReceiverOptions())
 
     def dispatcher(self) -> Dispatcher:
         """A new dispatcher with this application's settings."""

@@ -1,6 +1,6 @@
 """Invoke: a delivery in, its receiver's answer out. Touches no table of the bus; any engine can use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,7 +10,6 @@ from app import signal
 from app.answers import Discard, Done, RetryAfter
 from app.bus import lifecycle
 from app.bus.leases import Lease
-from app.bus.options import ReceiverOptions
 from app.bus.outbox import caused_by
 from app.clock import Clock
 from app.db import Transaction, is_passing
@@ -47,7 +46,7 @@ class Invoker:
     """Calls receivers. ``context`` is entered around each call: a Flask application context."""
 
     context: Callable[[], AbstractContextManager[Any]]
-    options: Callable[[str], ReceiverOptions]
+    options: Mapping[str, signal.ReceiverOptions]
     policy: Policy
     clock: Clock
     missing_after: timedelta
@@ -72,7 +71,7 @@ class Invoker:
 
     def _refusal(self, lease: Lease) -> Failure | None:
         """Why the receiver is not called: earlier attempts ended without a result."""
-        if lease.in_doubt and self.options(lease.receiver).hold_unknown:
+        if lease.in_doubt and self.options[lease.receiver].hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
         if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
             return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
@@ -87,7 +86,7 @@ class Invoker:
                 if transaction is not None:
                     transaction.write_out()
         except AttemptFailed as error:
-            held = error.outcome is Outcome.UNKNOWN and self.options(lease.receiver).hold_unknown
+            held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
             return Failure(error.outcome, storable(str(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT_SECONDS, str(error))

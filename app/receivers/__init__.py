@@ -6,16 +6,14 @@ order_created ─┬─ update_user_order_record ── order confirmed, user's 
                                            └─ notification_skipped ─┘
 """
 
-from flask import Flask
-
-from app.bus import Bus
 from app.events import notification_failed, notification_sent, notification_skipped, order_created
 from app.receivers.notification import announce_failure, send_email_notification, update_order_notification
 from app.receivers.order_record import update_user_order_record
+from app.signal import ReceiverOptions
 from config import Settings
 
 
-def init_app(app: Flask) -> None:
+def connect_all() -> None:
     """Connect every receiver to its signal, under the name that its deliveries are stored with."""
     order_created.connect(update_user_order_record)
     order_created.connect(send_email_notification, when_dead=announce_failure)
@@ -23,10 +21,8 @@ def init_app(app: Flask) -> None:
     notification_failed.connect(update_order_notification)
     notification_skipped.connect(update_order_notification)
 
-    settings: Settings = app.extensions["settings"]
-    bus: Bus = app.extensions["bus"]
-    bus.configure(
-        "send_email_notification",
-        concurrency=settings.mail_threads,
-        hold_unknown=settings.mail_on_unknown == "hold",
-    )
+
+def options(settings: Settings) -> dict[str, ReceiverOptions]:
+    """What an application with these settings chooses for receivers, where the defaults will not do."""
+    mail = ReceiverOptions(concurrency=settings.mail_threads, hold_unknown=settings.mail_on_unknown == "hold")
+    return {"send_email_notification": mail}

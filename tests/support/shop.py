@@ -17,7 +17,7 @@ from app.clock import Clock, uuid7
 from app.db import Transaction, iso
 from app.events import OrderCreated, order_created
 from app.orders import find_order, find_user, place_order
-from app.signal import DurableSignal
+from app.signal import DurableSignal, ReceiverOptions
 from config import Settings
 
 START = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
@@ -105,7 +105,7 @@ class Shop:
         """Connect a receiver, with the bus's options for it, for the length of the test."""
         options = {option: how.pop(option) for option in ("concurrency", "hold_unknown") if option in how}
         signal.connect(receiver, **how)
-        self.bus.configure(how.get("name") or receiver.__name__, **options)
+        self.bus.options[how.get("name") or receiver.__name__] = ReceiverOptions(**options)
         self._connected.callback(signal.disconnect, receiver)
 
     def only(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:

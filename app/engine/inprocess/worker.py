@@ -9,19 +9,18 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun
-from app.bus.options import ReceiverOptions
 from app.db import CROWDED
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
 from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
-from app.signal import subscriptions
+from app.signal import ReceiverOptions, subscriptions
 
 TRANSACTIONAL = "(transactional)"
 """The pool of all receivers that run in a transaction."""
@@ -52,7 +51,7 @@ class Worker:
     def __init__(
         self,
         dispatcher: Dispatcher,
-        options: Callable[[str], ReceiverOptions],
+        options: Mapping[str, ReceiverOptions],
         wakeup: Wakeup,
         *,
         poll_seconds: float,
@@ -226,7 +225,7 @@ class Worker:
     def _new_pool(self, name: str) -> ReceiverPool:
         if name == TRANSACTIONAL:
             return ReceiverPool(name, 1, self._deliver_transactional, self.wakeup.wake, batch=BATCH)
-        options = self.options(name)
+        options = self.options[name]
         prefetch = 0 if options.hold_unknown else PREFETCH
         return ReceiverPool(name, options.concurrency, self._invoke, self.wakeup.wake, prefetch=prefetch)
 

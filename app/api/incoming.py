@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from app.orders import ID_PATTERN, checked_email, is_identifier
+from app.addresses import checked_email
+from app.orders import ID_PATTERN, is_identifier
 from app.states import Outcome
 
 HIGHEST_PRICE = Decimal("9999999999.99")

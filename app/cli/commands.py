@@ -13,6 +13,7 @@ from flask import Flask, current_app
 from flask.cli import AppGroup, with_appcontext
 
 from app import doctor, orders
+from app.addresses import checked_email
 from app.bus import Bus, Filter, operate, queries
 from app.db import Database, iso, schema
 from app.engine import InProcessEngine
@@ -210,7 +211,7 @@ def set_email(user_id: str, address: str) -> None:
     if not orders.is_identifier(user_id):
         raise click.ClickException(f"USER_ID: {user_id!r} is no id; it matches {orders.ID_PATTERN}")
     try:
-        address = orders.checked_email(address)
+        address = checked_email(address)
     except ValueError as problem:
         raise click.ClickException(f"ADDRESS: {problem}") from problem
     database = _database()

@@ -3,7 +3,6 @@
 from app.orders.models import NOTIFICATIONS, STATUSES, Order, User
 from app.orders.records import (
     ID_PATTERN,
-    checked_email,
     confirm_order,
     find_order,
     find_user,
@@ -21,7 +20,6 @@ __all__ = [
     "STATUSES",
     "Order",
     "User",
-    "checked_email",
     "confirm_order",
     "find_order",
     "find_user",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-from email_validator import validate_email
 from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -185,8 +184,3 @@ def list_orders(
 
 def is_identifier(value: str) -> bool:
     return re.fullmatch(ID_PATTERN, value) is not None
-
-
-def checked_email(address: str) -> str:
-    """The address, normalised. Raises ValueError that says what is wrong with it. Asks no name server."""
-    return validate_email(address, check_deliverability=False, allow_smtputf8=False, test_environment=True).normalized

@@ -8,7 +8,6 @@ import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from email.charset import QP, SHORTEST, Charset
-from email.header import Header
 from email.utils import formatdate
 from typing import Literal, NamedTuple
 
@@ -79,7 +78,7 @@ class OrderNotification:
         return _frame(self.locale, self.sender) % {
             b"subject": _header(subject),
             b"recipient": self.envelope.recipient.encode(),
-            b"date": formatdate(self.created_at.timestamp(), localtime=True).encode(),
+            b"date": _date(int(self.created_at.timestamp())),
             b"message_id": self.message_id.encode(),
             b"text": _quoted_printable(text),
             b"html": _quoted_printable(html),
@@ -141,11 +140,17 @@ def _empty_message() -> Message:
     return Message(sender="unset")
 
 
+@functools.lru_cache(maxsize=256)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, localtime=True).encode()  # as Flask-Mail does
+
+
 def _header(text: str) -> bytes:
-    """A header's text in ASCII, in encoded words where need be (RFC 2047)."""
+    """A header's text in ASCII, in encoded words where need be (RFC 2047); no line is longer than 76 columns."""
     if text.isascii() and len(text) <= 64 and "=?" not in text:
         return text.encode()
-    return Header(text, "utf-8", header_name="Subject").encode(linesep="\r\n").encode()
+    pieces = (text[start : start + 9].encode() for start in range(0, len(text), 9))
+    return b"\r\n ".join(b"=?utf-8?b?%b?=" % binascii.b2a_base64(piece, newline=False) for piece in pieces)
 
 
 def _quoted_printable(text: str) -> bytes:

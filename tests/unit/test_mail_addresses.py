@@ -4,6 +4,7 @@ import contextlib
 
 import idna
 import pytest
+from email_validator import validate_email
 from hypothesis import example, given
 from hypothesis.strategies import DrawFn, composite, emails, from_regex, sampled_from, text
 
@@ -26,6 +27,32 @@ DOMAINS = [
 @composite
 def addresses(draw: DrawFn) -> str:
     return f"{draw(LOCAL_PARTS)}@{draw(sampled_from(DOMAINS) | text(max_size=8))}"
+
+
+@given(addresses() | emails() | text(max_size=20))
+@example("user@example.com")
+@example("Postmaster@users.example")
+@example("a" * 64 + "@users.example")
+@example("a" * 65 + "@users.example")
+@example("user@xn--bcher-kva.example")
+@example("user@Users.EXAMPLE")
+@example("a" * 64 + "@" + "long-name-of-a-domain." * 8 + "example.shops")
+@example("a" * 64 + "@" + "long-name-of-a-domain." * 8 + "example.shopss")
+@example("user@localhost")
+def test_an_address_that_is_plain_at_sight_is_what_the_thorough_check_says(address: str) -> None:
+    def thorough() -> str | None:
+        with contextlib.suppress(ValueError):
+            return validate_email(
+                address, strict=True, allow_smtputf8=False, check_deliverability=False, test_environment=True
+            ).normalized
+        return None
+
+    def quick() -> str | None:
+        with contextlib.suppress(ValueError):
+            return checked_email(address)
+        return None
+
+    assert quick() == thorough()
 
 
 @given(addresses() | emails() | text(max_size=20))

@@ -198,7 +198,9 @@ class Settings(BaseModel):
 
 def _check_address(address: str) -> None:
     try:
-        validate_email(address, check_deliverability=False, allow_smtputf8=False, test_environment=True)
+        validate_email(  # as app.addresses does, which can't be imported before this module
+            address, strict=True, allow_smtputf8=False, check_deliverability=False, test_environment=True
+        )
     except EmailNotValidError as problem:
         raise ValueError(f"{problem}".rstrip(".")) from None
 

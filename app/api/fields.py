@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from app.orders import ID_PATTERN, checked_email, is_identifier
+from app.addresses import checked_email
+from app.orders import ID_PATTERN, is_identifier
 
 MAX_PRICE = Decimal("9999999999.99")
 MAX_EMAIL_CHARACTERS = 254

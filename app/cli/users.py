@@ -3,6 +3,7 @@
 import click
 
 from app import orders
+from app.addresses import checked_email
 from app.bus import Filter, operate
 from app.cli import output
 from app.cli.group import Group, database
@@ -27,7 +28,7 @@ def set_email(user_id: str, address: str) -> None:
     if not orders.is_identifier(user_id):
         raise click.ClickException(f"USER_ID: {user_id!r} is no id; it matches {orders.ID_PATTERN}")
     try:
-        address = orders.checked_email(address)
+        address = checked_email(address)
     except ValueError as problem:
         raise click.ClickException(f"ADDRESS: {problem}") from problem
     database().transact(lambda transaction: orders.set_email(transaction, user_id, address))

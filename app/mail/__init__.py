@@ -5,6 +5,6 @@ recipient: ``smtp`` to a server, ``file`` to a Maildir, ``console`` to stdout, `
 """
 
 from app.mail.mailer import Mailer, init_app
-from app.mail.messages import order_notification
+from app.mail.messages import OrderNotification
 
-__all__ = ["Mailer", "init_app", "order_notification"]
+__all__ = ["Mailer", "OrderNotification", "init_app"]

@@ -1,6 +1,5 @@
-"""A message with its envelope, and what every backend does with it."""
+"""A mail on its way to a backend: one message to one recipient, with its envelope."""
 
-import contextlib
 import copy
 import dataclasses
 import re
@@ -8,62 +7,53 @@ import time
 from collections.abc import Iterator
 from email.errors import MessageError
 from email.utils import parseaddr
+from typing import NamedTuple, Protocol
 
-import idna
 from flask_mail import Message
 
+from app.addresses import ascii_email
 from app.errors import Refused
 from app.text import control_character
-from config import Settings
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-_DOMAIN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
-_PLAIN_ADDRESS = re.compile(rf"(?=[^@]{{1,64}}@){_LOCAL_PART.pattern}@{_DOMAIN.pattern}")
 _SUBJECT = re.compile(rb"^Subject:.*(?:\n[ \t].*)*", re.MULTILINE)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parcel:
-    """A message to be handed over, and its envelope: plain ASCII addresses (RFC 5321, section 4.1.2)."""
+class Envelope(NamedTuple):
+    """Plain ASCII addresses (RFC 5321, section 4.1.2)."""
 
-    message: Message
     sender: str
     recipient: str
 
+
+class OutgoingMail(Protocol):
+    """What a backend delivers. Its addresses are checked, and no header has a line break."""
+
+    @property
+    def envelope(self) -> Envelope: ...
+
+    def message(self) -> Message:
+        """The mail as Flask-Mail's Message."""
+
     def content(self) -> bytes:
-        """The message as a server takes it, with CRLF line ends. Raises Refused when it can't be written."""
-        return _written(self.message)
-
-    def readable(self) -> bytes:
-        """The message as a person reads it: UTF-8, unencoded (RFC 6532), with LF. Raises Refused as content()."""
-        plain = copy.copy(self.message)
-        plain.charset = "utf-8"
-        content = _written(plain).replace(b"\r\n", b"\n")
-        subject = f"Subject: {plain.subject}".encode()
-        return _SUBJECT.sub(lambda _: subject, content, count=1) if plain.subject else content
+        """The mail as a server takes it, with CRLF line ends. Raises Refused when it can't be written."""
 
 
-class Backend:
-    """Hands messages over. One object serves all threads."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckedMessage:
+    """A Message of Flask-Mail's as an OutgoingMail."""
 
-    def __init__(self, settings: Settings) -> None: ...
+    original: Message
+    envelope: Envelope
 
-    def deliver(self, parcel: Parcel) -> None:
-        """Hand the message over for good. Raises one of app.errors' kinds of AttemptFailed."""
-        raise NotImplementedError
+    def message(self) -> Message:
+        return self.original
 
-    def check(self) -> None:
-        """See whether deliver() would work, without delivering. Raises as it does."""
-
-    def close(self) -> None:
-        """Give up what is held open."""
+    def content(self) -> bytes:
+        return _written(self.original)
 
 
-def pack(message: Message) -> Parcel:
+def checked_message(message: Message) -> CheckedMessage:
     """The message with its envelope. Raises Refused unless it goes to one good address and its headers are safe."""
-    if checked := getattr(message, "envelope", None):
-        return Parcel(message, *checked)  # an OrderNotification that nobody touched
     recipients = message.send_to
     if len(recipients) != 1:
         raise Refused(f"A mail goes to exactly one recipient, and this one has {len(recipients)}; send one for each.")
@@ -71,7 +61,7 @@ def pack(message: Message) -> Parcel:
         refuse_control_characters("header", text)
     if message.date is None:
         message.date = time.time()
-    return Parcel(message, ascii_address(message.sender), ascii_address(*recipients))
+    return CheckedMessage(message, Envelope(envelope_address(message.sender), envelope_address(*recipients)))
 
 
 def refuse_control_characters(name: str, value: str) -> None:
@@ -80,27 +70,31 @@ def refuse_control_characters(name: str, value: str) -> None:
         raise Refused(f"The mail's {name} has a control character ({found}): {value!a:.80}.")
 
 
-def ascii_address(address: str | tuple[str, str]) -> str:
-    """The address as SMTP without SMTPUTF8 takes it: ``user@domain``, an international domain as IDNA (RFC 5891).
+def envelope_address(address: str | tuple[str, str]) -> str:
+    """The bare ASCII address of ``user@domain``, ``Name <user@domain>`` or ``(name, address)``.
 
-    Takes also ``Name <user@domain>`` and ``(name, address)``. Raises Refused for anything else, and for a local part
-    that is quoted or not ASCII.
+    Raises Refused for anything that ascii_email() doesn't take.
     """
-    if isinstance(address, str) and _PLAIN_ADDRESS.fullmatch(address) and len(address) <= 254:
-        return address
-    shown = f"{address!a:.80}"
-    found = address[1] if isinstance(address, tuple) else parseaddr(address)[1]
-    if isinstance(address, str) and address != found and not address.endswith(f"<{found}>"):
-        raise Refused(f"{shown} is not one e-mail address.")
-    local, _, domain = found.rpartition("@")
-    if not local.isascii():
-        raise Refused(f"{shown} has letters before the @ that only SMTPUTF8 could carry; use an ASCII address.")
-    if not domain.isascii():
-        with contextlib.suppress(idna.IDNAError):
-            domain = idna.encode(domain, uts46=True).decode()
-    if not (_LOCAL_PART.fullmatch(local) and _DOMAIN.fullmatch(domain)) or len(local) > 64 or len(domain) > 253:
-        raise Refused(f"{shown} is not an e-mail address.")
-    return f"{local}@{domain}"
+    bare = address[1] if isinstance(address, tuple) else _without_name(address)
+    try:
+        return ascii_email(bare)
+    except ValueError as problem:
+        raise Refused(f"{address!a:.80} is no address to send a mail to or from: {problem}") from problem
+
+
+def readable(message: Message) -> bytes:
+    """The message as a person reads it: UTF-8, unencoded (RFC 6532), with LF. Raises Refused as content()."""
+    plain = copy.copy(message)
+    plain.charset = "utf-8"
+    content = _written(plain).replace(b"\r\n", b"\n")
+    subject = f"Subject: {plain.subject}".encode()
+    return _SUBJECT.sub(lambda _: subject, content, count=1) if plain.subject else content
+
+
+def _without_name(address: str) -> str:
+    """Text that is not one address stays whole, and is refused for it."""
+    found = parseaddr(address)[1] if "<" in address else address
+    return found if address.endswith(f"<{found}>") else address
 
 
 def _written(message: Message) -> bytes:

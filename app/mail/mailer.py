@@ -7,8 +7,10 @@ import flask_mail
 from flask import Flask, current_app
 from flask_mail import Message, email_dispatched
 
-from app.mail.envelope import Backend, pack
-from app.mail.local import ConsoleBackend, FileBackend, MemoryBackend
+from app.mail.backend import Backend
+from app.mail.envelope import OutgoingMail, checked_message
+from app.mail.local import ConsoleBackend, MemoryBackend
+from app.mail.maildir import FileBackend
 from app.mail.smtp import SmtpBackend
 from config import Settings
 
@@ -45,16 +47,18 @@ class Mailer(flask_mail.Mail):
         self.outbox: collections.deque[Message] = getattr(backend, "outbox", collections.deque())
         """What the memory backend took, newest last; with the others it stays empty."""
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message | OutgoingMail) -> None:
         """Send ``message`` to its one recipient; returns when the backend has accepted it. Needs an app context.
 
         Raises Refused (permanent: a 5xx reply, a bad address, a header with a line break), Deferred (4xx), Throttled
         (421, 452 and replies about rate), Unreachable or TimedOut; the exception's message holds the server's own
         words. Where the reply to the whole message is missing it is InDoubt: a copy may have arrived.
         """
-        self.backend.deliver(pack(message))
+        mail = checked_message(message) if isinstance(message, Message) else message
+        self.backend.deliver(mail)
         try:
-            email_dispatched.send(self.app, message=message)
+            if email_dispatched.receivers:  # else nobody needs the Message made
+                email_dispatched.send(self.app, message=mail.message())
         except Exception:  # the mail is accepted: an error from here would send it again
             current_app.logger.exception("A receiver of email_dispatched failed; the mail was sent.")
 

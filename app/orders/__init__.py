@@ -1,6 +1,5 @@
 """The order and user records, and what may be done with them."""
 
-from app.orders.addresses import checked_email
 from app.orders.identifiers import ID_PATTERN, is_identifier
 from app.orders.models import Order, User
 from app.orders.queries import find_order, find_user, known_email, list_orders
@@ -10,7 +9,6 @@ __all__ = [
     "ID_PATTERN",
     "Order",
     "User",
-    "checked_email",
     "confirm_order",
     "find_order",
     "find_user",

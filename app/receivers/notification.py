@@ -1,22 +1,18 @@
 """Tell the user by email that the order was taken, and keep on the order's record how that went."""
 
-import functools
-import re
 from typing import Any
 
 from flask import current_app
 
+from app.addresses import checked_email
 from app.answers import Discard, Done
 from app.db import Database, Transaction
 from app.events import NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
-from app.mail import Mailer, order_notification
-from app.orders import checked_email, known_email, mark_notification
+from app.mail import Mailer, OrderNotification
+from app.orders import known_email, mark_notification
 from app.signal import Event
 from app.states import NotificationStatus
 from config import Settings
-
-PLAIN_LOCAL_PART = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
-"""Small letters only: of some names, such as Postmaster, checked_email() changes the capitals (RFC 2142)."""
 
 
 def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> Done | Discard:
@@ -30,7 +26,7 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
         reason = _no_address(event.user_id, settings.user_email_domain)
         return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
     mailer: Mailer = current_app.extensions["mailer"]
-    message = order_notification(
+    notification = OrderNotification(
         order_id=event.order_id,
         user_id=event.user_id,
         total_price=event.total_price,
@@ -40,10 +36,10 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
         locale=settings.mail_locale,
         sender=settings.mail_default_sender,
     )
-    mailer.send(message)
+    mailer.send(notification)
     return Done(
         NotificationSent(
-            order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=message.message_id
+            order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=notification.message_id
         )
     )
 
@@ -74,7 +70,7 @@ def _address(event: OrderCreated, domain: str | None) -> str | None:
     if known is not None or domain is None:
         return known
     try:
-        return _made_address(event.user_id, domain)
+        return checked_email(f"{event.user_id}@{domain}")
     except ValueError:  # not every user_id makes an address: "a:b" doesn't
         return None
 
@@ -87,17 +83,3 @@ def _no_address(user_id: str, domain: str | None) -> str:
         f"there is no address for user {user_id}{why}: send one with an order as 'email', or run "
         f"'flask users set-email {user_id} ADDRESS'{or_else}; then retry this"
     )
-
-
-def _made_address(user_id: str, domain: str) -> str:
-    """What checked_email() says of ``user_id@domain``, but quickly where there is no doubt. Raises ValueError."""
-    domain = _checked_domain(domain)
-    address = f"{user_id}@{domain}"
-    if PLAIN_LOCAL_PART.fullmatch(user_id) and len(user_id) <= 64 and address.isascii() and len(address) <= 254:
-        return address
-    return checked_email(address)
-
-
-@functools.lru_cache(maxsize=16)
-def _checked_domain(domain: str) -> str:
-    return checked_email(f"user@{domain}").partition("@")[2]

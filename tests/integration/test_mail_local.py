@@ -20,7 +20,7 @@ from flask_mail import Message
 
 from app import mail
 from app.errors import Deferred, Refused, Unreachable
-from app.mail import Mailer, local
+from app.mail import Mailer, OrderNotification, local
 from config import Settings
 
 
@@ -34,7 +34,7 @@ def send(mailer: Mailer, order_id: str = "1001", **changes: Any) -> None:
         mailer.send(notification(order_id=order_id, **changes))
 
 
-def notification(**changes: Any) -> Message:
+def notification(**changes: Any) -> OrderNotification:
     given: dict[str, Any] = {
         "order_id": "1001",
         "user_id": "7",
@@ -45,7 +45,7 @@ def notification(**changes: Any) -> Message:
         "locale": "zh",
         "sender": "orders@shop.example",
     }
-    return mail.order_notification(**(given | changes))
+    return OrderNotification(**(given | changes))
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_person_can_read_the_file(maildir: Mailer, folder: Path) -> None:
 def test_a_subject_cannot_break_out_of_the_file(maildir: Mailer, folder: Path) -> None:
     """What looks like an encoded line break stays the text that it is."""
     subject = "=?utf-8?q?=0ABcc:_evil@example.com?= \\1 \\n"
-    message = notification()
+    message = notification().message()
     message.subject = subject
     assert maildir.app is not None
     with maildir.app.app_context():
@@ -250,7 +250,7 @@ def test_every_backend_announces_what_it_sent_and_refuses_what_it_cannot(tmp_pat
         send(mailer)
         with pytest.raises(Refused):
             send(mailer, recipient="nobody")
-        message = notification()
+        message = notification().message()
         message.body = "\ud800"
         assert mailer.app is not None
         with mailer.app.app_context(), pytest.raises(Refused):

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from flask_mail import Message, email_dispatched
+from flask_mail import email_dispatched
 
 from app import mail
 from app.errors import AttemptFailed, Deferred, InDoubt, Refused, Throttled, TimedOut, Unreachable
-from app.mail import Mailer
+from app.mail import Mailer, OrderNotification
 from app.mail.smtp import SmtpBackend
 from config import Settings
 from tests.support.smtp import CLOSE, CUT, HANG, Pause, SmtpServer
@@ -34,8 +34,8 @@ class Sender:
         assert isinstance(self.mailer.backend, SmtpBackend)
         self.mailer.backend.monotonic = lambda: self.now
 
-    def message(self, order_id: str = "1001", recipient: str = "user@example.com") -> Message:
-        return mail.order_notification(
+    def notification(self, order_id: str = "1001", recipient: str = "user@example.com") -> OrderNotification:
+        return OrderNotification(
             order_id=order_id,
             user_id="7",
             total_price=Decimal("19.99"),
@@ -48,7 +48,7 @@ class Sender:
 
     def send(self, order_id: str = "1001", recipient: str = "user@example.com") -> None:
         with self.app.app_context():
-            self.mailer.send(self.message(order_id, recipient))
+            self.mailer.send(self.notification(order_id, recipient))
 
     def fails(self, kind: type[AttemptFailed], order_id: str = "1001", recipient: str = "user@example.com") -> str:
         """Send, expecting to fail with exactly this kind; returns the reason."""
@@ -108,7 +108,7 @@ def test_a_mail_arrives_as_it_was_built(server: SmtpServer, sender: Sender) -> N
 
 
 def test_lines_that_begin_with_a_dot_arrive_whole(server: SmtpServer, sender: Sender) -> None:
-    message = sender.message()
+    message = sender.notification().message()
     message.charset, message.html, message.body = "us-ascii", None, ".\n..\n.end\n\n.\r\nQUIT\r\n"
     with sender.app.app_context():
         sender.mailer.send(message)
@@ -146,9 +146,9 @@ def test_a_listener_that_fails_does_not_undo_what_was_sent(server: SmtpServer, s
 def test_flask_mails_own_ways_of_sending_go_the_same_way(server: SmtpServer, sender: Sender) -> None:
     with sender.app.app_context():
         with sender.mailer.connect() as connection:
-            connection.send(sender.message("1"))
-            sender.message("2").send(connection)
-        sender.app.extensions["mail"].send(sender.message("3"))
+            connection.send(sender.notification("1"))
+            sender.notification("2").message().send(connection)
+        sender.app.extensions["mail"].send(sender.notification("3"))
         sender.mailer.send_message("Hello", ["user@example.com"], "text")
 
     assert len(server.received) == 4
@@ -661,7 +661,7 @@ def test_close_never_fails_and_never_waits(server: SmtpServer, sender: Sender, m
 def test_the_host_is_never_asked_for_its_full_name(sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a DNS lookup, which can take seconds."""
     with sender.app.app_context():
-        message = sender.message()
+        message = sender.notification()
         monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("asked DNS"))
         sender.mailer.send(message)
 

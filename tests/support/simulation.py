@@ -35,7 +35,7 @@ from app.clock import TimeOrderedIds, uuid7
 from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
-from app.mail.envelope import Parcel
+from app.mail.envelope import OutgoingMail
 from app.orders import place_order
 from app.retry import ExponentialBackoff
 from app.states import NotificationStatus
@@ -804,10 +804,10 @@ class MailServer:
         finally:
             self._leases.pop()
 
-    def deliver(self, parcel: Parcel) -> None:
+    def deliver(self, mail: OutgoingMail) -> None:
         self.world.watch_lease(self._leases[-1])
         if self.world.healed:
-            return self._accept(parcel)
+            return self._accept(mail)
         self.world.meanwhile()
         match self.mode:
             case "is down":
@@ -819,11 +819,11 @@ class MailServer:
                 raise Throttled("421 too many connections")
             case "refuses":
                 raise Refused("550 no such user")
-            case "greylists" if str(parcel.message.msgId) not in self.seen:
-                self.seen.add(str(parcel.message.msgId))
+            case "greylists" if str(mail.message().msgId) not in self.seen:
+                self.seen.add(str(mail.message().msgId))
                 raise Deferred("450 4.7.1 come back later")
         unsaid = self.mode == "accepts without saying so"
-        self._accept(parcel)
+        self._accept(mail)
         self.world.tell("the mail server has accepted")
         actor = self.world.stack[-1]
         if actor.fault.startswith("dies when the mail server"):
@@ -834,10 +834,10 @@ class MailServer:
             raise InDoubt("no reply to the whole message; a copy may have arrived")
         return None
 
-    def _accept(self, parcel: Parcel) -> None:
+    def _accept(self, mail: OutgoingMail) -> None:
         lease = self._leases[-1]
-        message_id = str(parcel.message.msgId)
-        self.accepted.append(Copy(message_id, parcel.recipient, lease.order_id, lease.delivery_id, lease.token))
+        message_id = str(mail.message().msgId)
+        self.accepted.append(Copy(message_id, mail.envelope.recipient, lease.order_id, lease.delivery_id, lease.token))
 
     def check(self) -> None: ...
 

@@ -33,8 +33,8 @@ from typing import Any, Literal, Self
 import trustme
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
-PATIENCE = 5.0
-"""Seconds that anything here is waited for at most."""
+WAIT_SECONDS = 5.0
+"""Anything here is waited for at most so long."""
 
 COMMANDS = ("EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "RSET", "NOOP", "QUIT")
 PHASES = ("CONNECT", *COMMANDS, "END", "ACCEPTED")
@@ -64,7 +64,7 @@ class Hold:
     def wait_for(self, count: int = 1) -> None:
         """Wait until ``count`` more conversations have got here."""
         for _ in range(count):
-            assert self._arrived.acquire(timeout=PATIENCE), "no conversation got here"
+            assert self._arrived.acquire(timeout=WAIT_SECONDS), "no conversation got here"
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._released.set)
@@ -152,7 +152,7 @@ class SmtpServer:
         self.stop()
         self._run(_end_tasks())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(PATIENCE)
+        self._thread.join(WAIT_SECONDS)
         self._loop.close()
 
     @property
@@ -250,11 +250,13 @@ class SmtpServer:
             conversation.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(PATIENCE)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(WAIT_SECONDS)
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, PATIENCE), f"waited for {what} in vain; commands: {self.commands}"
+            assert self._changed.wait_for(condition, WAIT_SECONDS), (
+                f"waited for {what} in vain; commands: {self.commands}"
+            )
 
     def _came(self, conversation: "_Conversation") -> int:
         self._open.add(conversation)

@@ -13,18 +13,16 @@ from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from flask import Flask
 from flask_mail import Attachment, Message
-from hypothesis import given
-from hypothesis.strategies import text
 
 from app import mail
 from app.errors import Refused
-from app.mail import envelope, messages
-from app.mail.envelope import ascii_address, pack
+from app.mail import OrderNotification
+from app.mail.envelope import checked_message, envelope_address
+from app.mail.messages import templates
 from config import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -49,17 +47,18 @@ def app(tmp_path: Path) -> Iterator[Flask]:
         yield app
 
 
-def notification(**changes: Any) -> Message:
-    return mail.order_notification(**(ORDER | changes))
+def notification(**changes: Any) -> OrderNotification:
+    return OrderNotification(**(ORDER | changes))
 
 
-def parsed(message: Message) -> EmailMessage:
-    read = message_from_bytes(message.as_bytes(), policy=default)
+def parsed(message: OrderNotification | Message) -> EmailMessage:
+    written = message.content() if isinstance(message, OrderNotification) else message.as_bytes()
+    read = message_from_bytes(written, policy=default)
     assert isinstance(read, EmailMessage)
     return read
 
 
-def parts(message: Message) -> tuple[str, str]:
+def parts(message: OrderNotification | Message) -> tuple[str, str]:
     read = parsed(message)
     text, html = read.get_body(("plain",)), read.get_body(("html",))
     assert text is not None
@@ -68,7 +67,7 @@ def parts(message: Message) -> tuple[str, str]:
 
 
 def test_a_notification_is_in_chinese_by_its_locale() -> None:
-    message = notification()
+    message = notification().message()
     text, html = parts(message)
 
     assert parsed(message)["Subject"] == "订单 1001 已创建"
@@ -130,7 +129,7 @@ def test_the_message_id_is_a_function_of_the_event_and_the_senders_domain() -> N
 
 
 def test_the_message_id_is_ascii_where_the_senders_domain_is_not() -> None:
-    assert notification(sender="orders@bücher.example").msgId.endswith("@xn--bcher-kva.example>")
+    assert notification(sender="orders@bücher.example").message_id.endswith("@xn--bcher-kva.example>")
 
 
 def test_the_date_is_the_events() -> None:
@@ -144,7 +143,7 @@ def test_a_notification_says_that_no_machine_should_answer() -> None:
 @pytest.mark.parametrize("locale", ["zh", "en"])
 def test_seven_bit_servers_take_a_notification(locale: str) -> None:
     """No octet above 127, and no line longer than RFC 5322's 998 octets, with the longest ids."""
-    content = notification(locale=locale, order_id="x" * 64, user_id="y" * 64).as_bytes()
+    content = notification(locale=locale, order_id="x" * 64, user_id="y" * 64).content()
 
     assert content.isascii()
     assert max(len(line) for line in content.split(b"\r\n")) <= 998
@@ -161,7 +160,7 @@ def test_the_longest_ids_arrive_whole(locale: str) -> None:
 
 
 LONG_ID = "a.b_c:d-E" * 7 + "9"
-LONG_ADDRESS = "x" * 64 + "@" + "long-name-of-a-domain." * 11 + "example"
+LONG_ADDRESS = "x" * 64 + "@" + "long-name-of-a-domain." * 8 + "example.shop"
 
 
 @pytest.mark.parametrize("locale", ["zh", "en"])
@@ -184,13 +183,9 @@ LONG_ADDRESS = "x" * 64 + "@" + "long-name-of-a-domain." * 11 + "example"
     ],
     ids=str,
 )
-def test_an_untouched_notification_reads_as_flask_mail_writes_it(
-    locale: str, sender: str, changes: dict[str, Any]
-) -> None:
+def test_a_notification_reads_as_flask_mail_writes_it(locale: str, sender: str, changes: dict[str, Any]) -> None:
     """The fast way and Flask-Mail's: the same headers, the same parts."""
-    written = notification(locale=locale, sender=sender, **changes).as_bytes()
-    other = notification(locale=locale, sender=sender, **changes)
-    assert other.subject  # whoever looks gets a Message as any other
+    written = notification(locale=locale, sender=sender, **changes).content()
 
     def read(content: bytes) -> Any:
         message = message_from_bytes(content, policy=default)
@@ -201,7 +196,7 @@ def test_an_untouched_notification_reads_as_flask_mail_writes_it(
         headers = [sorted((name.lower(), str(value).strip()) for name, value in part.items()) for part in parts]
         return headers, [part.get_payload(decode=True) for part in parts]
 
-    assert read(written) == read(Message.as_bytes(other))
+    assert read(written) == read(notification(locale=locale, sender=sender, **changes).message().as_bytes())
     assert written.isascii()
     lines = [line for line in written.split(b"\r\n") if not line.startswith((b"To: ", b"Message-ID: "))]
     assert max(map(len, lines)) <= 78
@@ -214,10 +209,10 @@ def test_a_notification_says_what_its_templates_say(locale: str) -> None:
     facts = {"order_id": "<1>", "user_id": "u%7", "total_price": "1.50", "created_at": "2026-11-23 18:07:05 UTC"}
     language = {"zh": "zh-CN", "en": "en"}[locale]
     text, html = (
-        messages._templates().get_template(f"order_notification.{locale}.{kind}").render(facts, language=language)
+        templates().get_template(f"order_notification.{locale}.{kind}").render(facts, language=language)
         for kind in ("txt", "html")
     )
-    message = notification(locale=locale, order_id="<1>", user_id="u%7", total_price=Decimal("1.5"))
+    message = notification(locale=locale, order_id="<1>", user_id="u%7", total_price=Decimal("1.5")).message()
     assert (f"{message.subject}\n\n{message.body}", message.html) == (text, html)
 
 
@@ -226,34 +221,23 @@ def test_an_id_that_looks_encoded_stays_as_it_is(locale: str) -> None:
     assert "=?utf-8?q?x?=" in parsed(notification(order_id="=?utf-8?q?x?=", locale=locale))["Subject"]
 
 
-def test_what_is_changed_is_sent() -> None:
-    changed = notification()
-    changed.body = "other text"
-    looked_at = notification()
-    assert looked_at.extra_headers is not None
-    looked_at.extra_headers["X-Shop"] = "7"
+def test_its_message_may_be_changed_and_the_notification_stays() -> None:
+    original = notification()
+    written = original.content()
+    message = original.message()
+    assert message.extra_headers is not None
+    message.body, message.extra_headers["X-Shop"] = "other text", "7"
 
-    assert parts(changed)[0] == "other text"
-    assert parsed(changed)["Subject"] == parsed(notification())["Subject"]
-    assert parsed(looked_at)["X-Shop"] == "7"
-    assert notification().as_bytes() == notification().as_bytes()
+    assert parts(message)[0] == "other text"
+    assert parsed(message)["Subject"] == parsed(original)["Subject"]
+    assert parsed(message)["X-Shop"] == "7"
+    assert original.content() == written
+    assert original.message().body != "other text"
 
 
 def test_the_message_id_stands_on_one_line() -> None:
-    written = notification(sender="orders@a-long-shop.example").as_bytes()
+    written = notification(sender="orders@a-long-shop.example").content()
     assert f"\r\nMessage-ID: <{ORDER['event_id']}.order@a-long-shop.example>\r\n".encode() in written
-
-
-@given(text(alphabet="abZ019.@_+-!'<>(),:;\"\\[] é。", max_size=40))
-def test_an_address_that_is_plain_at_sight_is_what_a_thorough_look_finds(address: str) -> None:
-    def look(pattern: re.Pattern[str]) -> str | None:
-        with mock.patch.object(envelope, "_PLAIN_ADDRESS", pattern):
-            try:
-                return ascii_address(address)
-            except Refused:
-                return None
-
-    assert look(envelope._PLAIN_ADDRESS) == look(re.compile("(?!)"))
 
 
 def test_markup_in_an_id_stays_text() -> None:
@@ -267,19 +251,19 @@ def test_markup_in_an_id_stays_text() -> None:
 
 def test_building_does_not_ask_for_the_hosts_full_name_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a DNS lookup, which can take seconds."""
-    notification()
+    notification().message()
     monkeypatch.setattr(socket, "getfqdn", lambda *_: pytest.fail("asked DNS"))
-    notification()
+    notification().message()
 
 
 def test_messages_share_nothing() -> None:
-    first, second = notification(), notification(recipient="other@example.com", locale="en")
+    first, second = notification().message(), notification(recipient="other@example.com", locale="en").message()
     first.recipients.append("third@example.com")
     first.alts["calendar"] = "x"
 
     assert second.recipients == ["other@example.com"]
     assert list(second.alts) == ["html"]
-    assert notification().recipients == ["user@example.com"]
+    assert notification().message().recipients == ["user@example.com"]
 
 
 CONTROL = [
@@ -304,36 +288,36 @@ def test_a_control_character_in_a_notification_is_refused(field: str, evil: str)
 @pytest.mark.parametrize("evil", CONTROL)
 @pytest.mark.parametrize("field", ["subject", "sender", "reply_to", "msgId"])
 def test_a_control_character_in_a_header_is_refused(field: str, evil: str) -> None:
-    message = notification()
+    message = notification().message()
     setattr(message, field, f"user@example.com{evil}")
     with pytest.raises(Refused, match="control character"):
-        pack(message)
+        checked_message(message)
 
 
 @pytest.mark.parametrize("evil", CONTROL)
 def test_a_control_character_in_a_name_is_refused(evil: str) -> None:
-    message = notification()
+    message = notification().message()
     message.recipients = [(f"User{evil}", "user@example.com")]
     with pytest.raises(Refused, match="control character"):
-        pack(message)
+        checked_message(message)
 
-    message = notification()
+    message = notification().message()
     message.sender = (f"Shop{evil}", "orders@shop.example")
     with pytest.raises(Refused, match="control character"):
-        pack(message)
+        checked_message(message)
 
 
 def test_a_control_character_in_an_extra_header_or_a_file_name_is_refused() -> None:
     for extra in ({"X-A": "1\r\nBcc: e@x.org"}, {"X-A: 1\r\nBcc": "e@x.org"}):
-        message = notification()
+        message = notification().message()
         message.extra_headers = extra
         with pytest.raises(Refused, match="control character"):
-            pack(message)
+            checked_message(message)
 
-    message = notification()
+    message = notification().message()
     message.attachments = [Attachment("a.txt\r\nX: y", "text/plain", "x")]
     with pytest.raises(Refused, match="control character"):
-        pack(message)
+        checked_message(message)
 
 
 def test_a_refusal_names_the_cause_but_not_raw() -> None:
@@ -357,7 +341,7 @@ def test_a_refusal_names_the_cause_but_not_raw() -> None:
     ],
 )
 def test_an_address_becomes_what_smtp_takes(address: Any, plain: str) -> None:
-    assert ascii_address(address) == plain
+    assert envelope_address(address) == plain
 
 
 @pytest.mark.parametrize(
@@ -394,23 +378,23 @@ def test_an_address_becomes_what_smtp_takes(address: Any, plain: str) -> None:
 )
 def test_what_is_not_one_address_is_refused(address: Any) -> None:
     with pytest.raises(Refused):
-        ascii_address(address)
+        envelope_address(address)
 
 
 def test_a_mail_goes_to_exactly_one_recipient() -> None:
     several: list[dict[str, list[str]]] = [{"recipients": []}, {"cc": ["b@example.com"]}, {"bcc": ["b@example.com"]}]
     for changes in several:
-        message = notification()
+        message = notification().message()
         vars(message).update(changes)
         with pytest.raises(Refused, match="exactly one recipient"):
-            pack(message)
+            checked_message(message)
 
 
 def test_a_body_that_no_charset_can_write_is_refused() -> None:
-    message = notification()
+    message = notification().message()
     message.body = "\ud800"
     with pytest.raises(Refused, match="can't be written"):
-        pack(message).content()
+        checked_message(message).content()
 
 
 def test_refusals_do_not_lean_on_assertions() -> None:

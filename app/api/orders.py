@@ -39,9 +39,9 @@ def create_order() -> ResponseReturnValue:
     event = OrderCreated(**vars(order))
     event_id = uuid7()
 
-    def place(session: Transaction) -> str | OrderConflict | None:
+    def place(transaction: Transaction) -> str | OrderConflict | None:
         try:
-            earlier = place_order(session, **vars(order), event_id=event_id)
+            earlier = place_order(transaction, **vars(order), event_id=event_id)
         except OrderConflict as conflict:  # it wrote nothing, so those who share the commit need not begin again
             return conflict
         if earlier is None:

@@ -214,7 +214,7 @@ def set_email(user_id: str, address: str) -> None:
     except ValueError as problem:
         raise click.ClickException(f"ADDRESS: {problem}") from problem
     database = _database()
-    database.transact(lambda session: orders.set_email(session, user_id, address))
+    database.transact(lambda transaction: orders.set_email(transaction, user_id, address))
     click.echo(f"user {user_id}: {address}")
     mails = Filter(user_id=user_id, receiver="send_email_notification", state="discarded", reason="no address")
     with database.read() as session:

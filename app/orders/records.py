@@ -1,6 +1,6 @@
 """The order and user records, and what may be done with them.
 
-Every function works on the session of a running transaction and commits nothing itself.
+Every function works in a running transaction and commits nothing itself.
 """
 
 import re
@@ -10,11 +10,9 @@ from typing import Any
 
 from email_validator import validate_email
 from sqlalchemy import bindparam, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db import Base, Database, Transaction, table
-from app.db.prepared import Prepared, money, utc
+from app.db import Base, Database, Dialect, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound, UserNotFound
 from app.orders.models import NOTIFICATIONS, Order, User
 
@@ -22,10 +20,9 @@ ID_PATTERN = "[A-Za-z0-9._:-]{1,64}"
 """What an order_id and a user_id look like."""
 
 
-def _insert(model: type[Base], key: str, dialect: str) -> Any:
+def _insert(model: type[Base], key: str, dialect: Dialect) -> Any:
     """An INSERT that leaves alone what is there under the key."""
-    made = (postgresql if dialect == "postgresql" else sqlite).insert(table(model))
-    return made.on_conflict_do_nothing(index_elements=[key]).inline()
+    return dialect.insert(table(model)).on_conflict_do_nothing(index_elements=[key]).inline()
 
 
 INSERT_ORDER = Prepared(
@@ -66,7 +63,7 @@ MARK_NOTIFICATION = {
 
 
 def place_order(
-    session: Transaction, *, order_id: str, user_id: str, total_price: Decimal, email: str | None, event_id: str
+    transaction: Transaction, *, order_id: str, user_id: str, total_price: Decimal, email: str | None, event_id: str
 ) -> str | None:
     """Store the order, and keep the address that came with it as the user's. ``event_id`` is what will announce it.
 
@@ -75,45 +72,45 @@ def place_order(
     Raises OrderConflict when the order exists with other content.
     """
     stored = INSERT_ORDER(
-        session,
+        transaction,
         {
             "order_id": order_id,
             "user_id": user_id,
             "total_price": total_price,
             "email": email,
-            "created_at": session.now,
+            "created_at": transaction.now,
             "event_id": event_id,
         },
     )
     if stored.rowcount != 1:
-        earlier = find_order(session, order_id)
+        earlier = find_order(transaction.session, order_id)
         if (earlier.user_id, earlier.total_price, earlier.email) != (user_id, total_price, email):
             raise OrderConflict(f"order {order_id} exists with other content")
         return earlier.event_id
     if email is not None:
-        set_email(session, user_id, email)
+        set_email(transaction, user_id, email)
     return None
 
 
-def confirm_order(session: Transaction, order_id: str) -> None:
+def confirm_order(transaction: Transaction, order_id: str) -> None:
     """The order is ``confirmed``, and counted in its user's record. Call once for each order, in any order.
 
     Raises OrderNotFound.
     """
-    found = CONFIRM_ORDER(session, {"id": order_id}).fetchone()
+    found = CONFIRM_ORDER(transaction, {"id": order_id}).fetchone()
     if found is None:
         raise OrderNotFound(f"there is no order {order_id}")
     user_id, price, created_at = found[0], money(found[1]), utc(found[2])
-    record = FIND_RECORD(session, {"id": user_id}).fetchone()
+    record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
     if record is None:
-        INSERT_USER(session, {"user_id": user_id})
-        record = FIND_RECORD(session, {"id": user_id}).fetchone()
+        INSERT_USER(transaction, {"user_id": user_id})
+        record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
     count, spent, last_id, last_at = record
     latest = (created_at, order_id)
     if last_at is not None:
         latest = max(latest, (utc(last_at), last_id))
     UPDATE_RECORD(
-        session,
+        transaction,
         {
             "id": user_id,
             "orders_count": count + 1,
@@ -124,17 +121,17 @@ def confirm_order(session: Transaction, order_id: str) -> None:
     )
 
 
-def mark_notification(session: Transaction, order_id: str, state: str) -> None:
+def mark_notification(transaction: Transaction, order_id: str, state: str) -> None:
     """Set the order's ``notification``. A state that is behind the present one changes nothing (see NOTIFICATIONS)."""
-    MARK_NOTIFICATION[state](session, {"id": order_id})
+    MARK_NOTIFICATION[state](transaction, {"id": order_id})
 
 
-def set_email(session: Transaction, user_id: str, email: str) -> None:
+def set_email(transaction: Transaction, user_id: str, email: str) -> None:
     """Keep ``email`` as the user's address; the user's record is made when there is none."""
-    known = FIND_EMAIL(session, {"id": user_id}).fetchone()
+    known = FIND_EMAIL(transaction, {"id": user_id}).fetchone()
     if known is None or known[0] != email:  # else the record need not be locked, which on PostgreSQL others may want
-        INSERT_USER(session, {"user_id": user_id})
-        SET_EMAIL(session, {"id": user_id, "address": email})
+        INSERT_USER(transaction, {"user_id": user_id})
+        SET_EMAIL(transaction, {"id": user_id, "address": email})
 
 
 def find_order(session: Session, order_id: str) -> Order:

@@ -17,8 +17,8 @@ def api(shop: Shop) -> Api:
 
 
 def dispatcher_is_alive(shop: Shop) -> None:
-    def work(session: Transaction) -> None:
-        session.merge(Dispatcher(name="test", started_at=session.now, seen_at=session.now))
+    def work(transaction: Transaction) -> None:
+        transaction.session.merge(Dispatcher(name="test", started_at=transaction.now, seen_at=transaction.now))
 
     shop.database.transact(work)
 

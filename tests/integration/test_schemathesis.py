@@ -58,8 +58,8 @@ def document(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shop.close()
 
 
-def _dispatcher_is_alive(session: Transaction) -> None:
-    session.merge(Dispatcher(name="test", started_at=session.now, seen_at=session.now))
+def _dispatcher_is_alive(transaction: Transaction) -> None:
+    transaction.session.merge(Dispatcher(name="test", started_at=transaction.now, seen_at=transaction.now))
 
 
 @pytest.mark.parametrize("path, method", list(operations()))

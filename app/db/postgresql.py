@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect as Compiler
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeDecorator
 
 from app.db.dialect import Listener, driver_error, is_connection_trouble
@@ -134,7 +134,7 @@ class PostgreSQL:
         try:
             with self.engine.begin() as connection:
                 connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": channel})
-        except DBAPIError as error:
+        except SQLAlchemyError as error:
             raise DatabaseUnavailable from error
 
     def listen(self, channel: str) -> Listener | None:

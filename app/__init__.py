@@ -5,10 +5,10 @@ import logging
 from flask import Flask
 from sqlalchemy.orm import configure_mappers
 
-from app import api, cli, doctor, mail, receivers
+from app import api, cli, mail, receivers
 from app.bus import Bus
 from app.clock import Clock
-from app.db import Database, schema, sqlite_is_safe, sqlite_module
+from app.db import Database, schema
 from app.engine import InProcessEngine
 from app.observe import logs
 from app.retry import ExponentialBackoff, Policy
@@ -32,7 +32,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     policy = policy or ExponentialBackoff(
         settings.retry_base_seconds, settings.retry_max_seconds, settings.retry_max_attempts
     )
-    if database.is_sqlite:
+    if database.dialect.file is not None:
         schema.prepare(database)
         database.close()  # a server that loads the application and then forks hands no open connection down
     app.extensions.update(settings=settings, database=database)
@@ -41,8 +41,8 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     app.extensions["engine"] = InProcessEngine(bus, settings)
 
     logs.init_app(app)
-    if database.is_sqlite and not sqlite_is_safe():
-        logging.getLogger("app.db").warning(doctor.WAL_RESET_BUG.format(sqlite_module().sqlite_version))
+    if defect := database.dialect.defect():
+        logging.getLogger("app.db").warning(defect)
     mail.init_app(app, settings)
     receivers.connect_all()
     api.init_app(app)

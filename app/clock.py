@@ -1,5 +1,6 @@
 """The one clock of the application, injected wherever time matters, and the ids made from it."""
 
+import functools
 import os
 import threading
 import time
@@ -17,6 +18,12 @@ class Clock:
     def monotonic(self) -> float:
         """Seconds that never run backwards, for measuring how long something took."""
         return time.monotonic()
+
+
+@functools.lru_cache(maxsize=64)  # a transaction stores its own time several times
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC, always with microseconds, so that text order is time order."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 DRAWN_AT_ONCE = 256

@@ -3,24 +3,18 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flask import Flask
 
 from app.bus import queries
-from app.db import Database, sqlite_is_safe, sqlite_module
+from app.db import Database
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import SIGNALS
 from app.states import DeliveryState
 from config import Settings
 
 LOW_DISK_BYTES = 500_000_000
-
-WAL_RESET_BUG = (
-    "SQLite {} can corrupt a database that several processes write (the WAL-reset bug, fixed in 3.51.3); "
-    "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
-)
 
 
 @dataclass(frozen=True)
@@ -55,19 +49,12 @@ def _check_database(database: Database) -> Iterator[Finding]:
         yield Finding("wrong", f"database: {error}")
     else:
         yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
-        if database.is_sqlite:
-            yield _sqlite_version()
-
-
-def _sqlite_version() -> Finding:
-    version = sqlite_module().sqlite_version
-    if sqlite_is_safe():
-        return Finding("fine", f"SQLite {version} is free of the WAL-reset bug")
-    return Finding("note", WAL_RESET_BUG.format(version))
+        if defect := database.dialect.defect():
+            yield Finding("note", defect)
 
 
 def _check_disk(settings: Settings, database: Database) -> Iterator[Finding]:
-    folders = [Path(database.url.database or "").absolute().parent] if database.is_sqlite else []
+    folders = [database.dialect.file.parent] if database.dialect.file else []
     folders += [settings.instance_path] if settings.mail_backend == "file" else []
     for folder in dict.fromkeys(folders):
         existing = next(each for each in (folder, *folder.parents) if each.exists())  # it is made when it is needed

@@ -5,7 +5,6 @@ from flask import Flask
 from app.api import auth, deliveries, error_handlers, events, health, openapi, orders, users
 from app.api.blueprint import blueprint
 from app.api.json_provider import ExactJSONProvider
-from app.api.middleware import AnnounceWrites, PlainResponse
 from app.http import SecurityHeaders
 
 ROUTES = (auth, deliveries, error_handlers, events, health, openapi, orders, users)
@@ -17,5 +16,4 @@ def init_app(app: Flask) -> None:
     app.json = ExactJSONProvider(app)
     app.url_map.merge_slashes = False  # Flask would redirect //api//orders with an HTML page
     app.register_blueprint(blueprint)
-    app.response_class = PlainResponse
-    app.wsgi_app = SecurityHeaders(AnnounceWrites(app))  # type: ignore[method-assign]  # as Flask documents it
+    app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]  # as Flask documents it

@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import bindparam, delete, select, update
 
 from app.bus.tables import UNFINISHED, CircuitBreaker, Delivery
-from app.db import Transaction, insert, table
-from app.db.prepared import Prepared, Reader, utc
+from app.db import Prepared, Reader, Transaction, table, utc
 from app.retry import probe_wait
 from app.states import DeliveryState, Outcome
 
@@ -65,7 +64,8 @@ def note_outcome(transaction: Transaction, receiver: str, outcome: Outcome | Non
 def _open(transaction: Transaction, receiver: str, *, probe: bool) -> None:
     """Several failures at once count as one; a failed probe makes the wait longer."""
     now, session = transaction.now, transaction.session
-    first = insert(session, CircuitBreaker).values(receiver=receiver, opened_at=now, failures=1, probe_at=now)
+    first = transaction.dialect.insert(CircuitBreaker)
+    first = first.values(receiver=receiver, opened_at=now, failures=1, probe_at=now)
     session.execute(first.on_conflict_do_nothing(index_elements=["receiver"]))
     if probe:
         failures = session.scalar(select(CircuitBreaker.failures).where(CircuitBreaker.receiver == receiver)) or 0

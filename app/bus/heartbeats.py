@@ -3,14 +3,14 @@
 from datetime import datetime
 
 from app.bus.tables import Dispatcher
-from app.db import Transaction, insert
+from app.db import Transaction
 
 
 def record(transaction: Transaction, name: str) -> None:
     """The dispatcher ``name`` is alive now."""
-    now, session = transaction.now, transaction.session
-    first = insert(session, Dispatcher).values(name=name, started_at=now, seen_at=now)
-    session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"seen_at": now}))
+    now = transaction.now
+    first = transaction.dialect.insert(Dispatcher).values(name=name, started_at=now, seen_at=now)
+    transaction.session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"seen_at": now}))
 
 
 def remove(transaction: Transaction, name: str, unseen_since: datetime) -> None:

@@ -12,7 +12,7 @@ from app.bus import lifecycle
 from app.bus.leases import Lease
 from app.bus.outbox import caused_by
 from app.clock import Clock
-from app.db import Transaction, is_passing
+from app.db import Transaction
 from app.errors import AttemptFailed, DatabaseUnavailable
 from app.retry import Policy
 from app.states import Outcome
@@ -84,14 +84,14 @@ class Invoker:
             with self.context(), caused_by(lease):
                 answer = subscription.receiver(lease.source, **_arguments(subscription, lease, event, transaction))
                 if transaction is not None:
-                    transaction.write_out()
+                    transaction.flush()
         except AttemptFailed as error:
             held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
             return Failure(error.outcome, storable(str(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT_SECONDS, str(error))
         except Exception as error:
-            if transaction is not None and is_passing(error):
+            if transaction is not None and transaction.dialect.is_transient(error):
                 raise
             lifecycle.report(lifecycle.receiver_raised, self.sender, lease=lease, error=error)
             return bug(error)

@@ -14,10 +14,8 @@ from sqlalchemy import Integer, String, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from app.bus import breaker
-from app.bus.queries import raw_data
 from app.bus.tables import UNFINISHED, Attempt, Delivery, StoredEvent
-from app.db import Transaction, table
-from app.db.prepared import Prepared, Reader, utc
+from app.db import Prepared, Reader, Transaction, table, utc
 from app.errors import LeaseLost
 from app.states import DeliveryState, Outcome
 
@@ -44,7 +42,7 @@ FIND_DUE = Prepared(
             Delivery.leased_at,
             Delivery.leased_by,
             StoredEvent.occurred_at,
-            raw_data(dialect).label("data"),
+            dialect.raw_text(StoredEvent.data).label("data"),
             *(table(StoredEvent).c[name] for name in EVENT),
         )
         .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)

@@ -87,11 +87,11 @@ def act(database: Database, action: str, which: Filter, *, by: str, reason: str 
     """
     with database.read() as session:
         newest = session.scalar(select(func.max(Delivery.delivery_id))) or 0
-    act_id = database.transact(lambda session: record_act(session, action, which, by, reason))
+    act_id = database.transact(lambda transaction: record_act(transaction, action, which, by, reason))
     total, last = 0, 0
     while last < newest:
         changed, last = database.transact(
-            lambda session, last=last: act_on_batch(session, act_id, action, which, reason, last, newest)  # type: ignore[misc]
+            lambda transaction, last=last: act_on_batch(transaction, act_id, action, which, reason, last, newest)  # type: ignore[misc]
         )
         total += changed
     return total

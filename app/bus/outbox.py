@@ -6,13 +6,12 @@ from contextvars import ContextVar
 from functools import partial
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Text, cast, func, insert
+from sqlalchemy import insert
 
 from app.bus.leases import Lease
 from app.bus.tables import Delivery, StoredEvent
 from app.clock import uuid7
-from app.db import Transaction, table
-from app.db.prepared import Prepared
+from app.db import Prepared, Transaction, table
 from app.signal import Event, Subscription, encode, recorder
 from app.states import DeliveryState
 
@@ -28,14 +27,7 @@ class Recorded(NamedTuple):
 
 
 INSERT_EVENT = Prepared(
-    lambda dialect: (
-        insert(table(StoredEvent))
-        # Where transactions commit out of order, a reader of the feed waits for this one to end.
-        .values(
-            transaction_id=cast(cast(func.pg_current_xact_id(), Text), BigInteger) if dialect == "postgresql" else 0
-        )
-        .inline()
-    ),
+    lambda dialect: insert(table(StoredEvent)).values(transaction_id=dialect.transaction_id()).inline(),
     *("event_id", "type", "version", "source", "order_id", "user_id", "data", "occurred_at"),
     *("cause_id", "correlation_id"),
 )

@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, LargeBinary, Select, Text, case, cast, func, select, tuple_
+from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session
 
 from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
-from app.db import on_postgresql, table
+from app.db import dialect_of, table
 
 ALIVE = timedelta(seconds=30)
 """A dispatcher that was not seen for longer counts as gone."""
-
-
-def raw_data(dialect: str) -> Any:
-    """The data column, as bytes on SQLite: text that is no longer UTF-8 must not break the query that meets it."""
-    return StoredEvent.data if dialect == "postgresql" else cast(StoredEvent.data, LargeBinary)
 
 
 DELIVERY_COLUMNS = (
@@ -51,7 +46,7 @@ def timeline(session: Session, order_id: str) -> list[dict[str, Any]]:
 
 def _events(session: Session) -> Select[Any]:
     columns = (column for column in table(StoredEvent).columns if column.name != "data")
-    return select(*columns, raw_data(session.get_bind().dialect.name).label("data"))
+    return select(*columns, dialect_of(session).raw_text(StoredEvent.data).label("data"))
 
 
 def _group(session: Session, query: Select[Any], key: str) -> defaultdict[Any, list[dict[str, Any]]]:
@@ -72,20 +67,11 @@ def _readable(data: bytes | str) -> Any:
 def feed(session: Session, after: str | None, limit: int) -> tuple[Sequence[Any], str | None]:
     """A page of all events in the order in which they became facts, and the cursor to go on from (``after`` again).
 
-    On PostgreSQL rows commit out of the order of their positions. So the page is ordered by transaction, and ends
-    before the oldest transaction still running: nothing can later appear behind the cursor. Raises ValueError for a
-    cursor that this function did not make.
+    Nothing can later appear behind the cursor. Raises ValueError for a cursor that this function did not make.
     """
-    page = _events(session).limit(limit)
-    since, position = _parse_cursor(after)
-    if on_postgresql(session):
-        settled = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)
-        place = tuple_(StoredEvent.transaction_id, StoredEvent.position)
-        page = page.where(StoredEvent.transaction_id < settled, place > (since, position))
-        page = page.order_by(StoredEvent.transaction_id, StoredEvent.position)
-    else:
-        page = page.where(StoredEvent.position > position).order_by(StoredEvent.position)
-    found = list(session.execute(page))
+    place = (StoredEvent.transaction_id, StoredEvent.position)
+    page = dialect_of(session).in_commit_order(_events(session), *place, after=_parse_cursor(after))
+    found = list(session.execute(page.limit(limit)))
     return found, f"{found[-1].transaction_id}-{found[-1].position}" if found else after
 
 

@@ -12,7 +12,7 @@ from app.bus import leases
 from app.bus.invoke import Answer, Failure, Invoker, NotBegun, bug, find_subscription
 from app.bus.leases import Lease, LeaseEnd
 from app.bus.outbox import caused_by, savepoint
-from app.db import Transaction, is_passing
+from app.db import Transaction
 from app.errors import AppError, LeaseLost
 from app.retry import Policy
 from app.states import DeliveryState, Outcome
@@ -36,7 +36,7 @@ def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, 
             leases.end(transaction, ends)
             return ends
     except Exception as error:
-        if is_passing(error):
+        if transaction.dialect.is_transient(error):
             raise
         if len(answers) > 1:
             return [end for each in answers for end in settle(transaction, policy, [each])]
@@ -77,7 +77,7 @@ def _deliver_one(transaction: Transaction, policy: Policy, invoker: Invoker, lea
     except _Undo as undo:
         answer = undo.answer
     except Exception as error:
-        if is_passing(error):
+        if transaction.dialect.is_transient(error):
             raise
         answer = bug(error)
     return conclude(transaction, policy, lease, answer)
@@ -115,7 +115,7 @@ def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, fa
         with savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))
     except Exception as error:
-        if is_passing(error):
+        if transaction.dialect.is_transient(error):
             raise
         detail = f"{detail}; and when_dead failed: {bug(error).detail}"
     return LeaseEnd(lease, DeliveryState.DEAD, outcome, detail)

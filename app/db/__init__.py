@@ -1,28 +1,27 @@
-"""The database. Nothing else in the application knows which of the two it talks to, but for ``insert``."""
+"""The database: one way to write, two ways to read. Nothing outside this folder asks which database it is."""
 
-from app.db.columns import Base, Money, UtcTime, iso, table
-from app.db.database import CROWDED, SCHEMA_REVISION, Database
-from app.db.engine import is_passing, sqlite_is_safe, sqlite_module
+from app.clock import iso
+from app.db.columns import Base, Money, UtcTime, table
+from app.db.database import SCHEMA_REVISION, Database
+from app.db.dialect import Dialect, Listener, dialect_of
 from app.db.prepared import Prepared, Reader, money, utc
-from app.db.transaction import Transaction, current, insert, on_postgresql
+from app.db.sqlite import driver_module as sqlite_module
+from app.db.transaction import Transaction
 
 __all__ = [
-    "CROWDED",
     "SCHEMA_REVISION",
     "Base",
     "Database",
+    "Dialect",
+    "Listener",
     "Money",
     "Prepared",
     "Reader",
     "Transaction",
     "UtcTime",
-    "current",
-    "insert",
-    "is_passing",
+    "dialect_of",
     "iso",
     "money",
-    "on_postgresql",
-    "sqlite_is_safe",
     "sqlite_module",
     "table",
     "utc",

@@ -1,14 +1,14 @@
-"""What tables are made of: how amounts and times are kept, so that both read well in a plain ``select *``."""
+"""Column types and the base of all models: amounts and times read well in a plain ``select *``."""
 
-import functools
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
-from sqlalchemy import MetaData, Numeric, String, Table
-from sqlalchemy.engine import Dialect
+from sqlalchemy import MetaData, Numeric, Table
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.types import DateTime, TypeDecorator
+from sqlalchemy.types import TypeDecorator
+
+from app.db.postgresql import UtcTimestamp
+from app.db.sqlite import MoneyText, TimeText
 
 
 class Base(DeclarativeBase):
@@ -24,50 +24,20 @@ class Base(DeclarativeBase):
 
 
 class Money(TypeDecorator[Decimal]):
-    """An exact amount with two decimals. On SQLite, which has no decimal type, it is text that reads ``19.99``."""
+    """An exact amount with two decimals."""
 
-    impl = String
+    impl = Numeric(20, 2).with_variant(MoneyText(), "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(String(24) if dialect.name == "sqlite" else Numeric(20, 2))
-
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name != "sqlite":
-            return value
-        return f"{value:.2f}"
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
-        return value if value is None or isinstance(value, Decimal) else Decimal(value)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A time in UTC. On SQLite it is ISO 8601 text that sorts: ``2026-11-23T08:15:30.123456Z``."""
+    """A time in UTC."""
 
-    impl = String
+    impl = UtcTimestamp().with_variant(TimeText(), "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(String(27) if dialect.name == "sqlite" else DateTime(timezone=True))
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name != "sqlite":
-            return value
-        return iso(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        if isinstance(value, str):
-            return datetime.fromisoformat(value)
-        return value if value is None else value.astimezone(UTC)
-
-
-@functools.lru_cache(maxsize=64)  # a transaction stores its own time several times
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC, always with microseconds, so that text order is time order."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def table(model: type[Base]) -> Table:
-    """The table of a model, for statements that shall run without the ORM's help."""
+    """The table of a model, for statements that run without the ORM's help."""
     assert isinstance(model.__table__, Table)  # noqa: S101 - for the type checker: it could be a join
     return model.__table__

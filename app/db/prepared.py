@@ -1,8 +1,8 @@
-"""Statements that SQLAlchemy writes and the driver runs.
+"""Prepared statements: SQLAlchemy compiles each once, the driver runs it.
 
-For the few that every order takes: SQLAlchemy's execution of a statement costs several times what the database takes
-for it. Each is compiled once for each kind of database. Values are given by name, as to SQLAlchemy, and are bound as
-their columns' types say; rows come as the driver gives them (see ``utc``, ``money``).
+They are for the few statements of every order, because SQLAlchemy's execution costs several times what the database
+takes. Values are given by name and bound as their columns' types say. Rows come as the driver gives them: ``utc`` and
+``money`` read what differs between drivers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,11 +11,12 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Executable
-from sqlalchemy.engine import Dialect
+
+from app.db.dialect import Dialect
 
 
-class Session(Protocol):
-    """What a statement runs on: a transaction, or a Reader."""
+class Runner(Protocol):
+    """What a statement runs on: a Transaction or a Reader."""
 
     @property
     def driver(self) -> Any: ...
@@ -25,56 +26,60 @@ class Session(Protocol):
 
 
 class Reader(NamedTuple):
-    """A connection outside any transaction: each query sees the database as it is at its moment."""
+    """A connection in autocommit: each query sees the database as it is at its moment."""
 
     driver: Any
     dialect: Dialect
 
 
 class Prepared:
-    """A statement; call it with a session and the values."""
+    """A statement; call it with a transaction or a reader, and the values."""
 
-    def __init__(self, made: Executable | Callable[[str], Executable], *names: str) -> None:
-        """``names`` are the columns that an INSERT names; ``made`` may depend on the dialect's name."""
+    def __init__(self, made: Executable | Callable[[Dialect], Executable], *names: str) -> None:
+        """``names`` are the columns that an INSERT names; ``made`` may depend on the dialect."""
         self._made = made
         self._names = names
-        self._compiled: dict[str, _Compiled] = {}
+        self._compiled: dict[str, Compiled] = {}
 
-    def __call__(self, session: Session, values: Mapping[str, Any]) -> Any:
+    def __call__(self, runner: Runner, values: Mapping[str, Any]) -> Any:
         """Run it. Returns the driver's cursor."""
-        compiled = self._for(session.dialect)
-        return session.driver.execute(compiled.sql, compiled.bind(values))
+        compiled = self.compiled(runner.dialect)
+        return runner.driver.execute(compiled.sql, compiled.bind(values))
 
-    def many(self, session: Session, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Run it for each row. Returns how many rows of the table that met in all."""
-        compiled = self._for(session.dialect)
-        cursor = session.driver.cursor()
+    def many(self, runner: Runner, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Run it for each row. Returns how many rows of the table that affected in all."""
+        compiled = self.compiled(runner.dialect)
+        cursor = runner.driver.cursor()
         cursor.executemany(compiled.sql, [compiled.bind(row) for row in rows])
         return int(cursor.rowcount)
 
-    def at_once(self, session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    def insert_all(self, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> None:
         """Run an INSERT, for all the rows in one statement."""
-        compiled = self._for(session.dialect)
-        session.driver.execute(compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)])
+        compiled = self.compiled(runner.dialect)
+        runner.driver.execute(compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)])
 
-    def _for(self, dialect: Dialect) -> "_Compiled":
+    def compiled(self, dialect: Dialect) -> "Compiled":
         found = self._compiled.get(dialect.name)
         if found is None:
-            statement = self._made(dialect.name) if callable(self._made) else self._made
-            found = self._compiled[dialect.name] = _Compiled(statement, self._names, dialect)
+            statement = self._made(dialect) if callable(self._made) else self._made
+            found = self._compiled[dialect.name] = Compiled(statement, self._names, dialect)
         return found
 
 
-class _Compiled:
+class Compiled:
+    """A statement in one database's SQL. ``parameters`` are the names of its values, in their order."""
+
     def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
-        made: Any = type(dialect)
-        by_position = dialect if dialect.positional else made(paramstyle="format")
+        types = dialect.engine.dialect
+        made: Any = type(types)
+        by_position = types if types.positional else made(paramstyle="format")
         compiled = statement.compile(dialect=by_position, column_keys=list(names) or None)
         self.sql = str(compiled)
+        self.parameters = tuple(compiled.positiontup)
         self._slots = []
-        for name in compiled.positiontup:
+        for name in self.parameters:
             bound = compiled.binds[name]
-            process = bound.type.dialect_impl(dialect).bind_processor(dialect)
+            process = bound.type.dialect_impl(types).bind_processor(types)
             fixed = bound.value if not bound.required else None
             self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
 
@@ -85,6 +90,7 @@ class _Compiled:
         ]
 
     def repeated(self, count: int) -> str:
+        """The INSERT for so many rows."""
         into, values = self.sql.split(" VALUES ")
         return f"{into} VALUES {', '.join([values] * count)}"
 

@@ -1,33 +1,29 @@
-"""Bring the database to the schema of the code, with the Alembic revisions in migrations/.
+"""Migrations: bring the database to the schema of the code, with the Alembic revisions in migrations/.
 
-Alembic is imported only here and only when there is something to do: it adds more than half to the time that a start
-spends on imports.
+Alembic is imported only when there is something to do: it adds more than half to the time that a start spends on
+imports.
 """
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.db.database import Database
-from app.db.engine import is_passing, sqlite_module
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
-ADVISORY_LOCK = 7_203_481
-"""Any number that nothing else locks on the same PostgreSQL database."""
 
 
 def prepare(database: Database) -> None:
-    """At every start: SQLite is brought up to date; PostgreSQL must be so already. Raises SchemaBehind.
+    """At every start: a database file is brought up to date; a server's database must be so already.
 
-    A PostgreSQL server that can't be reached is no reason not to start: requests are answered 503 until it can.
+    Raises SchemaBehind, DatabaseUnusable for a file, DatabaseUnavailable for a server.
     """
-    if not database.is_sqlite:
+    if database.dialect.file is None:
         database.check_schema()
         return
     try:
@@ -50,62 +46,35 @@ def upgrade(database: Database) -> None:
     """
     from alembic import command
 
-    with _plainly(), _alone(database) as connection:
-        command.upgrade(_config(connection), "head")
-        if database.is_sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall()):
-            raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
+    with migrating(database) as config:
+        command.upgrade(config, "head")
 
 
 def check(database: Database) -> None:
     """Raises SchemaBehind when models and migrations differ, DatabaseUnavailable when there is no database."""
     from alembic import command
 
-    with _plainly(), _alone(database) as connection:
-        command.check(_config(connection))
+    with migrating(database) as config:
+        command.check(config)
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Alembic's complaint, or that of a database that isn't there, as one of ours."""
+def migrating(database: Database) -> Iterator[Any]:
+    """For Alembic's commands: their configuration, on a connection that no other process migrates beside.
+
+    Raises SchemaBehind for what Alembic complains of, DatabaseUnavailable when there is no database.
+    """
     from alembic.util import CommandError
 
     try:
-        yield
+        with database.dialect.exclusive(database.timeout) as connection:
+            yield _config(connection)
     except CommandError as error:
         raise SchemaBehind(str(error)) from error
     except DBAPIError as error:
-        if not is_passing(error):
+        if not database.dialect.is_transient(error):
             raise
         raise DatabaseUnavailable from error
-
-
-@contextmanager
-def _alone(database: Database) -> Iterator[Connection]:
-    """A connection in a transaction that nobody else's upgrade can enter."""
-    if not database.is_sqlite:
-        with database.engine.begin() as connection:
-            connection.execute(text(f"SET LOCAL lock_timeout = {int(database.timeout * 1000)}"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-            yield connection
-        return
-    # A new file switches to WAL without regard to busy_timeout: the first to open it must be alone.
-    file = Path(f"{database.url.database}.lock")
-    file.touch(mode=0o600)  # nobody else is to hold it
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        engine = create_engine(database.url, module=sqlite_module(), connect_args={"isolation_level": None})
-        with engine.begin() as connection:
-            # Foreign keys are off here (SQLite's default): a batch migration drops and rebuilds a table, and with them
-            # on that would delete the rows that point to it. upgrade() checks them at the end.
-            for statement in (
-                "PRAGMA busy_timeout=30000",
-                "PRAGMA journal_mode=wal",
-                "PRAGMA synchronous=FULL",
-                "BEGIN IMMEDIATE",
-            ):
-                connection.exec_driver_sql(statement)
-            yield connection
-        engine.dispose()
 
 
 def _config(connection: Connection) -> Any:

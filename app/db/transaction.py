@@ -1,4 +1,4 @@
-"""What work is given: a session inside a write transaction that it may share with others' work."""
+"""The transaction that a work is given: prepared statements run on it, and it has a SQLAlchemy session."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,58 +7,103 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.db.columns import Base
+from app.db.dialect import Dialect
 from app.db.prepared import Prepared
-from app.errors import OutsideTransaction
 
 T = TypeVar("T")
-Rows = dict[Prepared, list[dict[str, Any]]]
-"""What is to be inserted, by the statement that does it, in the order in which these were first used."""
+AddedRows = dict[Prepared, list[dict[str, Any]]]
+"""Rows that wait to be inserted, by their INSERT, in the order in which these were first used."""
 
 
-class Transaction(Session):
-    """A session inside the one write transaction that ``Database.transact`` opened for it.
+class Transaction:
+    """One caller's part of a write transaction, which others' works may share. It commits when all of them are done.
 
-    Others' work may be part of the same transaction. So it ends by itself, and what the session does lies in savepoints
-    of its own.
+    A work that raises is undone with the whole transaction, and the other works run again.
     """
 
-    def __init__(self, connection: Connection, now: datetime, rows: "Rows") -> None:
-        """Most work needs prepared statements alone, so what a Session consists of is made when it is first used.
-
-        ``rows`` are those of all who share the transaction.
-        """
+    def __init__(self, connection: Connection, dialect: Dialect, now: datetime, added_rows: AddedRows) -> None:
+        """``added_rows`` are those of all works that share the transaction."""
         self.now = now
         """When the transaction began, by the injected clock."""
         self.facts: dict[str, Any] = {}
         """What listeners to ``Database.committed`` should know; forgotten when the transaction rolls back."""
+        self.dialect = dialect
         self.driver: Any = connection.connection.dbapi_connection
-        """The driver's own connection, for prepared statements."""
-        self.dialect = connection.dialect
-        self._made_on: Connection | None = connection
-        self._rows = rows
-
-    def __getattr__(self, name: str) -> Any:
-        """Called for what is not there: the first time, all that a Session consists of."""
-        connection = vars(self).get("_made_on")
-        if connection is None:
-            raise AttributeError(f"a transaction has no {name!r}")
-        self._made_on = None
-        super().__init__(connection, expire_on_commit=False, join_transaction_mode="create_savepoint")
-        return getattr(self, name)
+        """The driver's connection, for prepared statements."""
+        self._connection = connection
+        self._added_rows = added_rows
+        self._session: WorkSession | None = None
 
     @property
     def session(self) -> Session:
-        """A SQLAlchemy session in the transaction, made when it is asked for."""
-        return self
+        """A SQLAlchemy session in the transaction, made when it is first asked for: most works need none."""
+        if self._session is None:
+            self._session = WorkSession(self._connection, self.dialect, self.insert_rows)
+        return self._session
 
-    @property
-    def is_used(self) -> bool:
-        """Whether something was done through the session, and lies in a savepoint of its own."""
-        return self._made_on is None and self.in_transaction()
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """The block's writes stay or go together: an exception undoes them, and is passed on."""
+        self.flush()
+        self.insert_rows()
+        self.driver.execute("SAVEPOINT part")
+        try:
+            yield
+            self.flush()
+            self.insert_rows()
+        except Exception:
+            self._added_rows.clear()
+            if self._session is not None:
+                self._session.undo()
+            self.driver.execute("ROLLBACK TO SAVEPOINT part")
+            self.driver.execute("RELEASE SAVEPOINT part")
+            raise
+        self.driver.execute("RELEASE SAVEPOINT part")
+
+    def add_row(self, statement: Prepared, row: dict[str, Any]) -> None:
+        """Insert the row by a prepared INSERT, later: one statement inserts the rows of all works that share the
+        transaction. It runs when the transaction or the savepoint ends, or the session asks the database."""
+        self._added_rows.setdefault(statement, []).append(row)
+
+    def insert_rows(self) -> None:
+        """Insert the added rows now."""
+        if self._added_rows:
+            with self.dialect.pipeline(self.driver):
+                for statement, rows in self._added_rows.items():
+                    statement.insert_all(self, rows)
+            self._added_rows.clear()
+
+    def flush(self) -> None:
+        """Send the session's changes to the database now."""
+        if self._session is not None:
+            self._session.keep()
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+
+
+class WorkSession(Session):
+    """A session that can't end the transaction it is in: its own changes lie in a savepoint."""
+
+    def __init__(self, connection: Connection, dialect: Dialect, before_statement: Callable[[], None]) -> None:
+        if not connection.in_transaction():  # the driver is; SQLAlchemy learns of it here
+            connection.begin()
+        super().__init__(
+            connection,
+            expire_on_commit=False,
+            join_transaction_mode="create_savepoint",
+            info={"dialect": dialect},
+        )
+        self._before_statement = before_statement
+
+    def get_bind(self, *_: Any, **__: Any) -> Connection:
+        """The connection; SQLAlchemy asks for it before each statement."""
+        self._before_statement()
+        assert isinstance(self.bind, Connection)  # noqa: S101 - for the type checker
+        return self.bind
 
     def commit(self) -> None:
         """Raises RuntimeError: the transaction is not the session's to end."""
@@ -68,90 +113,35 @@ class Transaction(Session):
         """Raises RuntimeError: the transaction is not the session's to end."""
         raise RuntimeError("db.transact(work) rolls back by itself when work raises; leave rollback() out")
 
-    def get_bind(self, *_: Any, **__: Any) -> Connection:
-        """The connection. SQLAlchemy learns here of the transaction that it is in; prepared statements need no help."""
-        assert isinstance(self.bind, Connection)  # noqa: S101 - for the type checker
-        self.write_rows()
-        if not self.bind.in_transaction():
-            self.bind.begin()
-        return self.bind
-
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
-        """What is done in the block stays or goes as one: an exception undoes it, and is passed on."""
-        self.write_out()
-        self.write_rows()
-        self.driver.execute("SAVEPOINT part")
-        try:
-            yield
-            self.write_out()
-            self.write_rows()
-        except Exception:
-            self._rows.clear()
-            if self.is_used:
-                super().rollback()
-            self.driver.execute("ROLLBACK TO SAVEPOINT part")
-            self.driver.execute("RELEASE SAVEPOINT part")
-            raise
-        self.driver.execute("RELEASE SAVEPOINT part")
-
-    def add_row(self, statement: Prepared, row: dict[str, Any]) -> None:
-        """Insert the row by a prepared INSERT when the transaction, or the savepoint that one is in, ends, and sooner
-        when the session asks the database. All rows that gather until then, be they others', take one statement."""
-        self._rows.setdefault(statement, []).append(row)
-
-    def write_rows(self) -> None:
-        """Insert what was added. To PostgreSQL it goes in one packet."""
-        if self._rows:
-            with self.driver.pipeline() if on_postgresql(self) else contextlib.nullcontext():
-                for statement, rows in self._rows.items():
-                    statement.at_once(self, rows)
-            self._rows.clear()
-
-    def write_out(self) -> None:
-        """Send what waits in the session to the database, where it joins the transaction."""
-        if self.is_used:
+    def keep(self) -> None:
+        """Flush, and release the savepoint."""
+        if self.in_transaction():
             super().commit()
 
+    def undo(self) -> None:
+        """Forget all changes since the last ``keep``."""
+        if self.in_transaction():
+            super().rollback()
 
-_current: ContextVar[Transaction | None] = ContextVar("transaction", default=None)
 
-
-def current() -> Transaction:
-    """The running transaction. Raises OutsideTransaction."""
-    transaction = _current.get()
-    if transaction is None:
-        raise OutsideTransaction
-    return transaction
+_running: ContextVar[bool] = ContextVar("running", default=False)
 
 
 def in_transaction() -> bool:
-    return _current.get() is not None
+    return _running.get()
 
 
-def within(
+def run_within(
     transaction: Transaction, work: Callable[[Transaction], T], before: Callable[[Transaction], None] | None
 ) -> T:
-    """Do the work as the running transaction's, and write out what its session holds."""
-    _current.set(transaction)
-    if before is not None:
-        before(transaction)
+    """Run the work in the transaction, and flush its session."""
+    _running.set(True)
     try:
+        if before is not None:
+            before(transaction)
         result = work(transaction)
-        transaction.write_out()
+        transaction.flush()
         return result
     finally:
-        if transaction.is_used:
-            transaction.close()
-        _current.set(None)
-
-
-def on_postgresql(session: Session) -> bool:
-    dialect = session.dialect if isinstance(session, Transaction) else session.get_bind().dialect
-    return dialect.name == "postgresql"
-
-
-def insert(session: Session, table: type[Base]) -> Any:
-    """An INSERT that has ``on_conflict_do_nothing`` and ``on_conflict_do_update`` on this database."""
-    dialect = postgresql if on_postgresql(session) else sqlite
-    return dialect.insert(table)
+        transaction.close()
+        _running.set(False)

@@ -8,20 +8,17 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db import Base, Transaction, table
-from app.db.prepared import Prepared, money, utc
+from app.db import Base, Dialect, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound
 from app.orders.models import Order, User
 from app.orders.queries import FIND_EMAIL, find_order
 from app.states import NotificationStatus, OrderStatus
 
 
-def _insert(model: type[Base], key: str, dialect: str) -> Any:
+def _insert(model: type[Base], key: str, dialect: Dialect) -> Any:
     """An INSERT that changes nothing where a row with this key exists."""
-    made = (postgresql if dialect == "postgresql" else sqlite).insert(table(model))
-    return made.on_conflict_do_nothing(index_elements=[key]).inline()
+    return dialect.insert(table(model)).on_conflict_do_nothing(index_elements=[key]).inline()
 
 
 def _mark(status: NotificationStatus) -> Prepared:

@@ -54,7 +54,7 @@ def test_a_transaction_in_a_transaction_is_refused_at_once(shop: Shop) -> None:
 
 
 def test_what_is_rolled_back_leaves_nothing(shop: Shop) -> None:
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
         order_created.send("here", event=CREATED)
         raise KeyError
 
@@ -75,8 +75,8 @@ def test_an_event_without_receivers_is_stored_and_waits_for_nobody(shop: Shop) -
 def test_a_receiver_sees_the_order_that_the_event_tells_of(shop: Shop) -> None:
     seen = []
 
-    def look(sender: str, event: OrderCreated, session: Transaction) -> None:
-        seen.append((sender, session.execute(text("SELECT total_price FROM orders")).scalar_one()))
+    def look(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        seen.append((sender, transaction.session.execute(text("SELECT total_price FROM orders")).scalar_one()))
 
     shop.only(look)
     shop.place_order(price="0.30")
@@ -94,7 +94,7 @@ def test_what_a_receiver_publishes_carries_cause_and_correlation(shop: Shop) -> 
 
 
 def test_a_receiver_publishes_inside_its_own_transaction(shop: Shop) -> None:
-    def publish(sender: str, event: OrderCreated, session: Transaction) -> None:
+    def publish(sender: str, event: OrderCreated, transaction: Transaction) -> None:
         notification_sent.send("publish", event=SENT)
 
     shop.only(publish)
@@ -109,7 +109,7 @@ def test_what_a_failing_receiver_published_is_gone(shop: Shop) -> None:
     def listener(_: object, events: list[Any]) -> None:
         heard.extend(event.type for event in events)
 
-    def publish_and_fail(sender: str, event: OrderCreated, session: Transaction) -> None:
+    def publish_and_fail(sender: str, event: OrderCreated, transaction: Transaction) -> None:
         notification_sent.send("here", event=SENT)
         raise RuntimeError
 
@@ -128,7 +128,7 @@ def test_a_batch_locks_users_rows_in_the_order_in_which_others_do(shop: Shop) ->
     """Two dispatchers, or a dispatcher and the orders of a commit, would else wait for each other."""
     seen: list[tuple[str, str]] = []
 
-    def look(sender: str, event: OrderCreated, session: Transaction) -> None:
+    def look(sender: str, event: OrderCreated, transaction: Transaction) -> None:
         seen.append((event.user_id, event.order_id))
 
     shop.only(look)
@@ -237,7 +237,7 @@ def test_last_words_that_cannot_be_stored_keep_no_delivery_from_going_dead(shop:
 def test_not_yet_spends_no_attempt(shop: Shop, transactional: bool) -> None:
     answers = [RetryAfter(10, "the stock is being counted"), None]
 
-    def inside(sender: str, event: OrderCreated, session: Transaction) -> Any:
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
         return answers.pop(0)
 
     def outside(sender: str, event: OrderCreated) -> Any:
@@ -268,7 +268,7 @@ def test_a_receiver_may_answer_that_it_is_not_needed(shop: Shop) -> None:
 def test_a_reason_is_stored_though_a_column_cannot_take_all_of_it(shop: Shop, transactional: bool) -> None:
     answer = Discard("no\0t on \ud800" + 2000 * "x")
 
-    def inside(sender: str, event: OrderCreated, session: Transaction) -> Any:
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
         return answer
 
     shop.only(inside if transactional else lambda sender, event: answer, name="odd")
@@ -321,8 +321,8 @@ def test_what_nobody_expected_is_reported_with_its_traceback(shop: Shop) -> None
 def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
     error: list[Exception | None] = [RuntimeError("half way")]
 
-    def half(sender: str, event: OrderCreated, session: Transaction) -> None:
-        set_email(session, "halved", "a@b.example")
+    def half(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        set_email(transaction, "halved", "a@b.example")
         if failure := error.pop():
             raise failure
         error.append(None)
@@ -339,8 +339,8 @@ def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
 
 @pytest.mark.parametrize("answer", [Done("nonsense"), Discard("no", "nonsense")])  # type: ignore[arg-type]
 def test_the_work_of_a_receiver_whose_answer_cannot_be_stored_does_not_stay(shop: Shop, answer: Any) -> None:
-    def half(sender: str, event: OrderCreated, session: Transaction) -> Any:
-        set_email(session, "halved", "a@b.example")
+    def half(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
+        set_email(transaction, "halved", "a@b.example")
         return answer
 
     shop.only(half)
@@ -352,8 +352,8 @@ def test_the_work_of_a_receiver_whose_answer_cannot_be_stored_does_not_stay(shop
 def test_a_broken_statement_spoils_only_its_own_receiver(shop: Shop) -> None:
     """On PostgreSQL an error ends the transaction, unless it happens in a savepoint."""
 
-    def broken(sender: str, event: OrderCreated, session: Transaction) -> None:
-        session.execute(text("SELECT nothing FROM nowhere"))
+    def broken(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        transaction.session.execute(text("SELECT nothing FROM nowhere"))
 
     shop.receive(broken)
     shop.place_order()
@@ -365,8 +365,8 @@ def test_a_broken_statement_spoils_only_its_own_receiver(shop: Shop) -> None:
 def test_every_receiver_gets_just_what_it_names(shop: Shop) -> None:
     seen: list[Any] = []
 
-    def all_of_it(sender: str, event: OrderCreated, session: Transaction, delivery: Any) -> None:
-        seen.append((sender, event.order_id, isinstance(session, Transaction), delivery.event_id, delivery.spent))
+    def all_of_it(sender: str, event: OrderCreated, transaction: Transaction, delivery: Any) -> None:
+        seen.append((sender, event.order_id, isinstance(transaction, Transaction), delivery.event_id, delivery.spent))
 
     def nothing(sender: str) -> None:
         seen.append(sender)
@@ -516,8 +516,8 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
     shop.place_order("2")
     others: list[Lease] = []
 
-    def claim(session: Transaction) -> list[Lease]:
-        taken = leases.claim(session, "plain", 1, timedelta(seconds=30), "first")
+    def claim(transaction: Transaction) -> list[Lease]:
+        taken = leases.claim(transaction, "plain", 1, timedelta(seconds=30), "first")
         other = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({"plain": 5})))
         other.start()
         other.join(4)
@@ -533,12 +533,12 @@ def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> 
     """The second to come waits for the first one's row, and reads it again."""
     shop.place_order("1")
     shop.place_order("2")
-    shop.database.transact(lambda session: set_email(session, "42", "a@b.example"))
+    shop.database.transact(lambda transaction: set_email(transaction, "42", "a@b.example"))
     counted: list[threading.Thread] = []
 
-    def first(session: Transaction) -> None:
-        confirm_order(session, "1")
-        session.flush()
+    def first(transaction: Transaction) -> None:
+        confirm_order(transaction, "1")
+        transaction.session.flush()
         second = threading.Thread(target=lambda: shop.database.transact(lambda inner: confirm_order(inner, "2")))
         second.start()
         until(lambda: somebody_waits(shop.database))
@@ -555,17 +555,19 @@ def test_two_orders_of_one_user_read_at_once_are_both_counted(shop: Shop, monkey
     """The first has read the record and not written it yet, when the second comes to read it."""
     shop.place_order("1", email="a@b.example")
     shop.place_order("2")
-    second = threading.Thread(target=lambda: shop.database.transact(lambda session: confirm_order(session, "2")))
+    second = threading.Thread(
+        target=lambda: shop.database.transact(lambda transaction: confirm_order(transaction, "2"))
+    )
     update_record = records.UPDATE_RECORD
 
-    def update_late(session: Transaction, values: Any) -> Any:
+    def update_late(transaction: Transaction, values: Any) -> Any:
         if values["last_order_id"] == "1":
             second.start()
             until(lambda: somebody_waits(shop.database) or not second.is_alive())
-        return update_record(session, values)
+        return update_record(transaction, values)
 
     monkeypatch.setattr(records, "UPDATE_RECORD", update_late)
-    shop.database.transact(lambda session: confirm_order(session, "1"))
+    shop.database.transact(lambda transaction: confirm_order(transaction, "1"))
     second.join(20)
     assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))
 
@@ -619,8 +621,8 @@ def test_a_late_process_calls_no_receiver_with_a_session(shop: Shop, orders: int
     """The wall clock was set forward, so another took over what this one has claimed; part of it."""
     late, other = shop.bus.dispatcher(), shop.bus.dispatcher()
 
-    def counting(sender: str, event: OrderCreated, session: Transaction) -> None:
-        place_order(session, order_id=uuid7(), user_id="x", total_price=Decimal(1), email=None, event_id=uuid7())
+    def counting(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        place_order(transaction, order_id=uuid7(), user_id="x", total_price=Decimal(1), email=None, event_id=uuid7())
 
     shop.only(counting)
     for number in range(orders):

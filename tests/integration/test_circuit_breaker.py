@@ -177,7 +177,7 @@ def test_in_a_batch_the_breaker_is_as_the_last_try_that_says_something_found_it(
     """One was under way when the breaker opened, the other is the probe; who comes first is who has the lower id."""
     left = [Unreachable(), *answers]
 
-    def server(sender: str, event: OrderCreated, session: Transaction) -> None:
+    def server(sender: str, event: OrderCreated, transaction: Transaction) -> None:
         if error := left.pop(0):
             raise error
 

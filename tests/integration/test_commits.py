@@ -1,80 +1,95 @@
-"""Callers share a commit; what one of them does wrong is its own affair. On SQLite processes take turns."""
+"""Group commit: callers share a transaction, and a fault of one harms no other. On SQLite there is one write lock."""
 
-import errno
-import fcntl
-import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import IntegrityError
 
 from app.bus.outbox import record
 from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
-from app.db.group_commit import Commits
-from app.db.write_queue import LONGEST_PAUSE, PATIENCE, PAUSE, SKIPPED, Turns
+from app.db.group_commit import Work
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated
 from app.orders import set_email
 from app.orders.models import User
 from tests.support.waiting import until
 
-Work = Callable[[Transaction], Any]
+Function = Callable[[Transaction], Any]
 
 BUSY = sqlite_module().OperationalError("database is locked")
 BUSY.sqlite_errorcode = 5
 
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
 
-class Crowd:
-    """Has works done at once: the first holds the lead until all the others queue behind it."""
 
-    def __init__(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.database = database
+class WatchedDatabase(Database):
+    """Notes how many works each transaction has, and fails where a test says so."""
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
         self.batches: list[int] = []
-        """The sizes of all that was tried at once."""
-        monkeypatch.setattr("app.db.group_commit.PATIENCE", 20)  # nobody leads beside another
-        fill = Commits.fill
+        self.tries = 0
+        self.begin_fault: Callable[[], BaseException | None] = lambda: None
+        self.commit_fault: Callable[[], BaseException | None] = lambda: None
 
-        def counting(commits: Commits, batch: list[Any]) -> None:
-            fill(commits, batch)
-            self.batches.append(len(batch))
+    def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
+        def taken() -> list[Work]:
+            works = take_works()
+            self.batches.append(len(works))
+            return works
 
-        monkeypatch.setattr(Commits, "fill", counting)
+        self.tries += 1
+        if (fault := self.begin_fault()) is not None:
+            raise fault
+        super().run_batch(taken)
 
-    def transact(self, work: Work) -> Any:
-        """As a request does it: on PostgreSQL only these share a commit."""
-        with self.database.commits.expected():
-            return self.database.transact(work, getattr(work, "lock_order", ""))
+    def commit(self, connection: Connection) -> None:
+        if (fault := self.commit_fault()) is not None:
+            raise fault
+        super().commit(connection)
 
-    def do(self, *works: Work) -> list[Any]:
+
+class Callers:
+    """Threads that have works done at once: the first leads until all the others queue behind it."""
+
+    def __init__(self, database: WatchedDatabase) -> None:
+        self.database = database
+
+    def transact(self, function: Function) -> Any:
+        """As a request does it: on PostgreSQL only works with a lock order share a commit."""
+        return self.database.transact(function, getattr(function, "lock_order", ""))
+
+    def do(self, *functions: Function) -> list[Any]:
         """What each returned, or the exception that it ended with."""
         entered, go_on = threading.Event(), threading.Event()
-        results: list[Any] = [None] * len(works)
+        results: list[Any] = [None] * len(functions)
 
         def first(_: Transaction) -> None:
             entered.set()
             assert go_on.wait(20)
 
-        def run(n: int, work: Work) -> None:
+        def run(n: int, function: Function) -> None:
             try:
-                results[n] = self.transact(work)
+                results[n] = self.transact(function)
             except BaseException as error:
                 results[n] = error
 
         leader = threading.Thread(target=self.transact, args=[first])
         leader.start()
         assert entered.wait(20)
-        threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
+        threads = [threading.Thread(target=run, args=each) for each in enumerate(functions)]
         for n, thread in enumerate(threads, 1):
             thread.start()
-            until(lambda n=n: len(self.database.commits.queue) == n)  # type: ignore[misc]
+            until(lambda n=n: self.database.group_commit.waiting == n)  # type: ignore[misc]
         go_on.set()
         for thread in (leader, *threads):
             thread.join(20)
@@ -82,22 +97,21 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
-    database = Database(database_url)
-    yield Crowd(database, monkeypatch)
+def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedDatabase]:
+    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 20)  # nobody leads beside another
+    database = WatchedDatabase(database_url)
+    yield database
     database.close()
 
 
 @pytest.fixture
-def sqlite_crowd(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crowd]:
-    database = Database(sqlite_url)
-    yield Crowd(database, monkeypatch)
-    database.close()
+def callers(database: WatchedDatabase) -> Callers:
+    return Callers(database)
 
 
-def adds(user_id: str) -> Work:
-    def work(session: Transaction) -> str:
-        session.add(User(user_id=user_id))
+def adds(user_id: str) -> Function:
+    def work(transaction: Transaction) -> str:
+        transaction.session.add(User(user_id=user_id))
         return user_id
 
     return work
@@ -108,232 +122,151 @@ def users(database: Database) -> list[str]:
         return sorted(session.scalars(select(User.user_id)))
 
 
-def test_who_comes_while_another_commits_shares_the_next_commit(crowd: Crowd) -> None:
-    assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
-    assert crowd.batches == [1, 3]
-    assert users(crowd.database) == ["a", "b", "c"]
+class Stopped(BaseException):
+    """As SystemExit and KeyboardInterrupt are."""
 
 
-def test_what_all_of_them_record_takes_one_statement(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_arrive_during_a_commit_share_the_next_one(callers: Callers) -> None:
+    assert callers.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
+    assert callers.database.batches == [1, 3]
+    assert users(callers.database) == ["a", "b", "c"]
+
+
+def test_events_of_all_works_are_inserted_by_one_statement(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
     inserted: list[int] = []
-    at_once = Prepared.at_once
+    insert_all = Prepared.insert_all
 
-    def counting(self: Prepared, session: Any, rows: Any) -> None:
+    def counting(self: Prepared, runner: Any, rows: Any) -> None:
         inserted.append(len(rows))
-        at_once(self, session, rows)
+        insert_all(self, runner, rows)
 
-    def records(order_id: str) -> Work:
+    def records(order_id: str) -> Function:
         event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
-        return lambda _: record(event, source="test", subscriptions=[])
+        return lambda transaction: record(transaction, event, source="test", owed=[])
 
-    monkeypatch.setattr(Prepared, "at_once", counting)
-    crowd.do(records("a"), records("b"), records("c"))
+    monkeypatch.setattr(Prepared, "insert_all", counting)
+    callers.do(records("a"), records("b"), records("c"))
     assert inserted == [3]
-    with crowd.database.read() as session:
+    with callers.database.read() as session:
         assert sorted(session.scalars(select(StoredEvent.order_id))) == ["a", "b", "c"]
 
 
-def test_works_lock_rows_in_one_order_whoever_came_first(crowd: Crowd) -> None:
+def test_works_lock_rows_in_one_order_whichever_came_first(callers: Callers) -> None:
     done: list[str] = []
 
-    def of(user_id: str) -> Work:
+    def of(user_id: str) -> Function:
         def work(_: Transaction) -> None:
             done.append(user_id)
 
         work.lock_order = user_id  # type: ignore[attr-defined]
         return work
 
-    crowd.do(of("b"), of("c"), of("a"))
-    assert crowd.batches == [1, 3]
+    callers.do(of("b"), of("c"), of("a"))
+    assert callers.database.batches == [1, 3]
     assert done == ["a", "b", "c"]
 
 
-def test_a_lock_that_others_hold_for_long_is_waited_for(sqlite_crowd: Crowd, sqlite_url: str) -> None:
-    """SQLite gives up before us: then it is asked again."""
-    crowd = sqlite_crowd
-    other = Database(sqlite_url)
-    with crowd.database.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA busy_timeout=0")  # the pool hands it out again
-    held, let_go = threading.Event(), threading.Event()
-
-    def hold(_: Transaction) -> None:
-        held.set()
-        assert let_go.wait(20)
-
-    holder = threading.Thread(target=other.transact, args=[hold])
-    holder.start()
-    assert held.wait(20)
-    refused: list[BaseException] = []
-
-    give_up = crowd.database.commits._give_up
-
-    def counting(waiting: Any, pause: float, error: Exception) -> None:
-        refused.append(error)
-        let_go.set()
-        give_up(waiting, pause, error)
-
-    crowd.database.commits._give_up = counting  # type: ignore[method-assign]
-    assert crowd.database.transact(adds("a")) == "a"
-    holder.join(20)
-    assert refused
-    assert users(crowd.database) == ["a"]
-    other.close()
-
-
-def test_a_commit_waits_for_who_is_on_the_way(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.group_commit.COMPANY_SECONDS", 20)
-    database = crowd.database
-    on_the_way = threading.Event()
-
-    def late() -> None:
-        with database.commits.expected():
-            on_the_way.set()
-            until(lambda: database.commits.leads)
-            database.transact(adds("b"))
-
-    other = threading.Thread(target=late)
-    other.start()
-    assert on_the_way.wait(20)
-    crowd.transact(adds("a"))
-    other.join(20)
-    assert crowd.batches == [2]
-    assert users(database) == ["a", "b"]
-
-
-def test_who_was_expected_and_turns_back_is_not_waited_for(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.db.group_commit.COMPANY_SECONDS", 20)
-    database = crowd.database
-    on_the_way = threading.Event()
-
-    def turns_back() -> None:
-        with database.commits.expected():
-            on_the_way.set()
-            until(lambda: database.commits.leads)
-
-    other = threading.Thread(target=turns_back)
-    other.start()
-    assert on_the_way.wait(20)
-    began = time.monotonic()
-    crowd.transact(adds("a"))
-    assert time.monotonic() - began < 10
-    other.join(20)
-    crowd.transact(adds("b"))  # nor does one wait for oneself
-    assert time.monotonic() - began < 10
-    assert users(database) == ["a", "b"]
-
-
-def test_an_error_undoes_its_own_work_only(crowd: Crowd) -> None:
-    def wrong(session: Transaction) -> None:
-        set_email(session, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing
-        session.add(User(user_id="wrong too"))
-        session.flush()
+def test_an_error_undoes_its_own_work_only(callers: Callers) -> None:
+    def wrong(transaction: Transaction) -> None:
+        set_email(transaction, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing
+        transaction.session.add(User(user_id="wrong too"))
+        transaction.session.flush()
         raise ValueError("no")
 
-    first, error, last = crowd.do(adds("a"), wrong, adds("b"))
+    first, error, last = callers.do(adds("a"), wrong, adds("b"))
     assert (first, str(error), last) == ("a", "no", "b")
-    assert crowd.batches == [1, 3, 1, 1, 1], "all together, then each alone"
-    assert users(crowd.database) == ["a", "b"]
+    assert callers.database.batches == [1, 3, 1, 1, 1], "all together, then each alone"
+    assert users(callers.database) == ["a", "b"]
 
 
-def test_a_flush_that_fails_undoes_its_own_work_only(crowd: Crowd) -> None:
-    crowd.transact(adds("a"))
-    first, error, last = crowd.do(adds("b"), adds("a"), adds("c"))
+def test_a_flush_that_fails_undoes_its_own_work_only(callers: Callers) -> None:
+    callers.transact(adds("a"))
+    first, error, last = callers.do(adds("b"), adds("a"), adds("c"))
     assert (first, last) == ("b", "c")
     assert isinstance(error, IntegrityError)
-    assert users(crowd.database) == ["a", "b", "c"]
+    assert users(callers.database) == ["a", "b", "c"]
 
 
-def failing_commits(error: Exception, when: Callable[[], object]) -> Callable[..., None]:
-    """A ``Database._commit`` that raises ``error`` when ``when()`` says so."""
-    commit = Database._commit
-
-    def fail(self: Database, connection: Connection) -> None:
-        if when():
-            raise error
-        commit(self, connection)
-
-    return fail
+def test_when_a_shared_commit_fails_each_work_runs_again_by_itself(callers: Callers) -> None:
+    database = callers.database
+    database.commit_fault = lambda: BUSY if database.batches[-1] > 1 else None
+    assert callers.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
+    assert database.batches == [1, 3, 1, 1, 1]
+    assert users(database) == ["a", "b", "c"]
 
 
-def test_when_a_shared_commit_fails_each_runs_again_by_itself(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Database, "_commit", failing_commits(BUSY, lambda: crowd.batches[-1] > 1))
-    assert crowd.do(adds("a"), adds("b"), adds("c")) == ["a", "b", "c"]
-    assert crowd.batches == [1, 3, 1, 1, 1]
-    assert users(crowd.database) == ["a", "b", "c"]
-
-
-def test_each_is_told_what_came_of_its_last_run(crowd: Crowd) -> None:
+def test_listeners_are_told_the_facts_of_the_run_that_was_committed(callers: Callers) -> None:
     runs: list[str] = []
 
-    def wrong_at_first(session: Transaction) -> str:
+    def wrong_at_first(transaction: Transaction) -> str:
         runs.append("run")
-        session.facts["noted"] = len(runs)
-        session.add(User(user_id="b"))
+        transaction.facts["noted"] = len(runs)
+        transaction.session.add(User(user_id="b"))
         if len(runs) == 1:
             raise ValueError("no")
         return "b"
 
     told: list[Any] = []
 
-    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
-        told.extend(facts)
+    def listener(_: Database, facts: dict[str, Any]) -> None:
+        told.append(facts)
 
-    with crowd.database.committed.connected_to(listener):
-        assert crowd.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
+    with callers.database.committed.connected_to(listener):
+        assert callers.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
     assert told == [{"noted": 2}]
-    assert users(crowd.database) == ["a", "b", "c"]
+    assert users(callers.database) == ["a", "b", "c"]
 
 
+@on_sqlite
 @pytest.mark.parametrize("code", [13, 10], ids=["the disk is full", "the disk fails"])
 def test_when_a_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_stays(
-    sqlite_crowd: Crowd, monkeypatch: pytest.MonkeyPatch, code: int
+    callers: Callers, code: int
 ) -> None:
-    crowd, told = sqlite_crowd, []
+    database, told = callers.database, []
     trouble = sqlite_module().OperationalError("no")
     trouble.sqlite_errorcode = code
 
-    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
+    def listener(_: Database, facts: dict[str, Any]) -> None:
         told.append(facts)
 
-    def notes(session: Transaction) -> None:
-        session.facts["noted"] = True
-        session.add(User(user_id="b"))
+    def notes(transaction: Transaction) -> None:
+        transaction.facts["noted"] = True
+        transaction.session.add(User(user_id="b"))
 
-    with crowd.database.committed.connected_to(listener):
-        with monkeypatch.context() as broken:
-            broken.setattr(Database, "_commit", failing_commits(trouble, lambda: crowd.batches[1:]))
-            results = crowd.do(adds("a"), notes)
+    with database.committed.connected_to(listener):
+        database.commit_fault = lambda: trouble if database.batches[1:] else None
+        results = callers.do(adds("a"), notes)
         assert [type(result) for result in results] == [DatabaseUnavailable, DatabaseUnavailable]
         assert told == []
-        assert users(crowd.database) == []
-        assert crowd.do(adds("a"), notes) == ["a", None]
-    assert users(crowd.database) == ["a", "b"]
-    assert told == [[{"noted": True}]]
+        assert users(database) == []
+        database.commit_fault = lambda: None
+        assert callers.do(adds("a"), notes) == ["a", None]
+    assert users(database) == ["a", "b"]
+    assert told == [{"noted": True}]
 
 
-@pytest.mark.postgres
-def test_a_row_that_somebody_keeps_locked_holds_up_only_who_wants_it(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+@on_postgresql
+def test_a_row_that_somebody_keeps_locked_holds_up_only_works_that_want_it(
+    callers: Callers, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database, other = Database(postgres_url), Database(postgres_url)
-    crowd = Crowd(database, monkeypatch)
-    monkeypatch.setattr("app.db.group_commit.PATIENCE", 0.5)
+    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 0.5)
+    database, other = callers.database, Database(database_url)
     database.transact(adds("locked"))
     held, let_go = threading.Event(), threading.Event()
 
-    def hold(session: Transaction) -> None:
-        set_email(session, "locked", "ann@example.com")
+    def hold(transaction: Transaction) -> None:
+        set_email(transaction, "locked", "ann@example.com")
         held.set()
         assert let_go.wait(20)
 
-    def wants(session: Transaction) -> str:
-        set_email(session, "locked", "bob@example.com")
+    def wants(transaction: Transaction) -> str:
+        set_email(transaction, "locked", "bob@example.com")
         return "locked"
 
     results: list[Any] = []
     threads = [
         threading.Thread(target=other.transact, args=[hold]),
-        threading.Thread(target=lambda: results.extend(crowd.do(adds("a"), wants, adds("b")))),
+        threading.Thread(target=lambda: results.extend(callers.do(adds("a"), wants, adds("b")))),
     ]
     threads[0].start()
     assert held.wait(20)
@@ -346,226 +279,147 @@ def test_a_row_that_somebody_keeps_locked_holds_up_only_who_wants_it(
     assert results == ["a", "locked", "b"]
     with database.read() as session:
         assert session.scalar(select(User.email).where(User.user_id == "locked")) == "bob@example.com"
-    for each in (database, other):
-        each.close()
+    other.close()
 
 
-@pytest.mark.postgres
-def test_on_postgresql_one_that_hangs_holds_up_neither_requests_nor_a_dispatcher(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+@on_postgresql
+def test_on_postgresql_a_work_that_hangs_holds_up_neither_requests_nor_a_dispatcher(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    database = Database(postgres_url)
+    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 0.05)
+    database = callers.database
     entered, go_on = threading.Event(), threading.Event()
 
     def hangs(_: Transaction) -> None:
         entered.set()
         assert go_on.wait(20)
 
-    def request(work: Work) -> Any:
-        with database.commits.expected():
-            return database.transact(work)
-
-    hanging = threading.Thread(target=request, args=[hangs])
+    hanging = threading.Thread(target=callers.transact, args=[hangs])
     hanging.start()
     assert entered.wait(20)
-    assert [request(adds("a")), request(adds("b"))] == ["a", "b"]
-    monkeypatch.setattr("app.db.group_commit.PATIENCE", 20)
-    began = time.monotonic()
+    assert [callers.transact(adds("a")), callers.transact(adds("b"))] == ["a", "b"]
+    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 60)  # more than this test may take
     assert database.transact(adds("c")) == "c", "a dispatcher's transactions run side by side"
-    assert time.monotonic() - began < 10
     go_on.set()
     hanging.join(20)
-    assert database.commits.leads == 0
-    database.close()
+    assert database.group_commit.leaders == 0
 
 
-class Stopped(BaseException):
-    """As SystemExit and KeyboardInterrupt are."""
-
-
+@on_sqlite
 @pytest.mark.parametrize("error", [sqlite_module().DatabaseError("malformed"), PermissionError("no"), Stopped()])
-def test_what_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+def test_a_transaction_that_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
+    database: WatchedDatabase, error: BaseException
 ) -> None:
-    """A file is damaged, say, or a lock can't be opened: an order must not be answered as if it were stored."""
-    broken, once = [True], Database._once
-
-    def fail(self: Database, batch: list[Any]) -> None:
-        if broken:
-            raise error
-        once(self, batch)
-
-    monkeypatch.setattr(Database, "_once", fail)
-    database = Database(sqlite_url)
+    """A file is damaged, say: an order must not be answered as if it were stored."""
+    database.begin_fault = lambda: error
     with pytest.raises(type(error)):
         database.transact(adds("a"))
-    broken.clear()
+    database.begin_fault = lambda: None
     assert database.transact(adds("b")) == "b"
     assert users(database) == ["b"]
-    database.close()
 
 
-def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(crowd: Crowd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(callers: Callers) -> None:
     malformed = sqlite_module().DatabaseError("malformed")
-    monkeypatch.setattr(Database, "_commit", failing_commits(malformed, lambda: crowd.batches[1:]))
-    results = crowd.do(adds("a"), adds("b"), adds("c"))
+    callers.database.commit_fault = lambda: malformed if callers.database.batches[1:] else None
+    results = callers.do(adds("a"), adds("b"), adds("c"))
     assert [str(result) for result in results] == ["malformed"] * 3
-    assert users(crowd.database) == []
+    assert users(callers.database) == []
 
 
-def test_when_the_leader_is_stopped_the_others_do_their_works_themselves(crowd: Crowd) -> None:
+def test_when_the_leader_is_stopped_the_others_do_their_works_themselves(callers: Callers) -> None:
     stopped = Stopped()
 
     def stops(_: Transaction) -> None:
         raise stopped
 
-    assert crowd.do(stops, adds("a"), adds("b")) == [stopped, "a", "b"]
-    assert users(crowd.database) == ["a", "b"]
+    assert callers.do(stops, adds("a"), adds("b")) == [stopped, "a", "b"]
+    assert users(callers.database) == ["a", "b"]
 
 
-def test_nobody_ends_the_others_transaction(crowd: Crowd) -> None:
-    results = crowd.do(adds("a"), lambda session: session.rollback(), lambda session: session.commit(), adds("b"))
+def test_no_session_ends_the_transaction_that_others_share(callers: Callers) -> None:
+    results = callers.do(
+        adds("a"),
+        lambda transaction: transaction.session.rollback(),
+        lambda transaction: transaction.session.commit(),
+        adds("b"),
+    )
     assert [type(result) for result in results] == [str, RuntimeError, RuntimeError, str]
-    assert users(crowd.database) == ["a", "b"]
+    assert users(callers.database) == ["a", "b"]
 
 
-def test_each_work_runs_in_its_callers_context(crowd: Crowd) -> None:
-    """One thread does the work of many; each sees its own caller's request, and the cause of its own events."""
+def test_each_work_runs_in_its_callers_context(callers: Callers) -> None:
+    """One thread runs the works of many; each sees its own caller's request, and the cause of its own events."""
     caller = ContextVar("caller", default="nobody")
-    transact = crowd.transact
+    transact = callers.transact
 
-    def from_its_own(work: Work) -> Any:
+    def from_its_own(function: Function) -> Any:
         caller.set(threading.current_thread().name)
-        return transact(lambda session: (threading.current_thread().name, caller.get(), work(session)))
+        return transact(lambda transaction: (threading.current_thread().name, caller.get(), function(transaction)))
 
-    crowd.transact = from_its_own  # type: ignore[method-assign]
-    found = crowd.do(adds("a"), adds("b"))
+    callers.transact = from_its_own  # type: ignore[method-assign]
+    found = callers.do(adds("a"), adds("b"))
     assert found[0][0] == found[1][0], "one thread did both"
     assert found[0][1] != found[1][1], "each for its own caller"
 
 
-def test_who_leads_waits_for_its_own_sake_and_no_longer(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database is busy. Who came first is told when its own time is up, though another shares its commit."""
-    once = Database._once
-    entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
-    ends: dict[str, Any] = {}
+# SQLite's write lock
 
-    def busy_until_told(self: Database, batch: list[Any]) -> None:
-        if entered.is_set() and not told.is_set():
-            raise BUSY
-        once(self, batch)
 
-    def holder(_: Transaction) -> None:
-        entered.set()
-        assert go_on.wait(20)
+@pytest.fixture
+def other_process(sqlite_url: str) -> Iterator[Any]:
+    """A connection of which this process' Database knows nothing."""
+    connection = sqlite_module().connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None, timeout=0)
+    yield connection
+    connection.close()
 
-    def place(user_id: str) -> None:
-        try:
-            ends[user_id] = database.transact(adds(user_id))
-        except DatabaseUnavailable as error:
-            ends[user_id] = error
-            told.set()
 
-    monkeypatch.setattr(Database, "_once", busy_until_told)
-    database = Database(sqlite_url, timeout=0.5)
-    threads = [threading.Thread(target=database.transact, args=[holder])]
-    threads[0].start()
-    assert entered.wait(20)
-    for n, user_id in enumerate(("first", "second"), 1):
-        threads.append(threading.Thread(target=place, args=[user_id]))
-        threads[-1].start()
-        until(lambda n=n: len(database.commits.queue) == n)  # type: ignore[misc]
-    database.commits.queue[1].began += 5  # as if it had come so much later
-    go_on.set()
-    for thread in threads:
-        thread.join(20)
-    assert isinstance(ends["first"], DatabaseUnavailable)
-    assert ends["second"] == "second"
-    assert users(database) == ["second"]
+def write_past(database: Database, other_process: Any) -> None:
+    """A transaction that finds the write lock taken, and gets it a moment later."""
+    other_process.execute("BEGIN IMMEDIATE")
+    looks, begun = threading.Event(), threading.Event()
+    database.begin_fault = looks.set  # type: ignore[attr-defined]  # which returns None: no fault
+    writer = threading.Thread(target=lambda: (database.transact(lambda _: None), begun.set()))
+    writer.start()
+    assert looks.wait(20)
+    assert not begun.wait(0.005), "it waits for the other process"
+    other_process.execute("ROLLBACK")
+    writer.join(20)
+    assert begun.is_set()
+
+
+@on_sqlite
+def test_a_write_lock_that_others_hold_for_long_is_waited_for(
+    database_url: str, other_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One try to begin gives up before the transaction does: then it is tried again."""
+    monkeypatch.setattr("app.db.sqlite.BUSY_SECONDS", 0.001)
+    database = WatchedDatabase(database_url)
+    other_process.execute("BEGIN IMMEDIATE")
+    writer = threading.Thread(target=database.transact, args=[adds("a")])
+    writer.start()
+    until(lambda: database.tries > 2)
+    other_process.execute("ROLLBACK")
+    writer.join(20)
+    assert users(database) == ["a"]
     database.close()
 
 
-def test_a_turn_is_waited_for_and_then_taken_all_the_same(tmp_path: Path) -> None:
-    """Somebody was stopped while he held it."""
-    turns = Turns(tmp_path / "orders.db")
-    with turns.taken():
-        pass
-    with (tmp_path / "orders.db-turn").open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        began = time.monotonic()
-        with turns.taken():
-            assert time.monotonic() - began >= PATIENCE
-    with (tmp_path / "orders.db-next").open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nothing is held on to
-    turns.forget()
+@on_sqlite
+def test_a_process_knows_how_often_others_hold_the_write_lock(database: WatchedDatabase, other_process: Any) -> None:
+    assert database.write_contention == 0
+    for _ in range(8):
+        write_past(database, other_process)
+    assert database.write_contention > 0.5
+    for _ in range(16):
+        database.transact(lambda _: None)
+    assert database.write_contention < 0.1
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS])
-def test_without_its_files_there_is_no_turn_to_be_had_and_none_is_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    """They are courtesy: a full disk, or a file that root's command made, is no reason to fail."""
-    opened = os.open
-
-    def refuse(path: Any, *how: Any) -> int:
-        if str(path).endswith("-turn"):
-            raise OSError(number, os.strerror(number))
-        return opened(path, *how)
-
-    turns, done = Turns(tmp_path / "orders.db"), []
-    with monkeypatch.context() as without:
-        without.setattr(os, "open", refuse)
-        for _ in range(2):
-            with turns.taken():
-                done.append("without")
-    with turns.taken(), (tmp_path / "orders.db-turn").open() as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        done.append("with")
-    assert done == ["without", "without", "with"]
-    turns.forget()
-
-
-def test_a_process_knows_whether_others_queue_for_the_turn(tmp_path: Path) -> None:
-    turns = Turns(tmp_path / "orders.db")
-
-    def crowding() -> float:
-        with turns.taken():
-            return turns.crowding
-
-    until(lambda: crowding() < 0.1)
-    with (tmp_path / "orders.db-turn").open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        for _ in range(8):
-            crowding()
-    assert turns.crowding > 0.5
-    until(lambda: crowding() < 0.1)
-    turns.forget()
-
-
-def test_who_usually_waits_for_the_turn_does_not_look_before_most_of_that_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns, pauses, sleep = Turns(tmp_path / "orders.db"), [], time.sleep
-    with turns.taken():
-        pass
-    with (tmp_path / "orders.db-turn").open() as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-
-        def wait(seconds: float) -> None:
-            pauses.append(seconds)
-            sleep(seconds)
-            if len(pauses) == 2:
-                fcntl.flock(other, fcntl.LOCK_UN)
-
-        monkeypatch.setattr(time, "sleep", wait)
-        turns.usual_wait = 0.001
-        with turns.taken():
-            assert pauses == [SKIPPED * 0.001, PAUSE]
-        pauses.clear()
-        fcntl.flock(other, fcntl.LOCK_EX)
-        turns.usual_wait = PATIENCE
-        with turns.taken():
-            assert pauses == [LONGEST_PAUSE, PAUSE]
-        assert turns.usual_wait < PATIENCE
-    turns.forget()
+@on_sqlite
+def test_a_connection_that_wrote_waits_for_locks_again_when_it_reads(database: WatchedDatabase) -> None:
+    """Looking for the write lock must not wait, reading must. A transaction that fails gives its connection back."""
+    with pytest.raises(ZeroDivisionError):
+        database.transact(lambda _: 1 / 0)
+    with database.read() as session:
+        assert session.execute(text("PRAGMA busy_timeout")).scalar_one() == 1000

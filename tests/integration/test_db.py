@@ -1,24 +1,26 @@
 """Transactions: one function for all writes, on two databases."""
 
 import re
+import select
 import sqlite3
+import sys
 import threading
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
 
 from app import create_app, db
-from app.bus import queries
+from app.bus import breaker, leases, outbox, queries
 from app.bus.outbox import record
 from app.bus.tables import UNFINISHED
 from app.clock import uuid7
-from app.db import Database, Transaction, sqlite_is_safe, sqlite_module
-from app.db import engine as db_engine
-from app.db.prepared import Prepared
+from app.db import Database, Prepared, Transaction, postgresql, sqlite, sqlite_module
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
 from app.orders import confirm_order, place_order, records
@@ -43,12 +45,12 @@ def test_a_pragma_that_sqlite_refuses_is_an_error() -> None:
     """A database in memory can't be in WAL mode, and does not say so."""
     connection = sqlite_module().connect(":memory:")
     with pytest.raises(DatabaseUnavailable, match="refuses PRAGMA journal_mode=wal"):
-        db_engine._set_pragmas(connection, 1)
+        sqlite.set_pragmas(connection, 1)
     connection.close()
 
 
 def test_the_driver_carries_a_sqlite_without_the_wal_reset_bug() -> None:
-    assert sqlite_is_safe(), sqlite_module().sqlite_version
+    assert sqlite.is_safe(sqlite_module().sqlite_version_info), sqlite_module().sqlite_version
 
 
 @pytest.mark.parametrize(
@@ -65,21 +67,15 @@ def test_the_driver_carries_a_sqlite_without_the_wal_reset_bug() -> None:
         ((3, 40, 1), False),
     ],
 )
-def test_versions_with_the_wal_reset_bug_are_known(
-    version: tuple[int, int, int], safe: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Module:
-        sqlite_version_info = version
-
-    monkeypatch.setattr(db_engine, "sqlite_module", lambda: Module)
-    assert sqlite_is_safe() is safe
+def test_versions_with_the_wal_reset_bug_are_known(version: tuple[int, int, int], safe: bool) -> None:
+    assert sqlite.is_safe(version) is safe
 
 
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_start_with_the_wal_reset_bug_says_so(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, safe: bool
 ) -> None:
-    monkeypatch.setattr("app.sqlite_is_safe", lambda: safe)
+    monkeypatch.setattr(sqlite, "FIXED_VERSIONS", ((0,) if safe else (9999,),))
     create_app(settings.model_copy(update={"log_level": "WARNING"})).extensions["database"].close()
     told = caplog.text
     version = sqlite_module().sqlite_version
@@ -89,17 +85,15 @@ def test_a_start_with_the_wal_reset_bug_says_so(
 
 
 def test_without_pysqlite3_the_standard_library_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(db_engine.importlib, "import_module", absent)
-    assert db.sqlite_module() is sqlite3
+    for name in ("pysqlite3", "pysqlite3.dbapi2"):
+        monkeypatch.setitem(sys.modules, name, None)  # which makes its import fail
+    assert sqlite_module() is sqlite3
 
 
 def test_an_error_rolls_everything_back_and_is_passed_on(shop: Shop) -> None:
-    def work(session: Transaction) -> None:
-        session.add(User(user_id="1"))
-        session.flush()
+    def work(transaction: Transaction) -> None:
+        transaction.session.add(User(user_id="1"))
+        transaction.session.flush()
         raise LookupError
 
     with pytest.raises(LookupError):
@@ -110,9 +104,9 @@ def test_an_error_rolls_everything_back_and_is_passed_on(shop: Shop) -> None:
 def test_a_fault_of_the_statement_is_not_retried(shop: Shop) -> None:
     calls: list[int] = []
 
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
         calls.append(1)
-        session.execute(text("INSERT INTO users (user_id) VALUES (NULL)"))
+        transaction.session.execute(text("INSERT INTO users (user_id) VALUES (NULL)"))
 
     with pytest.raises(IntegrityError):
         shop.database.transact(work)
@@ -124,7 +118,9 @@ def test_a_busy_database_is_waited_for(sqlite_url: str) -> None:
     holder.isolation_level = None
     holder.execute("BEGIN IMMEDIATE")
     done = threading.Event()
-    writer = threading.Thread(target=lambda: (database.transact(lambda s: s.add(User(user_id="1"))), done.set()))
+    writer = threading.Thread(
+        target=lambda: (database.transact(lambda transaction: transaction.session.add(User(user_id="1"))), done.set())
+    )
     writer.start()
     assert not done.is_set()
     holder.execute("ROLLBACK")
@@ -139,30 +135,30 @@ def test_a_database_busy_for_too_long_is_unavailable_and_nothing_is_stored(sqlit
     holder.isolation_level = None
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseUnavailable):
-        database.transact(lambda s: s.add(User(user_id="1")))
+        database.transact(lambda transaction: transaction.session.add(User(user_id="1")))
     with database.read() as session:  # readers need no lock
         assert session.execute(text("SELECT count(*) FROM users")).scalar_one() == 0
     holder.execute("ROLLBACK")
     holder.close()
-    database.transact(lambda s: s.add(User(user_id="1")))
+    database.transact(lambda transaction: transaction.session.add(User(user_id="1")))
     database.close()
 
 
-def test_a_write_lost_to_a_passing_fault_runs_again_as_a_whole(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = [_passing(), _passing()]
+def test_a_write_lost_to_a_transient_fault_runs_again_as_a_whole(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = [sqlite3.OperationalError("database is locked"), sqlite3.OperationalError("database is locked")]
     seen: list[datetime] = []
-    commit = Database._commit
+    commit = shop.database.commit
 
-    def failing(self: Database, connection: Connection) -> None:
+    def failing(connection: Connection) -> None:
         if faults:
             raise faults.pop()
-        commit(self, connection)
+        commit(connection)
 
-    monkeypatch.setattr(Database, "_commit", failing)
+    monkeypatch.setattr(shop.database, "commit", failing)
 
-    def work(session: Transaction) -> str:
-        seen.append(session.now)
-        session.add(User(user_id="1"))
+    def work(transaction: Transaction) -> str:
+        seen.append(transaction.now)
+        transaction.session.add(User(user_id="1"))
         return "done"
 
     assert shop.database.transact(work) == "done"
@@ -170,17 +166,10 @@ def test_a_write_lost_to_a_passing_fault_runs_again_as_a_whole(shop: Shop, monke
     assert shop.count("users") == 1
 
 
-def _passing() -> OperationalError:
-    class Busy(Exception):
-        sqlite_errorcode = 5
-
-    return OperationalError("COMMIT", None, Busy())
-
-
 def test_a_database_that_is_not_there_is_unavailable() -> None:
     database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing", timeout=0.2)
     with pytest.raises(DatabaseUnavailable):
-        database.transact(lambda session: session.execute(text("SELECT 1")))
+        database.transact(lambda transaction: transaction.session.execute(text("SELECT 1")))
     with pytest.raises(DatabaseUnavailable), database.read() as session:
         session.execute(text("SELECT 1"))
 
@@ -190,7 +179,8 @@ def test_a_process_that_was_stopped_in_a_transaction_begins_it_again(postgres_ur
     database, watcher = Database(postgres_url), Database(postgres_url)
     runs: list[int] = []
 
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
+        session = transaction.session
         runs.append(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
         if len(runs) == 1:
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
@@ -217,7 +207,8 @@ def test_two_users_locked_in_opposite_order_end_well(postgres_url: str) -> None:
     def count(first: str, second: str) -> None:
         waited: list[int] = []
 
-        def work(session: Transaction) -> None:
+        def work(transaction: Transaction) -> None:
+            session = transaction.session
             runs.append(first)
             lock = "UPDATE users SET orders_count = orders_count + 1 WHERE user_id = :u"
             session.execute(text(lock), {"u": first})
@@ -228,7 +219,7 @@ def test_two_users_locked_in_opposite_order_end_well(postgres_url: str) -> None:
 
         database.transact(work)
 
-    database.transact(lambda s: s.add_all([User(user_id="a"), User(user_id="b")]))
+    database.transact(lambda transaction: transaction.session.add_all([User(user_id="a"), User(user_id="b")]))
     threads = [threading.Thread(target=count, args=pair) for pair in (("a", "b"), ("b", "a"))]
     for thread in threads:
         thread.start()
@@ -245,7 +236,8 @@ def test_a_transaction_that_reads_first_can_still_write(sqlite_url: str) -> None
     database, driver = Database(sqlite_url), sqlite_module()
     other = driver.connect(sqlite_url.removeprefix("sqlite:///"), timeout=0, isolation_level=None)
 
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
+        session = transaction.session
         assert session.execute(text("SELECT count(*) FROM users")).scalar_one() == 0
         with pytest.raises(driver.OperationalError, match="locked"):
             other.execute("DELETE FROM users")
@@ -284,7 +276,7 @@ def test_sums_are_exact(shop: Shop) -> None:
 def test_times_are_utc_and_sort_as_text(sqlite_url: str) -> None:
     database = Database(sqlite_url)
     moment = datetime(2026, 11, 23, 1, 0, tzinfo=timezone(timedelta(hours=8)))
-    database.transact(lambda s: s.add(User(user_id="1", last_order_at=moment)))
+    database.transact(lambda transaction: transaction.session.add(User(user_id="1", last_order_at=moment)))
     with database.read() as session:
         assert session.execute(text("SELECT last_order_at FROM users")).scalar_one() == "2026-11-22T17:00:00.000000Z"
         found = session.get_one(User, "1").last_order_at
@@ -300,9 +292,9 @@ def test_fifty_identical_orders_at_once_are_one(shop: Shop) -> None:
     def place() -> None:
         event_id = uuid7()
 
-        def work(session: Transaction) -> str | None:
+        def work(transaction: Transaction) -> str | None:
             facts: dict[str, Any] = {"order_id": "1", "user_id": "2", "total_price": Decimal(3), "email": "a@b.example"}
-            earlier = place_order(session, **facts, event_id=event_id)
+            earlier = place_order(transaction, **facts, event_id=event_id)
             if earlier is None:
                 order_created.send("test", event=OrderCreated(**facts), event_id=event_id)
             return earlier
@@ -326,7 +318,7 @@ def test_the_latest_order_is_the_users_last_whatever_order_they_are_counted_in(s
         shop.place_order(f"{n}")
         shop.clock.advance(1)
     for order_id in ("1", "2", "0"):
-        shop.database.transact(lambda session, order_id=order_id: confirm_order(session, order_id))  # type: ignore[misc]
+        shop.database.transact(lambda transaction, order_id=order_id: confirm_order(transaction, order_id))  # type: ignore[misc]
     assert (shop.user().last_order_id, shop.user().orders_count) == ("2", 3)
 
 
@@ -335,9 +327,9 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
     database = Database(postgres_url)
     began, go_on = threading.Event(), threading.Event()
 
-    def slow(session: Transaction) -> None:
-        _record(session, "slow")
-        session.write_rows()  # and with them the transaction's id
+    def slow(transaction: Transaction) -> None:
+        _record(transaction, "slow")
+        transaction.insert_rows()  # and with them the transaction's id
         began.set()
         assert go_on.wait(20)
 
@@ -349,7 +341,7 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
     thread = threading.Thread(target=lambda: database.transact(slow))
     thread.start()
     assert began.wait(20)
-    database.transact(lambda session: _record(session, "quick"))
+    database.transact(lambda transaction: _record(transaction, "quick"))
     seen, cursor = feed(None)
     assert seen == [], "what is later than a running transaction is not shown yet"
     go_on.set()
@@ -360,20 +352,20 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
     database.close()
 
 
-def test_who_asks_in_the_transaction_meets_what_was_recorded_in_it(shop: Shop) -> None:
-    """It is written when the transaction ends, and sooner for who looks."""
+def test_a_query_in_the_transaction_finds_what_was_recorded_in_it(shop: Shop) -> None:
+    """It is inserted when the transaction ends, and sooner for a query."""
 
-    def work(session: Transaction) -> list[str]:
-        _record(session, "1")
-        return list(session.scalars(text("SELECT order_id FROM events")))
+    def work(transaction: Transaction) -> list[str]:
+        _record(transaction, "1")
+        return list(transaction.session.scalars(text("SELECT order_id FROM events")))
 
     assert shop.database.transact(work) == ["1"]
     assert shop.count("events") == 1
 
 
-def _record(session: Transaction, order_id: str) -> None:
+def _record(transaction: Transaction, order_id: str) -> None:
     event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
-    record(event, source="test", subscriptions=[])
+    record(transaction, event, source="test", owed=[])
 
 
 def test_the_feed_refuses_a_cursor_it_did_not_make(shop: Shop) -> None:
@@ -382,42 +374,177 @@ def test_the_feed_refuses_a_cursor_it_did_not_make(shop: Shop) -> None:
             queries.feed(session, cursor, 10)
 
 
-def test_hot_queries_use_their_indexes(sqlite_url: str) -> None:
-    """Their cost must not grow with history: the partial indexes hold only what is unfinished."""
+@pytest.fixture
+def sqlite_database(sqlite_url: str) -> Iterator[Database]:
     database = Database(sqlite_url)
-    plans = {
-        "SELECT min(due_at) FROM deliveries WHERE receiver = 'x' AND {unfinished}": "deliveries_due",
-        "SELECT * FROM deliveries WHERE receiver = 'x' AND due_at <= 'y' AND {unfinished}"
-        " ORDER BY due_at LIMIT 5": "deliveries_due",
-        "SELECT receiver FROM deliveries WHERE deliveries.state = 'dead' GROUP BY receiver": "deliveries_dead",
-        "SELECT * FROM events WHERE order_id = 'x'": "events_order_id",
-        "SELECT * FROM orders WHERE user_id = 'x' ORDER BY event_id DESC LIMIT 5": "orders_user_id_event_id",
-        "SELECT * FROM orders ORDER BY event_id DESC LIMIT 5": "orders_event_id",
-    }
+    yield database
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (f"SELECT min(due_at) FROM deliveries WHERE receiver = 'x' AND {UNFINISHED}", "deliveries_due"),
+        (
+            f"SELECT * FROM deliveries WHERE receiver = 'x' AND due_at <= 'y' AND {UNFINISHED} ORDER BY due_at LIMIT 5",
+            "deliveries_due",
+        ),
+        ("SELECT receiver FROM deliveries WHERE deliveries.state = 'dead' GROUP BY receiver", "deliveries_dead"),
+        ("SELECT * FROM events WHERE order_id = 'x'", "events_order_id"),
+        ("SELECT * FROM orders WHERE user_id = 'x' ORDER BY event_id DESC LIMIT 5", "orders_user_id_event_id"),
+        ("SELECT * FROM orders ORDER BY event_id DESC LIMIT 5", "orders_event_id"),
+    ],
+)
+def test_a_hot_query_uses_its_index(sqlite_database: Database, query: str, index: str) -> None:
+    """Its cost must not grow with history: the partial indexes hold only what is unfinished."""
+    with sqlite_database.read() as session:
+        plan = " ".join(row.detail for row in session.execute(text(f"EXPLAIN QUERY PLAN {query}")))
+    assert f"USING INDEX {index}" in plan or f"USING COVERING INDEX {index}" in plan, plan
+    assert "TEMP B-TREE FOR ORDER" not in plan
+
+
+STATEMENTS = {
+    "leases.select_tokens": leases.select_tokens(3),
+    **{f"records.MARK_NOTIFICATION[{state}]": made for state, made in records.MARK_NOTIFICATION.items()},
+    **{
+        f"{module.__name__}.{name}": made
+        for module in (breaker, leases, records, outbox)
+        for name, made in vars(module).items()
+        if isinstance(made, Prepared)
+    },
+}
+"""The very statements that are prepared."""
+
+
+def test_the_prepared_statements_are_found() -> None:
+    assert len(STATEMENTS) > 15
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_of_every_order_scans_no_table(sqlite_database: Database, name: str) -> None:
+    """But ``circuit_breakers``, which has a row for each receiver that is down, and no more."""
+    with sqlite_database.autocommit() as reader:
+        compiled = STATEMENTS[name].compiled(reader.dialect)
+        unknown = [None] * len(compiled.parameters)
+        plan = [row[3] for row in reader.driver.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", unknown)]
+    assert not [step for step in plan if re.match(r"SCAN (?!circuit_breakers|\d+-ROW VALUES)", step)], plan
+    assert not any("TEMP B-TREE" in step for step in plan), plan
+
+
+# The dialects
+
+
+def error_of(dialect: str, code: Any) -> Exception:
+    """As the driver raises it."""
+    error = Exception("no")
+    setattr(error, "sqlite_errorcode" if dialect == "sqlite" else "sqlstate", code)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("dialect", "code", "transient"),
+    [
+        ("sqlite", 5, True),  # BUSY
+        ("sqlite", 5 | 2 << 8, True),  # BUSY_SNAPSHOT, an extended code
+        ("sqlite", 13, True),  # FULL
+        ("sqlite", 1, False),  # ERROR: the statement is wrong
+        ("sqlite", 11, False),  # CORRUPT
+        ("sqlite", 19, False),  # CONSTRAINT
+        ("postgresql", "40P01", True),  # deadlock
+        ("postgresql", "55P03", True),  # lock_timeout
+        ("postgresql", "57P01", True),  # the server shuts down
+        ("postgresql", "08006", True),  # the connection broke
+        ("postgresql", "25P03", True),  # the process was stopped in its transaction
+        ("postgresql", "23505", False),  # a unique constraint
+        ("postgresql", "42601", False),  # a syntax error
+        ("postgresql", "XX001", False),  # data corrupted
+    ],
+)
+def test_trouble_that_passes_is_told_from_a_wrong_statement(dialect: str, code: Any, transient: bool) -> None:
+    found = {"sqlite": sqlite.SQLite, "postgresql": postgresql.PostgreSQL}[dialect]
+    assert found.is_transient(error_of(dialect, code)) is transient
+    assert found.is_transient(DBAPIError("SELECT", None, error_of(dialect, code))) is transient
+
+
+def test_what_one_process_notifies_another_hears(postgres_url: str) -> None:
+    database, other = Database(postgres_url), Database(postgres_url)
+    listener = database.dialect.listen("deliveries")
+    assert listener is not None
+    assert not select.select([listener], [], [], 0)[0]
+    other.dialect.notify("deliveries")
+    assert select.select([listener], [], [], 20)[0]
+    listener.drain()
+    assert not select.select([listener], [], [], 0)[0]
+    listener.close()
+    with pytest.raises(DatabaseUnavailable):
+        listener.fileno()
+    for each in (database, other):
+        each.close()
+
+
+def test_a_listener_that_the_server_ended_says_so(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    listener = database.dialect.listen("deliveries")
+    assert listener is not None
     with database.read() as session:
-        for query, index in plans.items():
-            plan = " ".join(
-                row.detail for row in session.execute(text(f"EXPLAIN QUERY PLAN {query.format(unfinished=UNFINISHED)}"))
-            )
-            assert f"USING INDEX {index}" in plan or f"USING COVERING INDEX {index}" in plan, plan
-            assert "TEMP B-TREE FOR ORDER" not in plan
+        ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
+        session.execute(text(ends))
+
+    def hears_the_end() -> None:
+        while select.select([listener], [], [], 20)[0]:
+            listener.drain()
+
+    with pytest.raises(DatabaseUnavailable):
+        hears_the_end()
+    listener.close()
     database.close()
 
 
-def test_no_statement_of_every_order_looks_at_a_whole_table(sqlite_url: str) -> None:
-    """The very statements that are prepared. ``gates`` has a row for each receiver that is down, and no more."""
-    found: dict[str, Prepared] = {"held": leases._select_held(3)}
-    for module in (breaker, leases, records, outbox):
-        found |= {name: made for name, made in vars(module).items() if isinstance(made, Prepared)}
-    found |= orders.MARK_NOTIFICATION
-    assert len(found) > 15
-    database = Database(sqlite_url)
-    with database.autocommit() as reader:
-        for name, prepared in found.items():
-            compiled = prepared._for(reader.dialect)
-            unknown = [None] * len(compiled._slots)
-            plan = [row[3] for row in reader.driver.execute(f"EXPLAIN QUERY PLAN {compiled.sql}", unknown)]
-            scans = [step for step in plan if re.match(r"SCAN (?!circuit_breakers|\d+-ROW VALUES)", step)]
-            assert not scans, f"{name}: {plan}"
-            assert not any("TEMP B-TREE" in step for step in plan), f"{name}: {plan}"
-    database.close()
+def test_nobody_listens_where_there_is_no_server() -> None:
+    database = Database("postgresql+psycopg://nobody@127.0.0.1:1/nothing", timeout=0.2)
+    with pytest.raises(DatabaseUnavailable):
+        database.dialect.listen("deliveries")
+    with pytest.raises(DatabaseUnavailable):
+        database.dialect.notify("deliveries")
+
+
+def test_a_database_file_has_no_listeners(sqlite_database: Database) -> None:
+    assert sqlite_database.dialect.listen("deliveries") is None
+    sqlite_database.dialect.notify("deliveries")
+
+
+def test_a_transactions_session_is_sqlalchemys_own(shop: Shop) -> None:
+    def fails(session: Session) -> None:
+        with session.begin_nested():
+            session.add(User(user_id="1"))
+            session.flush()
+            session.execute(text("INSERT INTO users (user_id) VALUES (NULL)"))
+
+    def work(transaction: Transaction) -> None:
+        session = transaction.session
+        assert isinstance(session, Session)
+        assert transaction.session is session
+        with pytest.raises(IntegrityError):
+            fails(session)
+        session.add(User(user_id="2"))
+
+    shop.database.transact(work)
+    assert shop.execute_scalar("SELECT user_id FROM users") == "2"
+
+
+def test_what_a_savepoint_undoes_is_gone_and_the_rest_stays(shop: Shop) -> None:
+    def fails(transaction: Transaction) -> None:
+        with transaction.savepoint():
+            transaction.session.add(User(user_id="undone"))
+            _record(transaction, "undone")
+            raise LookupError
+
+    def work(transaction: Transaction) -> None:
+        transaction.session.add(User(user_id="kept"))
+        _record(transaction, "kept")
+        with pytest.raises(LookupError):
+            fails(transaction)
+
+    shop.database.transact(work)
+    assert shop.execute_scalar("SELECT user_id FROM users") == "kept"
+    assert shop.execute_scalar("SELECT order_id FROM events") == "kept"

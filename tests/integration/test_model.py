@@ -387,11 +387,11 @@ class Bench:
         for signal in (notification_sent, notification_failed):
             shop.only(self.heard, signal, name="heard")
 
-    def inside(self, sender: str, event: Event, delivery: Lease, session: Transaction) -> Any:
-        return self._act(delivery, session)
+    def inside(self, sender: str, event: Event, delivery: Lease, transaction: Transaction) -> Any:
+        return self._act(delivery, transaction)
 
-    def heard(self, sender: str, event: Event, delivery: Lease, session: Transaction) -> Any:
-        return self._act(delivery, session)
+    def heard(self, sender: str, event: Event, delivery: Lease, transaction: Transaction) -> Any:
+        return self._act(delivery, transaction)
 
     def outside(self, sender: str, event: Event, delivery: Lease) -> Any:
         return self._act(delivery, None)
@@ -399,16 +399,16 @@ class Bench:
     def careful(self, sender: str, event: Event, delivery: Lease) -> Any:
         return self._act(delivery, None)
 
-    def _act(self, lease: Lease, session: Transaction | None) -> Any:
+    def _act(self, lease: Lease, transaction: Transaction | None) -> Any:
         self.calls[lease.delivery_id] += 1
         answer, meanwhile = self.plan[lease]
-        if session is not None and answer.state != "discarded":
-            session.execute(
+        if transaction is not None and answer.state != "discarded":
+            transaction.session.execute(
                 text("INSERT INTO users (user_id, orders_count, total_spent) VALUES (:effect, 1, 0)"),
                 {"effect": f"effect of {lease.delivery_id}, called {self.calls[lease.delivery_id]} times"},
             )
         meanwhile()
-        return answer.act(session)
+        return answer.act(transaction)
 
     def on_events_recorded(self, _: object, events: list[Any]) -> None:
         self.reported.extend(event.event_id for event in events)
@@ -419,7 +419,9 @@ class Bench:
         self.calls.clear()
         self.reported.clear()
         self.shop.database.transact(
-            lambda session: [session.execute(table.delete()) for table in reversed(Base.metadata.sorted_tables)]
+            lambda transaction: [
+                transaction.session.execute(table.delete()) for table in reversed(Base.metadata.sorted_tables)
+            ]
         )
 
 

@@ -220,11 +220,11 @@ def test_what_a_person_retries_at_this_moment_is_not_forgotten(shop: Shop) -> No
     forgotten: list[int] = []
     forgetting = threading.Thread(target=lambda: forgotten.append(shop.bus.prune()))
 
-    def retry(session: Transaction) -> None:
+    def retry(transaction: Transaction) -> None:
         which = Filter(order_id="1")
-        act_id = operate.record_act(session, "retry", which, "ops", None)
-        operate.act_on_batch(session, act_id, "retry", which, None, 0, 1000)
-        session.flush()
+        act_id = operate.record_act(transaction, "retry", which, "ops", None)
+        operate.act_on_batch(transaction, act_id, "retry", which, None, 0, 1000)
+        transaction.session.flush()
         forgetting.start()
         until(lambda: somebody_waits(shop.database))
 

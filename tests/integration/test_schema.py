@@ -87,7 +87,9 @@ def test_postgresql_that_is_behind_says_what_to_run(postgres_server: str) -> Non
 def test_a_database_of_newer_code_is_left_alone(sqlite_url: str) -> None:
     """In a rolling deploy the old code still runs when the new one has upgraded."""
     database = Database(sqlite_url)
-    database.transact(lambda s: s.execute(text("UPDATE alembic_version SET version_num = '9999'")))
+    database.transact(
+        lambda transaction: transaction.session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    )
     database.check_schema()
     schema.prepare(database)
     assert database.schema_revision() == "9999"
@@ -97,7 +99,7 @@ def test_a_database_of_newer_code_is_left_alone(sqlite_url: str) -> None:
 def test_rebuilding_a_parent_table_keeps_the_rows_that_point_to_it(sqlite_url: str, tmp_path: Path) -> None:
     """SQLite alters by drop and rename; with foreign keys on, and a cascade, the children would go with the parent."""
     database = Database(sqlite_url)
-    with schema._alone(database) as connection:
+    with database.dialect.exclusive(10) as connection:
         connection.execute(text("CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT)"))
         connection.execute(
             text("CREATE TABLE child (id INTEGER PRIMARY KEY, p INTEGER REFERENCES parent ON DELETE CASCADE)")
@@ -129,8 +131,8 @@ def test_a_downgrade_and_an_upgrade_end_where_they_began(database_url: str) -> N
 
     database = Database(database_url)
     before = set(inspect(database.engine).get_table_names())
-    with schema._alone(database) as connection:
-        command.downgrade(schema._config(connection), "base")
+    with schema.migrating(database) as config:
+        command.downgrade(config, "base")
     assert set(inspect(database.engine).get_table_names()) == {"alembic_version"} | ({"sqlite_sequence"} & before)
     schema.upgrade(database)
     schema.check(database)

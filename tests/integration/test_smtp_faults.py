@@ -88,7 +88,7 @@ def open_shop(database_url: str, tmp_path: Path, start_server: StartServer) -> I
 def place_orders(shop: Shop, count: int, first: int = 0) -> None:
     """Many orders in one transaction, as the route stores each. They belong to ten users."""
 
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
         for number in range(first, first + count):
             event_id = uuid7()
             facts: Any = {
@@ -97,7 +97,7 @@ def place_orders(shop: Shop, count: int, first: int = 0) -> None:
                 "total_price": Decimal(1),
                 "email": None,
             }
-            place_order(session, **facts, event_id=event_id)
+            place_order(transaction, **facts, event_id=event_id)
             order_created.send("test", event=OrderCreated(**facts), event_id=event_id)
 
     shop.database.transact(work)
@@ -110,7 +110,7 @@ def multiply_orders(shop: Shop, order_id: str, count: int) -> None:
         event = session.scalars(select(StoredEvent).where(StoredEvent.event_id == order.event_id)).one()
     ids = [{"order_id": f"{order_id}-{number}", "event_id": uuid7()} for number in range(count)]
 
-    def work(session: Transaction) -> None:
+    def work(transaction: Transaction) -> None:
         for original, key in ((order, None), (event, "position"), (delivery, "delivery_id")):
             columns = original.__table__.columns.keys()
             facts = {name: getattr(original, name) for name in columns if name != key}
@@ -118,7 +118,7 @@ def multiply_orders(shop: Shop, order_id: str, count: int) -> None:
             for row in rows:
                 if "data" in row:
                     row["data"] = row["data"].replace(f'"{order_id}"', f'"{row["order_id"]}"')
-            session.execute(insert(type(original)), rows)
+            transaction.session.execute(insert(type(original)), rows)
 
     shop.database.transact(work)
 

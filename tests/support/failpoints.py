@@ -48,24 +48,26 @@ def _wrap(owner: Any, name: str, before: str | None = None, after: str | None = 
     setattr(owner, name, wrapped)
 
 
-def _commit_of_a_post(do: Callable[..., Any], commit: Callable[..., Any]) -> tuple[Callable[..., Any], ...]:
+def _commits_of_orders(run_batch: Callable[..., None], commit: Callable[..., None]) -> tuple[Callable[..., None], ...]:
     """Only commits that store an order count, not those of the dispatcher."""
-    orders = threading.local()
+    thread = threading.local()
 
-    def noticed(work: Work, session: Any) -> None:
-        do(work, session)
-        if any(event.type == "OrderCreated" for event in work.facts.get("recorded", ())):
-            orders.are_there = True
+    def remember_works(database: Database, take_works: Callable[[], list[Work]]) -> None:
+        def taken() -> list[Work]:
+            thread.works = take_works()
+            return thread.works
 
-    def reported(database: Database, connection: Any) -> None:
-        are_there = vars(orders).pop("are_there", False)
-        if are_there:
+        run_batch(database, taken)
+
+    def reach_points(database: Database, connection: Any) -> None:
+        recorded = [event.type for work in thread.works for event in work.facts.get("recorded", ())]
+        if "OrderCreated" in recorded:
             reach("before-commit")
         commit(database, connection)
-        if are_there:
+        if "OrderCreated" in recorded:
             reach("after-commit")
 
-    return noticed, reported
+    return remember_works, reach_points
 
 
 def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
@@ -80,10 +82,12 @@ def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
 
 
 assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one of {POINTS}"
-Work.do, Database._commit = _commit_of_a_post(Work.do, Database._commit)  # type: ignore[method-assign]
+Database.run_batch, Database.commit = _commits_of_orders(  # type: ignore[method-assign]
+    Database.run_batch, Database.commit
+)
 _wrap(dispatcher.Dispatcher, "claim", after="after-claim")
 _wrap(mail.Mailer, "send", after="after-send")
-leases.settle = _end_of_some(leases.settle)
+leases.end = _end_of_some(leases.end)
 _wrap(op, "create_table", after="during-upgrade")
 
 from wsgi import app  # noqa: E402 - the wrapping comes first

@@ -91,9 +91,9 @@ class Shop:
         """An order as the route places it, without HTTP. Returns the event's id."""
         event_id = uuid7()
 
-        def work(session: Transaction) -> None:
+        def work(transaction: Transaction) -> None:
             facts = {"order_id": order_id, "user_id": user_id, "total_price": Decimal(price), "email": None} | more
-            place_order(session, **facts, event_id=event_id)
+            place_order(transaction, **facts, event_id=event_id)
             order_created.send("test", event=OrderCreated(**facts), event_id=event_id)
 
         self.database.transact(work)
@@ -183,4 +183,4 @@ class Shop:
     def execute(self, statement: str, **values: Any) -> None:
         """SQL behind the application's back. Times as text in the form of ``iso``."""
         given = {k: iso(v) if isinstance(v, datetime) and self.database.is_sqlite else v for k, v in values.items()}
-        self.database.transact(lambda session: session.execute(text(statement), given))
+        self.database.transact(lambda transaction: transaction.session.execute(text(statement), given))

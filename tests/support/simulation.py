@@ -322,8 +322,8 @@ class World:
             "email": order.email,
         }
 
-        def work(session: Transaction) -> str | None:
-            earlier = place_order(session, **content, event_id=order.event_id)
+        def work(transaction: Transaction) -> str | None:
+            earlier = place_order(transaction, **content, event_id=order.event_id)
             if earlier is None:
                 order_created.send("simulation", event=OrderCreated(**content), event_id=order.event_id)
             return earlier
@@ -903,12 +903,13 @@ def _come_between(world: World, engine: Any) -> None:
 @contextlib.contextmanager
 def _simulated_time(clock: Any) -> Iterator[None]:
     """Waiting moves the simulation's clock; each seed makes its ids of it."""
-    real = app.db.group_commit.time, app.clock.ids
-    app.db.group_commit.time = SimpleNamespace(monotonic=clock.monotonic, sleep=clock.advance)  # type: ignore[assignment, misc]
+    real = app.db.group_commit.time, app.db.admission.time, app.clock.ids
+    time: Any = SimpleNamespace(monotonic=clock.monotonic, sleep=clock.advance)
+    app.db.group_commit.time = app.db.admission.time = time
     try:
         yield
     finally:
-        app.db.group_commit.time, app.clock.ids = real  # type: ignore[misc]
+        app.db.group_commit.time, app.db.admission.time, app.clock.ids = real
 
 
 @contextlib.contextmanager

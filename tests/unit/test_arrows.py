@@ -36,8 +36,9 @@ ALLOWED = {
 TRANSACTIONS_OF_THEIR_OWN = {
     "app.db.database": "transact() is there",
     "app.db.transaction": "a session learns there of the transaction that it is in",
-    "app.db.schema": "a revision changes tables, and must be alone",
-    "app.engine.inprocess.wakeup": "NOTIFY is heard once it is committed; it writes nothing",
+    "app.db.prepared": "it asks the engine how SQL is spelt",
+    "app.db.sqlite": "the engine is made there; a migration changes tables, and must be alone",
+    "app.db.postgresql": "the same; and NOTIFY is heard once it is committed, and writes nothing",
 }
 
 

@@ -17,11 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-
 from app.clock import uuid7
-from app.db import Database
+from app.db import Database, Listener
+from app.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +37,14 @@ class Wakeup:
         self.database = database
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._mailbox: socket.socket | None = None
-        self._listener: Any = None
+        self._listener: Listener | None = None
         self._told = False
         for end in (self._reader, self._writer):
             end.setblocking(False)
 
     def open(self) -> None:
         """Be found by other processes."""
-        if not self.database.is_sqlite:
-            self._listen()
+        self._listen()
         try:
             self._mailbox = _bind(socket_folder(self.database))
         except OSError as error:
@@ -60,10 +57,7 @@ class Wakeup:
 
     def wait(self, timeout: float) -> bool:
         """Wait at most ``timeout`` seconds. Returns whether somebody called."""
-        if self._listener is not None and self._listener.closed:
-            self._stop_listening("it is closed")
-        if self._listener is None and not self.database.is_sqlite:
-            self._listen()
+        self._listen()
         ends = {end.fileno(): end for end in (self._reader, self._mailbox, self._listener) if end is not None}
         readiness = select.poll()  # select() knows no descriptor beyond 1023
         for descriptor in ends:
@@ -83,26 +77,25 @@ class Wakeup:
         self._mailbox = self._listener = None
 
     def _drain(self, end: Any) -> None:
-        if end is self._listener:
+        if self._listener is not None and end is self._listener:
             try:
-                list(end.notifies(timeout=0))
-            except Exception as error:  # psycopg.Error, whose import may be absent here
-                self._stop_listening(error)
+                self._listener.drain()
+            except DatabaseUnavailable as error:
+                self._stop_listening(error.reason)
         else:
             with contextlib.suppress(BlockingIOError):
                 while end.recv(16):
                     pass
 
     def _listen(self) -> None:
-        """LISTEN on a connection of our own; while the server is away the poll serves."""
-        import psycopg
-
-        url = self.database.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        """Where the database has listeners, be one. While the server is away the poll serves."""
         try:
-            self._listener = psycopg.connect(url, autocommit=True, connect_timeout=5)
-            self._listener.execute(f"LISTEN {CHANNEL}")
-        except psycopg.Error as error:
-            self._stop_listening(error)
+            if self._listener is None:
+                self._listener = self.database.dialect.listen(CHANNEL)
+            if self._listener is not None:
+                self._listener.fileno()
+        except DatabaseUnavailable as error:
+            self._stop_listening(error.reason)
         else:
             self._told = False
 
@@ -132,15 +125,10 @@ class WakeupSender:
         """
         try:
             reached = self._send_datagrams()
-            if not self.database.is_sqlite and (everywhere or not reached):
-                self._notify()
-        except (OSError, SQLAlchemyError) as error:
+            if everywhere or not reached:
+                self.database.dialect.notify(CHANNEL)
+        except (OSError, DatabaseUnavailable) as error:
             log.debug("can't wake the others: %s", error)
-
-    def _notify(self) -> None:
-        with self.database.engine.connect() as connection:
-            connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": CHANNEL})
-            connection.commit()
 
     def _send_datagrams(self) -> int:
         """Returns how many dispatchers were reached."""
@@ -172,8 +160,7 @@ def socket_folder(database: Database) -> Path:
     """Beside the database file, so that whoever shares the one finds the other. For PostgreSQL, and where that path is
     too long for a socket, in the temporary folder, under a name made from the database's."""
     name = str(database.url)  # without the password
-    if database.is_sqlite:
-        file = Path(database.url.database or "").absolute()
+    if (file := database.dialect.file) is not None:
         name = str(file)
         beside = file.with_name(f"{file.name}-wake")
         if len(str(beside)) <= LONGEST_SOCKET_FOLDER:

@@ -16,7 +16,6 @@ from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun
-from app.db import CROWDED
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
 from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
@@ -37,6 +36,9 @@ PASSED_OVER_SECONDS = 0.01
 
 PRUNE_SECONDS = 3600.0
 """Between looks for events that are old enough to be deleted."""
+
+HIGH_CONTENTION = 0.5
+"""Another process held the write lock half of the times that this one wanted it."""
 
 DEFER_SECONDS = 0.2
 """How long a claim is put off, at full write contention, because requests come first."""
@@ -180,7 +182,7 @@ class Worker:
 
     def _defer_to_requests(self) -> None:
         """Under write contention wait a little: orders come first, and deliveries catch up."""
-        if (contention := self.dispatcher.database.crowding) > CROWDED:
+        if (contention := self.dispatcher.database.write_contention) > HIGH_CONTENTION:
             self._stopping.wait(DEFER_SECONDS * contention)
 
     def _share_load(self, *, saturated: bool) -> None:

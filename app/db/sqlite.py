@@ -1,0 +1,237 @@
+"""SQLite, in WAL mode with ``synchronous=FULL``: a commit that was acknowledged survives power loss."""
+
+import contextlib
+import fcntl
+import importlib
+import sqlite3
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import URL, Connection, LargeBinary, Select, String, cast, create_engine, event, text
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Dialect as Compiler
+from sqlalchemy.types import TypeDecorator
+
+from app.clock import iso
+from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
+
+FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
+"""Versions from which on their branch is free of the WAL-reset bug (sqlite.org/wal.html)."""
+
+WAL_RESET_BUG = (
+    "SQLite {} can corrupt a database that several processes write (the WAL-reset bug, fixed in 3.51.3); "
+    "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
+)
+
+TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"}
+"""Primary result codes of trouble that passes (sqlite.org/rescode.html)."""
+
+DISK_TROUBLE = {8, 10, 13}
+"""Those of them that do not pass within a request."""
+
+BUSY_SECONDS = 1.0
+"""How long one try to begin or to read waits for a lock."""
+
+PAUSE_SECONDS = 0.0003
+"""Between looks for the write lock. SQLite's own waiting sleeps for 1, 2, 5, 10 and more milliseconds, and processes
+that each write for half a millisecond would mostly sleep."""
+
+LONGEST_PAUSE_SECONDS = 0.01
+"""Between looks for a lock that is held for long."""
+
+
+class SQLite:
+    name = "sqlite"
+    one_writer = True
+
+    def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
+        self.snapshot: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
+        self.file: Path | None = Path(url.database or "").absolute()
+        self.write_contention = 0.0
+        self._busy_milliseconds = int(1000 * min(timeout_seconds, BUSY_SECONDS))
+        if url.database:
+            _make_private(self.file)
+        self.engine = create_engine(
+            url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
+        )
+        event.listen(self.engine, "connect", self._configure)
+        event.listen(self.engine, "begin", _begin)
+
+    def _configure(self, driver: Any, _: Any) -> None:
+        driver.isolation_level = None  # transactions begin where _begin says, not where the driver guesses
+        set_pragmas(driver, self._busy_milliseconds)
+
+    def begin_write(self, driver: Any) -> None:
+        """Look for the write lock several times a millisecond."""
+        driver.execute("PRAGMA busy_timeout=0")
+        try:
+            waited = self._await_write_lock(driver)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={self._busy_milliseconds}")
+        self.write_contention += (waited - self.write_contention) / 8
+
+    def _await_write_lock(self, driver: Any) -> bool:
+        """Returns whether another process had it at first. Raises the driver's error after ``BUSY_SECONDS``."""
+        began = time.monotonic()
+        waited = 0.0
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+            except Exception as error:
+                if not _is_busy(error) or waited > self._busy_milliseconds / 1000:
+                    raise
+            else:
+                return waited > 0
+            time.sleep(min(max(PAUSE_SECONDS, waited / 20), LONGEST_PAUSE_SECONDS))
+            waited = time.monotonic() - began
+
+    def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def is_transient(error: BaseException) -> bool:
+        code = _primary_code(error)
+        return code in TRANSIENT if code is not None else is_connection_trouble(error)
+
+    def is_disk_trouble(self, error: BaseException) -> bool:
+        return _primary_code(error) in DISK_TROUBLE
+
+    def defect(self) -> str | None:
+        version = driver_module().sqlite_version_info
+        return None if is_safe(version) else WAL_RESET_BUG.format(driver_module().sqlite_version)
+
+    def insert(self, table: Any) -> Any:
+        return sqlite.insert(table)
+
+    def raw_text(self, column: Any) -> Any:
+        """As bytes: text that is no longer UTF-8 breaks the query that reads it as text."""
+        return cast(column, LargeBinary)
+
+    def transaction_id(self) -> Any:
+        """Always 0: with one writer at a time, positions are in the order of commits."""
+        return 0
+
+    def in_commit_order(self, page: Select[Any], transaction_id: Any, position: Any, after: tuple[int, int]) -> Any:
+        return page.where(position > after[1]).order_by(position)
+
+    @contextlib.contextmanager
+    def exclusive(self, timeout_seconds: float) -> Iterator[Connection]:
+        # A new file switches to WAL without regard to busy_timeout: the first process to open it must be alone.
+        lock_file = Path(f"{self.file}.lock")
+        lock_file.touch(mode=0o600)
+        with lock_file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            engine = create_engine(self.engine.url, module=driver_module(), connect_args={"isolation_level": None})
+            with engine.begin() as connection:
+                # Foreign keys are off here (SQLite's default): a batch migration drops and rebuilds a table, and with
+                # them on that would delete the rows that point to it.
+                for statement in (
+                    "PRAGMA busy_timeout=30000",
+                    "PRAGMA journal_mode=wal",
+                    "PRAGMA synchronous=FULL",
+                    "BEGIN IMMEDIATE",
+                ):
+                    connection.exec_driver_sql(statement)
+                yield connection
+                if broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall():
+                    raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
+            engine.dispose()
+
+    def notify(self, channel: str) -> None:
+        """All processes are on this machine."""
+
+    def listen(self, channel: str) -> Listener | None:
+        return None
+
+
+class MoneyText(TypeDecorator[Decimal]):
+    """An amount as text that reads ``19.99``: SQLite has no decimal type."""
+
+    impl = String(24)
+    cache_ok = True
+
+    def process_bind_param(self, value: Decimal | None, dialect: Compiler) -> str | None:
+        return None if value is None else f"{value:.2f}"
+
+    def process_result_value(self, value: Any, dialect: Compiler) -> Decimal | None:
+        return None if value is None else Decimal(value)
+
+
+class TimeText(TypeDecorator[datetime]):
+    """A time as ISO 8601 text that sorts: ``2026-11-23T08:15:30.123456Z``."""
+
+    impl = String(27)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Compiler) -> str | None:
+        return None if value is None else iso(value)
+
+    def process_result_value(self, value: Any, dialect: Compiler) -> datetime | None:
+        return None if value is None else datetime.fromisoformat(value)
+
+
+def driver_module() -> ModuleType:
+    """The driver: pysqlite3, which carries its own recent SQLite, else the standard library's."""
+    try:
+        return importlib.import_module("pysqlite3.dbapi2")
+    except ImportError:
+        return sqlite3
+
+
+def is_safe(version: tuple[int, ...]) -> bool:
+    """Whether that version of SQLite is free of the WAL-reset bug."""
+    newest = FIXED_VERSIONS[0]
+    return version >= newest or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_VERSIONS)
+
+
+def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
+    """Set what durability depends on, and read it back: SQLite silently ignores what it can't do."""
+    wanted = {
+        "busy_timeout": busy_milliseconds,
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+    }
+    for name, value in wanted.items():
+        driver.execute(f"PRAGMA {name}={value}")
+        found = driver.execute(f"PRAGMA {name}").fetchone()[0]
+        if found != value:
+            raise DatabaseUnavailable(
+                f"SQLite refuses PRAGMA {name}={value} (it stays {found!r}); is the database on a network drive?"
+            )
+
+
+def _begin(connection: Connection) -> None:
+    """Called by SQLAlchemy, whose transactions begin here."""
+    driver: Any = connection.connection.dbapi_connection
+    if not driver.in_transaction:  # Database.transact has begun it
+        # A read transaction that turns to writing fails at once with BUSY_SNAPSHOT: writers begin as writers.
+        connection.exec_driver_sql("BEGIN " + connection.get_execution_options().get("sqlite_begin", "IMMEDIATE"))
+
+
+def _make_private(file: Path) -> None:
+    """Make the file, for its owner's eyes only. SQLite's own files beside it get the same mode."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnusable(
+            f"the folder {file.parent} can't be made: {error.strerror}; set INSTANCE_PATH, or DATABASE_URL, to a place "
+            "that can be written to"
+        ) from error
+    with contextlib.suppress(OSError):  # where it can't be made, SQLite says why
+        file.touch(mode=0o600, exist_ok=False)
+
+
+def _primary_code(error: BaseException) -> int | None:
+    code = getattr(driver_error(error), "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _is_busy(error: Exception) -> bool:
+    return _primary_code(error) == 5

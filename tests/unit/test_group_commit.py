@@ -1,0 +1,150 @@
+"""Group commit without a database: ``run_batch`` is injected, and one thread plays all."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from app.db.group_commit import LARGEST_BATCH, GroupCommit, Work
+from app.errors import DatabaseUnavailable
+
+
+class Busy(Exception):
+    """Passes."""
+
+
+class DiskFull(Exception):
+    """Passes, but not soon."""
+
+
+class OneWriter:
+    one_writer = True
+
+    def is_transient(self, error: BaseException) -> bool:
+        return isinstance(error, Busy | DiskFull)
+
+    def is_disk_trouble(self, error: BaseException) -> bool:
+        return isinstance(error, DiskFull)
+
+
+class Patience:
+    """Admission control: works that began before ``allowed_since`` may wait no longer."""
+
+    allowed_since = 0.0
+
+    def may_wait(self, began: float, seconds: float = 0) -> bool:
+        return began >= self.allowed_since
+
+    def transaction_ended(self) -> None:
+        pass
+
+
+class Commits:
+    """Runs batches by name. ``faults`` are what the next ones raise."""
+
+    def __init__(self) -> None:
+        self.admission = Patience()
+        self.group: Any = GroupCommit(self.run_batch, OneWriter(), self.admission)  # type: ignore[arg-type]
+        self.batches: list[str] = []
+        self.fault: Callable[[str], BaseException | None] = lambda _: None
+
+    def submit(self, names: str) -> list[Work]:
+        """A work for each letter; they begin to wait at 1, 2, 3 and so on."""
+        works = [Work(lambda _: None, name, began) for began, name in enumerate(names, 1)]
+        for work in works:
+            self.group.submit(work)
+        return works
+
+    def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
+        names = "".join(work.lock_order for work in take_works())
+        self.batches.append(names)
+        if (fault := self.fault(names)) is not None:
+            raise fault
+
+
+@pytest.fixture
+def commits() -> Commits:
+    return Commits()
+
+
+def test_the_first_leads_and_runs_the_works_of_all(commits: Commits) -> None:
+    a, b, c = works = commits.submit("abc")
+    commits.group.wait(a)
+    assert all(work.done for work in works)
+    for follower in (b, c):
+        commits.group.wait(follower)
+    assert commits.batches == ["abc"]
+    assert commits.group.leaders == 0
+
+
+def test_a_batch_has_a_limit_and_the_next_in_the_queue_leads(commits: Commits) -> None:
+    works = commits.submit("x" * LARGEST_BATCH + "y")
+    commits.group.wait(works[0])
+    assert commits.group.waiting == 0, "the next one leads"
+    assert not works[-1].done
+    commits.group.wait(works[-1])
+    assert commits.batches == ["x" * LARGEST_BATCH, "y"]
+
+
+def test_after_a_failure_each_work_runs_alone_and_late_ones_do_not_join(commits: Commits) -> None:
+    commits.fault = lambda names: ValueError("no") if "b" in names else None
+    a, b, c = commits.submit("abc")
+    commits.group.wait(a)
+    (late,) = commits.submit("d")
+    for work in (b, c, late):
+        commits.group.wait(work)
+    assert commits.batches == ["abc", "a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="no"):
+        b.outcome()
+
+
+def test_each_work_waits_for_a_busy_database_until_its_own_time_is_up(commits: Commits) -> None:
+    """Even a leader is told when its own time is up, though others share its commit."""
+    a, b = commits.submit("ab")
+    commits.admission.allowed_since = b.began
+    commits.fault = lambda _: None if a.done else Busy()
+    commits.group.wait(a)
+    commits.group.wait(b)
+    with pytest.raises(DatabaseUnavailable):
+        a.outcome()
+    assert b.outcome() is None
+    assert commits.batches == ["ab", "a", "b"]
+
+
+def test_works_in_the_queue_are_told_too_when_their_time_is_up(commits: Commits) -> None:
+    a, b, c = commits.submit("abc")
+    commits.admission.allowed_since = c.began
+    commits.fault = lambda _: None if b.done else Busy()
+    commits.group.wait(a)
+    commits.group.wait(b)
+    with pytest.raises(DatabaseUnavailable):
+        b.outcome()
+    commits.group.wait(c)
+    assert c.outcome() is None
+
+
+def test_a_full_disk_is_not_waited_for(commits: Commits) -> None:
+    commits.fault = lambda _: DiskFull()
+    a, b = commits.submit("ab")
+    commits.group.wait(a)
+    commits.group.wait(b)
+    for work in (a, b):
+        with pytest.raises(DatabaseUnavailable):
+            work.outcome()
+    assert commits.batches == ["ab", "a"], "once together, once alone"
+
+
+def test_a_leader_that_is_stopped_leaves_the_others_works_to_them(commits: Commits) -> None:
+    stops = KeyboardInterrupt()
+    commits.fault = lambda names: stops if "a" in names else None
+    a, b, c = commits.submit("abc")
+    with pytest.raises(KeyboardInterrupt):
+        commits.group.wait(a)
+    for work in (b, c):
+        commits.group.wait(work)
+    assert commits.batches == ["abc", "bc"]
+
+
+def test_a_work_without_a_commit_and_without_an_error_is_no_success() -> None:
+    with pytest.raises(RuntimeError, match="without a commit"):
+        Work(lambda _: None, "", 0).outcome()

@@ -64,7 +64,9 @@ class OrderNotification:
 
     def message(self) -> Message:
         """A new Message of Flask-Mail's; to change it changes nothing here."""
-        message = copy.deepcopy(_empty_message())
+        message = copy.copy(_empty_message())
+        message.cc, message.bcc, message.attachments = [], [], []
+        message.mail_options, message.rcpt_options, message.alts = [], [], {}
         message.subject, message.body, message.html = self._texts()
         message.sender, message.recipients = self.sender, [self.envelope.recipient]
         message.date, message.msgId = self.created_at.timestamp(), self.message_id

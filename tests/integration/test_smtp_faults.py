@@ -459,7 +459,7 @@ def test_a_recipient_that_always_hangs_the_server_keeps_no_other_mail(server: Sm
     shop.engine.start()
     until(lambda: notifications(shop).count("sent") == 30)
     place_orders(shop, 10, first=30)
-    shop.bus._wake()
+    shop.engine.wake()
     until(lambda: notifications(shop).count("sent") == 40)
 
     assert [shop.order(name).notification for name in ("poison1", "poison2")] == ["pending", "pending"]

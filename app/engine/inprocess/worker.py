@@ -137,8 +137,9 @@ class Worker:
         """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
         self._take_back_unbegun()
         if self.stopping:
-            self._settle_and_claim({})
-            return max(0.0, self._stop_by - time.monotonic())
+            if self._answers:
+                self._settle_and_claim({})
+            return 0 if self._is_done() else max(0.0, self._stop_by - time.monotonic())
         self._keep_house()
         due = self.dispatcher.next_due()
         now = self.dispatcher.clock.now()

@@ -20,8 +20,8 @@ from app.mail.smtp import SmtpBackend
 from config import Settings
 from tests.support.smtp import CLOSE, CUT, HANG, Pause, SmtpServer
 
-SHORT = 0.2
-"""Seconds: the MAIL_TIMEOUT of tests in which the server hangs."""
+SHORT_SECONDS = 0.2
+"""The MAIL_TIMEOUT of tests in which the server hangs."""
 
 
 class Sender:
@@ -88,7 +88,7 @@ def sender(server: SmtpServer, sender_to: MakeSender) -> Sender:
 
 @pytest.fixture
 def hasty(server: SmtpServer, sender_to: MakeSender) -> Sender:
-    return sender_to(server, mail_timeout=SHORT)
+    return sender_to(server, mail_timeout=SHORT_SECONDS)
 
 
 # ---------------------------------------------------------------- a mail arrives
@@ -404,7 +404,7 @@ def test_a_wrong_number_of_answers_hands_nothing_over(
     sender_to: MakeSender, answers: str, kind: type[AttemptFailed]
 ) -> None:
     server: Any = Script(answers)
-    sender_to(server, mail_timeout=SHORT).fails(kind)
+    sender_to(server, mail_timeout=SHORT_SECONDS).fails(kind)
     server.wait()
     assert server.heard == [server.heard[0], MAIL_RCPT_DATA, b""]
 
@@ -473,7 +473,7 @@ def test_tls_to_a_server_that_speaks_plainly_names_the_cure(server: SmtpServer, 
 
 def test_plain_words_to_a_server_that_speaks_tls_name_the_cure(sender_to: MakeSender) -> None:
     with SmtpServer(tls="ssl") as server:
-        assert "MAIL_USE_SSL" in sender_to(server, mail_use_ssl=False, mail_timeout=SHORT).fails(TimedOut)
+        assert "MAIL_USE_SSL" in sender_to(server, mail_use_ssl=False, mail_timeout=SHORT_SECONDS).fails(TimedOut)
 
 
 def test_a_ca_file_that_has_gone_names_the_setting(server: SmtpServer, sender_to: MakeSender, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from tests.support.waiting import until
 
 MAIL = "send_email_notification"
 
-SHORT = 0.2
-"""Seconds: the MAIL_TIMEOUT of tests in which the server hangs, or is slow."""
+SHORT_SECONDS = 0.2
+"""The MAIL_TIMEOUT of tests in which the server hangs, or is slow."""
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -143,8 +143,8 @@ def outcomes(shop: Shop, order_id: str = "1001") -> list[str]:
     return [attempt["outcome"] for attempt in mail(shop, order_id)["attempts"]]
 
 
-def gate_failures(shop: Shop) -> int:
-    """How often in a row the server was found down, as all processes know it; 0 where the gate is open."""
+def breaker_failures(shop: Shop) -> int:
+    """How often in a row the server was found down, as all processes know it; 0 while the circuit breaker is closed."""
     with shop.database.read() as session:
         found = session.get(CircuitBreaker, MAIL)
         return found.failures if found else 0
@@ -212,12 +212,12 @@ def test_a_fault_that_passes_is_on_record_and_then_the_mail_arrives(
     server: SmtpServer, open_shop: OpenShop, fault: Fault
 ) -> None:
     """The order is confirmed meanwhile. A second copy is sent only after an attempt that reads ``unknown``."""
-    shop = open_shop(server, mail_timeout=SHORT)
+    shop = open_shop(server, mail_timeout=SHORT_SECONDS)
     fault.begin(server)
     assert shop.post().status_code == 201
     began = time.monotonic()
     shop.dispatch_all()
-    assert time.monotonic() - began < 10 * SHORT + 3
+    assert time.monotonic() - began < 10 * SHORT_SECONDS + 3
 
     assert (shop.order().status, shop.order().notification) == ("confirmed", "pending")
     assert len(server.received) == fault.arrived
@@ -282,7 +282,7 @@ def test_one_bad_recipient_among_good_ones_fails_alone(server: SmtpServer, open_
     assert [outcomes(shop, f"{number}") for number in range(4)] == [["ok"], ["refused"], ["ok"], ["ok"]]
     assert sorted(addressees(server)) == ["a@example.com", "b@example.com", "c@example.com"]
     assert server.connections == 1
-    assert gate_failures(shop) == 0
+    assert breaker_failures(shop) == 0
 
 
 @on_sqlite
@@ -360,12 +360,12 @@ def test_a_server_that_drips_its_answer_holds_nobody_for_long(
 ) -> None:
     """Every byte comes in time, and the answer does not."""
     server = start_server(tls=tls)
-    server.on(phase, Drip(reply, seconds=SHORT / 4))
-    shop = open_shop(server, mail_timeout=SHORT)
+    server.on(phase, Drip(reply, seconds=SHORT_SECONDS / 4))
+    shop = open_shop(server, mail_timeout=SHORT_SECONDS)
     shop.post()
     began = time.monotonic()
     shop.dispatch_all()
-    assert time.monotonic() - began < 3 * SHORT + 1
+    assert time.monotonic() - began < 3 * SHORT_SECONDS + 1
     assert outcomes(shop) == [outcome]
     assert "within 0.2 s" in mail(shop)["reason"]
 
@@ -375,11 +375,11 @@ def test_a_server_that_never_finishes_its_handshake_holds_nobody_for_long(
     server: SmtpServer, open_shop: OpenShop
 ) -> None:
     server.on("CONNECT", HANG)
-    shop = open_shop(server, mail_use_ssl=True, mail_timeout=SHORT)
+    shop = open_shop(server, mail_use_ssl=True, mail_timeout=SHORT_SECONDS)
     shop.post()
     began = time.monotonic()
     shop.dispatch_all()
-    assert time.monotonic() - began < 3 * SHORT + 1
+    assert time.monotonic() - began < 3 * SHORT_SECONDS + 1
     assert outcomes(shop) == ["timeout"]
 
 
@@ -452,7 +452,7 @@ def test_a_stop_while_mails_hang_waits_for_these_and_gives_the_others_back(
 def test_a_recipient_that_always_hangs_the_server_keeps_no_other_mail(server: SmtpServer, open_shop: OpenShop) -> None:
     """Two of them, as many as there are threads, and first in the queue."""
     server.on("RCPT", HANG, when="poison")
-    shop = open_shop(server, clock=Clock(), policy=FixedWait(seconds=1, attempts=1000), mail_timeout=SHORT)
+    shop = open_shop(server, clock=Clock(), policy=FixedWait(seconds=1, attempts=1000), mail_timeout=SHORT_SECONDS)
     for name in ("poison1", "poison2"):
         shop.post(order_id=name, email=f"{name}@example.com")
     place_orders(shop, 30)
@@ -488,7 +488,7 @@ def test_a_recipient_that_always_hangs_the_server_spends_its_budget_no_faster_th
 ) -> None:
     """Other mail comes through all the time: that the server answers is no news to this one."""
     server.on("RCPT", HANG, when="poison@")
-    shop = open_shop(server, policy=FixedWait(seconds=600, attempts=5), mail_timeout=SHORT)
+    shop = open_shop(server, policy=FixedWait(seconds=600, attempts=5), mail_timeout=SHORT_SECONDS)
     shop.post(order_id="poison", user_id="7", email="poison@example.com")
     for number in range(10):
         shop.post(order_id=number)
@@ -548,15 +548,17 @@ def test_workers_of_three_processes_probe_one_at_a_time_and_drain_when_it_is_bac
     """In real time and threads; one process is restarted in the middle of the outage."""
     at_once: list[int] = []
     server.on("CONNECT", lambda _: at_once.append(server.open_connections), misdeed)
-    shops = [open_shop(server, clock=Clock(), mail_timeout=SHORT, policy=FixedWait(1, attempts=10)) for _ in range(3)]
+    shops = [
+        open_shop(server, clock=Clock(), mail_timeout=SHORT_SECONDS, policy=FixedWait(1, attempts=10)) for _ in range(3)
+    ]
     place_orders(shops[0], 60)
     for shop in shops:
         shop.engine.start()
-    until(lambda: gate_failures(shops[0]) >= 2)
+    until(lambda: breaker_failures(shops[0]) >= 2)
     shops[0].engine.stop()
-    restarted = open_shop(server, clock=Clock(), mail_timeout=SHORT, policy=FixedWait(1, attempts=10))
+    restarted = open_shop(server, clock=Clock(), mail_timeout=SHORT_SECONDS, policy=FixedWait(1, attempts=10))
     restarted.engine.start()
-    until(lambda: gate_failures(restarted) >= 3)
+    until(lambda: breaker_failures(restarted) >= 3)
 
     first_ones, probes = 3 * 2, 2
     assert len(at_once) <= first_ones + probes, at_once
@@ -569,7 +571,7 @@ def test_workers_of_three_processes_probe_one_at_a_time_and_drain_when_it_is_bac
     spent = [delivery.attempts for delivery in restarted.deliveries(MAIL)]
     assert max(spent) <= 3
     assert sum(spent) == 60 + len(at_once)
-    assert gate_failures(restarted) == 0
+    assert breaker_failures(restarted) == 0
 
 
 # ---------------------------------------------------------------- nobody knows whether it arrived
@@ -663,7 +665,7 @@ def test_a_mail_whose_acceptance_was_not_heard_is_held_where_that_is_wanted(
     server: SmtpServer, open_shop: OpenShop, fault: Callable[[SmtpServer], None]
 ) -> None:
     fault(server)
-    shop = open_shop(server, mail_on_unknown="hold", mail_timeout=SHORT)
+    shop = open_shop(server, mail_on_unknown="hold", mail_timeout=SHORT_SECONDS)
     shop.post()
     shop.dispatch_all()
     shop.clock.advance(86400)
@@ -696,7 +698,7 @@ def test_what_surely_did_not_arrive_is_sent_whatever_the_policy(
 
 @on_sqlite
 def test_a_server_that_takes_mails_and_never_says_so_gets_few_copies(server: SmtpServer, open_shop: OpenShop) -> None:
-    """An answer that is missing closes the gate as a missing connection does."""
+    """A missing answer opens the circuit breaker as a missing connection does."""
     server.on("ACCEPTED", CUT)
     shop = open_shop(server, policy=FixedWait(seconds=30, attempts=100))
     place_orders(shop, 50)

@@ -80,7 +80,7 @@ def test_what_the_settings_take_as_the_sender_an_envelope_carries(address: str) 
 
 
 def test_a_local_part_has_at_most_64_characters() -> None:
-    """RFC 5321, section 4.5.3.1.1. Whoever asks learns it, and not only the mail server."""
+    """RFC 5321, section 4.5.3.1.1. The API says so, before an order is stored."""
     assert checked_email("a" * 64 + "@example.com")
     for check in (checked_email, ascii_email):
         with pytest.raises(ValueError, match=r"too long before the @-sign \(1 character too many\)"):

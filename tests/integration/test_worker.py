@@ -19,6 +19,7 @@ from app.bus import lifecycle, prune
 from app.clock import Clock
 from app.db import Database
 from app.engine.inprocess import wakeup, worker
+from app.engine.inprocess.wakeup_sender import WakeupSender
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
 from app.observe.lines import LineHandler
@@ -445,7 +446,7 @@ def test_wake_sockets_of_killed_processes_are_cleared_away(shop: LiveShop) -> No
     left = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     left.bind(str(folder / "1-gone"))
     left.close()
-    wakeup.WakeupSender(shop.database).wake()
+    WakeupSender(shop.database).wake()
     assert list(folder.iterdir()) == []
 
 
@@ -473,7 +474,7 @@ def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) ->
             assert not waiting.wait(0)
             waiting.wake()
             assert waiting.wait(20)
-            wakeup.WakeupSender(waiting.database).wake()
+            WakeupSender(waiting.database).wake()
             assert waiting.wait(20)
             assert not waiting.wait(0)
     finally:

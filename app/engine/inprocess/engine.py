@@ -6,7 +6,8 @@ import weakref
 from functools import partial
 
 from app.bus import Bus, lifecycle
-from app.engine.inprocess.wakeup import Wakeup, WakeupSender
+from app.engine.inprocess.wakeup import Wakeup
+from app.engine.inprocess.wakeup_sender import WakeupSender
 from app.engine.inprocess.worker import Worker
 from config import Settings
 

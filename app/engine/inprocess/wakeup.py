@@ -1,9 +1,8 @@
-"""Wake a dispatcher the moment there is something to do, in this process, on this machine, or across PostgreSQL.
+"""Wake-up: a dispatcher waits here, and is woken the moment that deliveries are due.
 
-Within a process a byte through a socket pair does it. From a process that only publishes, a datagram to every
-dispatcher's Unix socket on this machine; where PostgreSQL is and no dispatcher is here, or those here are busy, NOTIFY.
-Each is sent after the commit: what it announces can be seen.
-A wake-up that gets lost costs one ``poll_seconds``.
+Its own process sends a byte through a socket pair; other processes on this machine send a datagram to the dispatcher's
+Unix socket (``wakeup_sender``); other machines on the same PostgreSQL send NOTIFY. Each is sent after the commit, so
+what it tells of can be seen. A wake-up that gets lost costs one ``poll_seconds``.
 """
 
 import contextlib
@@ -13,7 +12,6 @@ import os
 import select
 import socket
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,11 @@ from app.errors import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
-LONGEST_SOCKET_FOLDER = 60  # sun_path holds 104 to 108 bytes, and the socket's own name needs its part
-CHANNEL = "deliveries"
+LONGEST_SOCKET_FOLDER = 60
+"""Characters: an address of a Unix socket holds 104 to 108, and the socket's own name needs its part."""
 
-SETTLED_NANOSECONDS = 1_000_000_000
-"""A folder that changed within this may change again without its time telling: clocks of file systems are coarse."""
+CHANNEL = "deliveries"
+"""Of PostgreSQL's NOTIFY."""
 
 
 class Wakeup:
@@ -36,45 +34,45 @@ class Wakeup:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._mailbox: socket.socket | None = None
+        self._datagrams: socket.socket | None = None
         self._listener: Listener | None = None
-        self._told = False
+        self._warned = False
         for end in (self._reader, self._writer):
             end.setblocking(False)
 
     def open(self) -> None:
-        """Be found by other processes."""
+        """Let other processes find this dispatcher."""
         self._listen()
         try:
-            self._mailbox = _bind(socket_folder(self.database))
+            self._datagrams = _bind(socket_folder(self.database))
         except OSError as error:
             log.warning("other processes can't wake this dispatcher, only the poll: %s", error)
 
     def wake(self) -> None:
         """Wake the worker that waits here."""
-        with contextlib.suppress(OSError):  # full: it has been woken already; closed: it is gone
+        with contextlib.suppress(OSError):  # full: it has been woken already; closed: it has ended
             self._writer.send(b"!")
 
     def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds. Returns whether somebody called."""
+        """Wait at most ``timeout`` seconds. Returns whether it was woken."""
         self._listen()
-        ends = {end.fileno(): end for end in (self._reader, self._mailbox, self._listener) if end is not None}
+        ends = {end.fileno(): end for end in (self._reader, self._datagrams, self._listener) if end is not None}
         readiness = select.poll()  # select() knows no descriptor beyond 1023
         for descriptor in ends:
             readiness.register(descriptor, select.POLLIN)
-        called = readiness.poll(max(0.0, timeout) * 1000)
-        for descriptor, _ in called:
+        ready = readiness.poll(max(0.0, timeout) * 1000)
+        for descriptor, _ in ready:
             self._drain(ends[descriptor])
-        return bool(called)
+        return bool(ready)
 
     def close(self) -> None:
-        if self._mailbox is not None:
+        if self._datagrams is not None:
             with contextlib.suppress(OSError):
-                Path(self._mailbox.getsockname()).unlink()
-        for end in (self._mailbox, self._listener, self._reader, self._writer):
+                Path(self._datagrams.getsockname()).unlink()
+        for end in (self._datagrams, self._listener, self._reader, self._writer):
             if end is not None:
                 end.close()
-        self._mailbox = self._listener = None
+        self._datagrams = self._listener = None
 
     def _drain(self, end: Any) -> None:
         if self._listener is not None and end is self._listener:
@@ -88,7 +86,7 @@ class Wakeup:
                     pass
 
     def _listen(self) -> None:
-        """Where the database has listeners, be one. While the server is away the poll serves."""
+        """Hear the database's notifications, where it has any. While its server is away the poll serves."""
         try:
             if self._listener is None:
                 self._listener = self.database.dialect.listen(CHANNEL)
@@ -97,68 +95,24 @@ class Wakeup:
         except DatabaseUnavailable as error:
             self._stop_listening(error.reason)
         else:
-            self._told = False
+            self._warned = False
 
     def _stop_listening(self, why: object) -> None:
-        """Say so once, however often it is tried again."""
+        """Warn once, however often it is tried again."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             log.warning("other processes can't wake this dispatcher, only the poll: %s", why)
 
 
-class WakeupSender:
-    """Wakes the dispatchers of other processes. For any thread."""
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
-        self._folder = socket_folder(database)
-        self._seen = 0
-        self._mailboxes: list[str] = []
-
-    def wake(self, *, everywhere: bool = False) -> None:
-        """Wake those on this machine; ``everywhere`` also those on others, who are woken too where none is here.
-
-        Raises nothing: what is announced is stored, and the poll finds it.
-        """
-        try:
-            reached = self._send_datagrams()
-            if everywhere or not reached:
-                self.database.dialect.notify(CHANNEL)
-        except (OSError, DatabaseUnavailable) as error:
-            log.debug("can't wake the others: %s", error)
-
-    def _send_datagrams(self) -> int:
-        """Returns how many dispatchers were reached."""
-        try:
-            changed = self._folder.stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-        if changed != self._seen:
-            self._mailboxes = [str(path) for path in self._folder.iterdir()]
-            settled = time.time_ns() - changed > SETTLED_NANOSECONDS
-            self._seen = changed if settled else 0
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            reached = 0
-            for mailbox in self._mailboxes:
-                try:
-                    sender.sendto(b"!", mailbox)
-                    reached += 1
-                except BlockingIOError:  # it has been called often enough
-                    reached += 1
-                except ConnectionRefusedError:  # its process was killed
-                    Path(mailbox).unlink(missing_ok=True)
-                except OSError as error:
-                    log.debug("can't wake %s: %s", mailbox, error)
-        return reached
-
-
 def socket_folder(database: Database) -> Path:
-    """Beside the database file, so that whoever shares the one finds the other. For PostgreSQL, and where that path is
-    too long for a socket, in the temporary folder, under a name made from the database's."""
+    """Where the dispatchers of a database have their sockets on this machine.
+
+    It lies beside the database's file, so that all who share the file find it. For PostgreSQL, and where that path is
+    too long for a socket, it lies in the temporary folder, under a name made from the database's.
+    """
     name = str(database.url)  # without the password
     if (file := database.dialect.file) is not None:
         name = str(file)
@@ -172,8 +126,8 @@ def socket_folder(database: Database) -> Path:
 def _bind(folder: Path) -> socket.socket:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.parent == Path(tempfile.gettempdir()) and folder.lstat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is somebody else's")
-    mailbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    mailbox.bind(str(folder / f"{os.getpid()}-{uuid7()[-8:]}"))
-    mailbox.setblocking(False)
-    return mailbox
+        raise PermissionError(f"{folder} is another user's")
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    bound.bind(str(folder / f"{os.getpid()}-{uuid7()[-8:]}"))
+    bound.setblocking(False)
+    return bound

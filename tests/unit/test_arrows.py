@@ -29,7 +29,7 @@ ALLOWED = {
     "observe": {"bus", "errors", "text"},
     "serving": {"bus", "db", "engine", "errors", "observe"},
     "doctor": {"bus", "db", "errors", "signal", "states"},
-    "cli": {"bus", "db", "doctor", "engine", "errors", "observe", "orders", "states", "text"},
+    "cli": {"addresses", "bus", "db", "doctor", "engine", "errors", "observe", "orders", "states", "text"},
 }
 """What each part may import of the application. Nothing imports api, cli or receivers but create_app."""
 

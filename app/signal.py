@@ -39,12 +39,9 @@ class Subscription:
     name: str
     receiver: Receiver
     parameters: frozenset[str]
+    transactional: bool
+    """A receiver that takes ``session`` or ``transaction`` runs inside the transaction that ends its delivery."""
     when_dead: Callable[[Any, str], Event] | None
-
-    @property
-    def transactional(self) -> bool:
-        """A receiver that takes ``session`` or ``transaction`` runs inside the transaction that ends its delivery."""
-        return not self.parameters.isdisjoint(("session", "transaction"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +97,14 @@ class DurableSignal(NamedSignal):
         """
         if weak:
             raise ValueError("a durable signal holds its receivers strongly; leave weak=True out")
-        subscription = Subscription(name or _name_of(receiver), receiver, _parameters_of(receiver), when_dead)
+        parameters = _parameters_of(receiver)
+        subscription = Subscription(
+            name=name or _name_of(receiver),
+            receiver=receiver,
+            parameters=parameters,
+            transactional=not parameters.isdisjoint(("session", "transaction")),
+            when_dead=when_dead,
+        )
         known = self.subscriptions.get(subscription.name)
         if known is not None and known.receiver != receiver:
             raise ValueError(f"{self.name} has another receiver named {subscription.name!r}; connect with name=...")

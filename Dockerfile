@@ -4,7 +4,8 @@
 #   docker run -p 8000:8000 -v orders:/srv/instance orders
 #
 # /srv/instance holds the SQLite file and, without MAIL_SERVER, the mails. A stop first ends what has begun: give it time
-# (docker stop -t 45, or stop_grace_period: 45s).
+# (docker stop -t 45, or stop_grace_period: 45s). It speaks plain HTTP and trusts its clients to be quick: let a proxy stand
+# before it, as in deploy/.
 
 FROM python:3.13-slim AS build
 RUN python -m venv --without-pip /opt/venv

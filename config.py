@@ -18,13 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
-SERVER_STARTS_DISPATCHER = False
-"""Set by gunicorn.conf.py, whose hooks start a dispatcher in each process that serves."""
-
 CHECKOUT = Path(__file__).resolve().parent
 
 HOST = re.compile(r"[^\s/:@]+|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]?")
 """A host's name or an IP address, without a scheme and without a port."""
+
+
+def gunicorn_serves(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is a process of gunicorn's, which says so in the environment."""
+    return environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
 
 
 class ConfigError(ValueError):
@@ -68,8 +70,8 @@ class Settings(BaseModel):
     web_host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
-    request_read_seconds: float = Field(10, ge=0.1, le=300, description="seconds for a request to arrive, 0.1 to 300")
     web_threads: int = Field(8, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
+    greeting: bool = Field(False, description="true or false; whether gunicorn says on stdout when it is ready")
 
     dispatch_in_web: bool = Field(True, description="true, or false where 'flask bus run' dispatches instead")
     lease_seconds: float = Field(30, ge=0.5, le=3600, description="0.5 to 3600; extended while a receiver runs")

@@ -24,8 +24,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,7 +40,6 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
 PYTHON = str(VENV / "bin" / "python")
 DEVELOPMENT = ("requirements.txt", "requirements-dev.txt")
-READY_SECONDS = 60
 COMPILE = "uv --no-config pip compile -q --universal --python-version 3.11 --custom-compile-command 'make lock'"
 STEPS = {
     "lint": ["ruff check", "ruff format --check", "mypy"],
@@ -54,15 +51,6 @@ STEPS = {
         f"{COMPILE} requirements.txt requirements-scale.txt -o requirements.lock --generate-hashes --no-annotate",
     ],
 }
-WELCOME = """
-The service is ready at {url} (Ctrl-C stops it). Place an order:
-
-  curl -i {url}/api/create_order{token} -H 'Content-Type: application/json' -d '{{"order_id": "1001", "user_id": "42", "total_price": 19.99}}'
-
-and look at what followed from it:
-
-  curl {url}/api/orders/1001{token}
-{looks}"""  # noqa: E501 - the curl is pasted as one line
 
 
 def main(command: str = "help", *arguments: str) -> int | None:
@@ -80,6 +68,7 @@ def main(command: str = "help", *arguments: str) -> int | None:
 
 
 def run() -> int:
+    """gunicorn has a process group of its own: Ctrl-C reaches only us, and we ask it to stop gracefully."""
     host, port = setting("WEB_HOST", "127.0.0.1").strip("[]"), setting("PORT", "8000")
     listen(host, port).close()  # A port that is taken is said before a slow installation, not after it.
     prepare("requirements.txt")
@@ -89,76 +78,26 @@ def run() -> int:
         nonlocal stopping
         stopping = True
         if service:
-            service.terminate()  # gunicorn understands: finish what you have begun, then stop.
+            service.terminate()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
-    with listen(host, port) as listener:
-        service = start_service(listener.fileno())
+    service = subprocess.Popen(
+        [PYTHON, "-m", "gunicorn", "wsgi:app"],
+        cwd=ROOT,
+        env=os.environ | {"GREETING": "true"},  # It says on stdout when it is ready, and what to try.
+        process_group=0,
+        stdin=subprocess.DEVNULL,
+    )
     if stopping:  # A signal came while the service was being started.
-        stop()
-    try:
-        welcome(service, url_of(host, port))
-    except OSError:  # Nobody reads this terminal any more.
         stop()
     code = service.wait()
     return 0 if stopping else code
 
 
-def start_service(listener: int) -> subprocess.Popen:
-    """gunicorn is handed the listening socket, so that no other service on this port can be taken for ours. It has a
-    process group of its own: Ctrl-C reaches only us, and we ask it to stop gracefully."""
-    command = [PYTHON, "-m", "gunicorn", "wsgi:app", "--bind", f"fd://{listener}"]
-    return subprocess.Popen(command, cwd=ROOT, pass_fds=[listener], process_group=0, stdin=subprocess.DEVNULL)
-
-
-def welcome(service: subprocess.Popen, url: str) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while service.poll() is None and not is_ready(url):
-        if time.monotonic() > deadline:
-            print(f"dev.py: not ready after {READY_SECONDS} seconds; this tells why: curl -i {url}/readyz")
-            return
-        time.sleep(0.2)
-    if service.poll() is None:
-        print(greeting(url))
-
-
-def greeting(url: str) -> str:
-    """What to try next. All of it works when it is pasted, whatever is set."""
-    token = ' -H "Authorization: Bearer $API_TOKEN"' if setting("API_TOKEN") else ""
-    return WELCOME.format(url=url, token=token, looks="".join(f"  {look}\n" for look in looks()))
-
-
-def looks() -> list:
-    folder = str(Path(setting("INSTANCE_PATH", "instance")).expanduser())
-    database = setting("DATABASE_URL", f"sqlite:///{folder}/orders.db")
-    backend = setting("MAIL_BACKEND", "smtp" if setting("MAIL_SERVER") else "file")
-    found = []
-    if database.startswith("sqlite:"):
-        file = database.partition("///")[2].partition("?")[0]
-        found.append(f"sqlite3 {shlex.quote(file)} 'select * from orders'")  # noqa: S608 - for a person to paste
-    if backend == "file":
-        found.append(f"cat {shlex.quote(folder)}/mail/new/*")
-    return found
-
-
-def setting(name: str, default: str = "") -> str:
+def setting(name: str, default: str) -> str:
     """As config.py takes it: an empty one is none."""
     return os.environ.get(name, "").strip() or default
-
-
-def url_of(host: str, port: str) -> str:
-    """Where this machine reaches what listens there."""
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
-    return f"http://[{near}]:{port}" if ":" in near else f"http://{near}:{port}"
-
-
-def is_ready(url: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # Never through the proxy of http_proxy.
-    try:
-        return direct.open(f"{url}/readyz", timeout=5).status == 200
-    except OSError:
-        return False
 
 
 def listen(host: str, port: str) -> socket.socket:
@@ -195,6 +134,8 @@ def prepare(*requirements: str) -> None:
         installed = STAMP.read_text().splitlines() if STAMP.exists() and Path(PYTHON).exists() else []
         if {python, *pins} <= set(installed):
             return
+        if python not in installed and VENV.is_symlink():
+            fail(".venv is a link, and to make it anew would empty the folder it leads to; remove the link first")
         STAMP.unlink(missing_ok=True)
         if python not in installed:
             create_environment()

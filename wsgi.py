@@ -3,7 +3,6 @@
 import atexit
 import signal
 import sys
-from traceback import walk_stack
 
 import click
 from flask.cli import ScriptInfo
@@ -18,10 +17,9 @@ from app.observe import logs
 
 logs.configure(config.Settings.for_logs())
 
-# Whatever imports this in between: if it is gunicorn that loads the application, it stands in the stack.
-_callers = {str(frame.f_globals.get("__name__")) for frame, _ in walk_stack(sys._getframe())}
-_by_gunicorn = any(name.startswith("gunicorn.") for name in _callers)
-if _by_gunicorn and not config.SERVER_STARTS_DISPATCHER:
+_by_gunicorn = config.gunicorn_serves()
+_by_its_hooks = "app.serving" in sys.modules  # gunicorn.conf.py imports it, nothing else does
+if _by_gunicorn and not _by_its_hooks:
     logs.fail(
         "gunicorn runs without this service's gunicorn.conf.py, which it reads from the folder where it is "
         f"started; start it in {config.CHECKOUT}, or with '-c {config.CHECKOUT}/gunicorn.conf.py'",
@@ -47,7 +45,7 @@ except DatabaseUnavailable:
 except (config.ConfigError, AppError) as error:
     logs.fail(error)
 
-# gunicorn.conf.py starts the dispatcher after the fork instead, in each process that serves.
-if _serving and app.extensions["settings"].dispatch_in_web and not config.SERVER_STARTS_DISPATCHER:
+# Under gunicorn a hook starts the dispatcher instead, after the fork: see app/serving.py.
+if _serving and app.extensions["settings"].dispatch_in_web and not _by_gunicorn:
     app.extensions["engine"].start()
     atexit.register(app.extensions["engine"].stop)

@@ -79,6 +79,8 @@ def _raw_body() -> bytes:
         raise
     except Exception as error:  # broken chunks: every WSGI server has its own exceptions for them
         raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off, or its chunks are not chunks.") from error
+    if len(body) < (request.content_length or 0):  # gunicorn hands on what came before the client went away
+        raise Problem(HTTPStatus.BAD_REQUEST, "The body broke off: it is shorter than its Content-Length.")
     if len(body) > MAX_BODY_BYTES:
         raise RequestEntityTooLarge
     return body

@@ -24,6 +24,7 @@ from tests.support.postgres import Door
 from tests.support.service import (
     DISPATCHER,
     FLASK,
+    GRANIAN,
     GUNICORN,
     LIMIT,
     PRELOADED,
@@ -41,6 +42,7 @@ SERVERS = [
     pytest.param(GUNICORN, id="gunicorn"),
     pytest.param(PRELOADED, id="gunicorn --preload"),
     pytest.param(FLASK, id="flask run"),
+    pytest.param(GRANIAN, id="granian"),
 ]
 COMMANDS = [*SERVERS, pytest.param(DISPATCHER, id="flask bus run")]
 
@@ -376,7 +378,7 @@ def test_the_log_can_be_json(serve: Serve) -> None:
 
 
 def test_connections_are_spread_over_the_processes_that_serve(serve: Serve) -> None:
-    """Sixteen, that is, of which one process would often take fourteen: as soon as both of them have started."""
+    """Sixteen, of which one process would otherwise take any number."""
     service = serve(*GUNICORN, web_concurrency=2).start()
     workers = wait_until(lambda: found if len(found := service.workers()) == 3 else [], "three workers")
 
@@ -401,6 +403,18 @@ def sockets(pid: int) -> int:
     return sum(file.readlink().name.startswith("socket:") for file in files if file.is_symlink())
 
 
+def test_granian_serves_beside_a_dispatcher_of_its_own(serve: Serve, database: dict[str, str]) -> None:
+    """Two workers, and none of them dispatches."""
+    web = serve(*GRANIAN, "--workers", "2", dispatch_in_web=False, **database).start(ready="/healthz")
+    dispatcher = serve(*DISPATCHER, **database).start()
+
+    for number in range(5):
+        assert web.post(**ORDER | {"order_id": f"{number}"}).status == 201
+        wait_until_finished(web, f"{number}", FAR_BELOW_THE_POLL)
+    assert dispatching_process(dispatcher) == dispatcher.pid
+    assert web.stop() < 10
+
+
 # What stops the start
 
 
@@ -409,7 +423,7 @@ def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, command: tu
     service = serve(*command, mail_port="smtp").launch()
 
     assert service.wait_for_end() > 0
-    (line,) = service.log.splitlines()
+    line = sentence(service)
     assert "MAIL_PORT" in line
     assert "1 to 65535" in line
 
@@ -579,8 +593,9 @@ def maildir(service: Service) -> list[EmailMessage]:
 
 
 def sentence(service: Service) -> str:
-    """The one line that a start which failed has to say; gunicorn's own words stand before it."""
-    lines = [line for line in service.log.splitlines() if "Starting gunicorn" not in line]
+    """The one line that a start which failed has to say, beside the server's own words."""
+    own = ("Starting gunicorn", "[INFO]", "[WARNING]", "[ERROR]")
+    lines = [line for line in service.log.splitlines() if not any(word in line for word in own)]
     assert len(lines) == 1, f"not one line:\n{service.log}"
     assert lines[0].lower().startswith("error: ")
     return lines[0]

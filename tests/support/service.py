@@ -38,9 +38,10 @@ LIMIT = 30.0
 GUNICORN = ("gunicorn", "wsgi:app")
 PRELOADED = ("gunicorn", "--preload", "-w", "4", "wsgi:app")
 FLASK = ("flask", "run")
+GRANIAN = ("granian", "--interface", "wsgi", "wsgi:app")
 DISPATCHER = ("flask", "bus", "run")
 
-_WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """What is started dies with the thread that started it: start services from a test's main thread."""
 
 
@@ -132,7 +133,7 @@ class Service:
         self._log_begin = len(self.log)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*_WITH_US, sys.executable, "-m", *self.command],
+                [*WITH_US, sys.executable, "-m", *self.command],
                 cwd=self.cwd,
                 env=environment(**(self.settings | settings)),
                 stdin=subprocess.DEVNULL,
@@ -282,10 +283,12 @@ def environment(**settings: Any) -> dict[str, str]:
     """This process's environment with exactly these settings of the service; None leaves one unset."""
     names = {name.upper() for name in Settings.model_fields}
     inherited = {
-        name: value for name, value in os.environ.items() if name not in names and not name.startswith("FLASK_")
+        name: value
+        for name, value in os.environ.items()
+        if name not in names and not name.startswith(("FLASK_", "GRANIAN_"))
     }
     given = {name.upper(): _word(value) for name, value in settings.items() if value is not None}
-    return inherited | given | {"PYTHONUNBUFFERED": "1", "FLASK_RUN_PORT": given["PORT"]}
+    return inherited | given | {"PYTHONUNBUFFERED": "1", "FLASK_RUN_PORT": given["PORT"], "GRANIAN_PORT": given["PORT"]}
 
 
 def _word(value: Any) -> str:

@@ -1,18 +1,16 @@
-"""What `make run` says before and after it starts the service: each trouble with its cure, and hints that hold."""
+"""What `make run` says before it starts the service: each trouble with its cure."""
 
 import errno
 import importlib.util
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import dev
-from config import CHECKOUT
 from tests.support.service import free_port
-
-CURL = "curl -i http://127.0.0.1:8000/api/create_order"
 
 
 @pytest.fixture
@@ -68,61 +66,17 @@ def test_pythons_missing_venv_module_is_said_with_the_package_that_has_it(
         dev.create_environment()
 
 
-@pytest.mark.parametrize(
-    "host, url",
-    [
-        ("127.0.0.1", "http://127.0.0.1:8000"),
-        ("0.0.0.0", "http://127.0.0.1:8000"),  # noqa: S104 - nothing is bound
-        ("::", "http://[::1]:8000"),
-        ("::1", "http://[::1]:8000"),
-        ("shop.example", "http://shop.example:8000"),
-    ],
-)
-def test_the_url_is_where_this_machine_reaches_the_service(host: str, url: str) -> None:
-    assert dev.url_of(host, "8000") == url
+def test_an_environment_that_is_a_link_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """venv --clear would follow it, and empty the environment of another checkout."""
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / ".installed").write_text("another Python\n")
+    link = tmp_path / ".venv"
+    link.symlink_to(others)
+    monkeypatch.setattr(dev, "VENV", link)
+    monkeypatch.setattr(dev, "STAMP", link / ".installed")
+    monkeypatch.setattr(subprocess, "call", lambda *_: pytest.fail("it went on"))
 
-
-@pytest.mark.parametrize(
-    "given, looks",
-    [
-        ({}, ["sqlite3 instance/orders.db 'select * from orders'", "cat instance/mail/new/*"]),
-        (
-            {"INSTANCE_PATH": "/srv/my shop"},
-            ["sqlite3 '/srv/my shop/orders.db' 'select * from orders'", "cat '/srv/my shop'/mail/new/*"],
-        ),
-        (
-            {"DATABASE_URL": "sqlite:////srv/x.db?timeout=5"},
-            ["sqlite3 /srv/x.db 'select * from orders'", "cat instance/mail/new/*"],
-        ),
-        ({"DATABASE_URL": "postgresql+psycopg://me:secret@db/orders"}, ["cat instance/mail/new/*"]),
-        ({"MAIL_SERVER": "mail.example"}, ["sqlite3 instance/orders.db 'select * from orders'"]),
-        ({"MAIL_BACKEND": "console"}, ["sqlite3 instance/orders.db 'select * from orders'"]),
-        (
-            {"MAIL_SERVER": "mail.example", "MAIL_BACKEND": "file"},
-            ["sqlite3 instance/orders.db 'select * from orders'", "cat instance/mail/new/*"],
-        ),
-        ({"MAIL_SERVER": " "}, ["sqlite3 instance/orders.db 'select * from orders'", "cat instance/mail/new/*"]),
-    ],
-    ids=str,
-)
-def test_what_is_shown_to_look_at_is_there(
-    given: dict[str, str], looks: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert dev.looks() == looks
-
-
-def test_the_curl_sends_the_token_where_one_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert f"{CURL} -H 'Content-Type" in dev.greeting("http://127.0.0.1:8000")
-    monkeypatch.setenv("API_TOKEN", "s3cret")
-    greeting = dev.greeting("http://127.0.0.1:8000")
-    assert f'{CURL} -H "Authorization: Bearer $API_TOKEN" -H \'Content-Type' in greeting
-    assert '/api/orders/1001 -H "Authorization: Bearer $API_TOKEN"' in greeting
-    assert "s3cret" not in greeting
-
-
-@pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])
-def test_the_readme_shows_what_is_printed(readme: str) -> None:
-    shown = dev.greeting("http://127.0.0.1:8000").strip()
-    assert f"$ make run\n{shown}\n" in (CHECKOUT / readme).read_text()
+    with pytest.raises(SystemExit, match=r"\.venv is a link"):
+        dev.prepare("requirements.txt")
+    assert (others / ".installed").exists()

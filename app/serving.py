@@ -1,0 +1,207 @@
+"""How gunicorn serves the application: its hooks, and the class that spreads connections between processes.
+
+Leader lock: of the processes that gunicorn forks, one holds the lock and dispatches; the others serve. The kernel frees
+the lock of a process that died.
+"""
+
+import fcntl
+import gc
+import os
+import shlex
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+from sqlalchemy import make_url
+
+from app.db import Database
+from app.db.schema import prepare
+from app.engine import InProcessEngine
+from app.errors import AppError, DatabaseUnavailable
+from app.observe import logs
+from app.streams import Streams
+from config import CHECKOUT, Settings
+
+DISPATCHER_NICENESS = 15
+"""On PostgreSQL requests come first when the processor is busy, and deliveries catch up later. Not on SQLite: there a
+process that has to wait for the processor may hold the write lock."""
+
+VACANT_SECONDS = 5
+"""How long the leader lock may lie free before a serving process takes it. gunicorn replaces a dead process sooner."""
+
+ACCEPT_DELAY_SECONDS = 0.0001
+"""For each connection that a process has, up to the next number of them."""
+
+MOST_DELAYING_CONNECTIONS = 20
+
+GREETING = """
+The service is ready at {url} (Ctrl-C stops it). Place an order:
+
+  curl -i {url}/api/create_order{token} -H 'Content-Type: application/json' -d '{{"order_id": "1001", "user_id": "42", "total_price": 19.99}}'
+
+and look at what followed from it:
+
+  curl {url}/api/orders/1001{token}
+{looks}"""  # noqa: E501 - the curl is pasted as one line
+
+
+class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's gthread, but a process is the slower to accept, the more connections it has.
+
+    All processes wait for the same listening socket. Without the delay the first to run accepts a burst as a whole, and
+    keeps it for as long as the clients stay connected.
+    """
+
+    def accept(self, listener: Any) -> None:
+        connections = min(max(self.nr_conns, 0), MOST_DELAYING_CONNECTIONS)
+        time.sleep(connections * ACCEPT_DELAY_SECONDS)
+        super().accept(listener)
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        keeps_connection = super().handle_request(req, conn)
+        req.is_answered = True
+        return keeps_connection
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """One answer for each request: gunicorn's would send a second one, when it discards a body that the application
+        did not read, and finds it malformed."""
+        if not getattr(req, "is_answered", False):
+            super().handle_error(req, client, addr, exc)
+
+
+class LeaderLock:
+    """A lock on an unnamed file, which all processes inherit from the master."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as gunicorn runs
+
+    def acquire(self) -> bool:
+        """Take it if it lies free; it is held until this process ends."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def wait_until_free(self) -> None:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+class Serving:
+    """The hooks of one gunicorn. A reload executes gunicorn.conf.py again, which makes a new one for the new processes;
+    so they have a leader of their own while the old ones end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.leader_lock = LeaderLock()
+        self.is_prepared = False
+        self.engine: InProcessEngine | None = None
+        """The application's, once a worker has loaded it."""
+
+    # The hooks, by gunicorn's names
+
+    def on_starting(self, server: Any) -> None:
+        """Bring the schema up to date, or say why not, once and before any worker."""
+        try:
+            database = Database(self.settings.database_url, timeout=self.settings.database_timeout)
+            try:
+                prepare(database)
+            finally:
+                database.close()
+            self.is_prepared = True
+        except DatabaseUnavailable:
+            server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
+        except AppError as error:
+            logs.fail(error)
+        gc.collect()
+        gc.freeze()  # a collection in a forked process would copy the pages that it shares with the master
+
+    def post_worker_init(self, worker: Any) -> None:
+        """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
+        gc.freeze()  # spares the collector what stays anyway
+        self.engine = _engine(worker.wsgi)
+        worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
+        if self.settings.dispatch_in_web:
+            self._choose_leader(worker, self.engine)
+        if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
+            sys.stdout.write(greeting(self.settings))
+            sys.stdout.flush()
+
+    def worker_exit(self, server: Any, worker: Any) -> None:
+        """Requests are answered; let running receivers end, and give back what was not begun."""
+        if self.engine is not None:
+            self.engine.stop()
+
+    # Who dispatches
+
+    def _choose_leader(self, worker: Any, engine: InProcessEngine) -> None:
+        if not self.leader_lock.acquire():
+            threading.Thread(target=self._stand_by, args=[worker, engine], name="stand-by", daemon=True).start()
+            return
+        if worker.cfg.workers > 1:
+            _serve_nobody(worker)
+            if not self.settings.is_sqlite:
+                os.nice(DISPATCHER_NICENESS)
+        engine.start()
+
+    def _stand_by(self, worker: Any, engine: InProcessEngine) -> None:
+        """Dispatch here as well when no leader is left, for example because SIGTTOU took that process away."""
+        while worker.alive:
+            self.leader_lock.wait_until_free()
+            time.sleep(VACANT_SECONDS)
+            if worker.alive and self.leader_lock.acquire():
+                engine.start()
+                return
+
+
+def processes(settings: Settings) -> int:
+    """One more than serve, so that requests and deliveries don't wait for one interpreter; but a lone process does
+    both."""
+    serving = settings.web_concurrency
+    return serving + (settings.dispatch_in_web and serving > 1)
+
+
+def _engine(app: Flask) -> InProcessEngine:
+    engine: InProcessEngine = app.extensions["engine"]
+    return engine
+
+
+def _serve_nobody(worker: Any) -> None:
+    """A worker accepts from its ``sockets``: without any it only waits for its end."""
+    for listener in worker.sockets:
+        listener.close()
+    worker.sockets = []
+
+
+def greeting(settings: Settings) -> str:
+    """What to try next, ready to paste."""
+    token = ' -H "Authorization: Bearer $API_TOKEN"' if settings.api_token else ""
+    return GREETING.format(url=url(settings), token=token, looks="".join(f"  {look}\n" for look in looks(settings)))
+
+
+def url(settings: Settings) -> str:
+    """Where this machine reaches what listens at WEB_HOST."""
+    host = settings.web_host.strip("[]")
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - nothing is bound
+    return f"http://[{near}]:{settings.port}" if ":" in near else f"http://{near}:{settings.port}"
+
+
+def looks(settings: Settings) -> list[str]:
+    """Commands that show what followed from an order, for a terminal in the checkout."""
+    found = []
+    if settings.is_sqlite:
+        file = _from_checkout(Path(str(make_url(settings.database_url).database)))
+        found.append(f"sqlite3 {shlex.quote(file)} 'select * from orders'")  # noqa: S608 - for a person to paste
+    if settings.mail_backend == "file":
+        found.append(f"cat {shlex.quote(_from_checkout(settings.instance_path))}/mail/new/*")
+    return found
+
+
+def _from_checkout(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)

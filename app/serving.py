@@ -101,7 +101,7 @@ class Serving:
         self.settings = settings
         self.leader_lock = LeaderLock()
         self.is_prepared = False
-        self.engine: InProcessEngine | None = None
+        self._engine: InProcessEngine | None = None
         """The application's, once a worker has loaded it."""
 
     # The hooks, by gunicorn's names
@@ -125,18 +125,18 @@ class Serving:
     def post_worker_init(self, worker: Any) -> None:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
-        self.engine = _engine(worker.wsgi)
+        self._engine = _engine(worker.wsgi)
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if self.settings.dispatch_in_web:
-            self._choose_leader(worker, self.engine)
+            self._choose_leader(worker, self._engine)
         if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
             sys.stdout.write(greeting(self.settings))
             sys.stdout.flush()
 
     def worker_exit(self, server: Any, worker: Any) -> None:
         """Requests are answered; let running receivers end, and give back what was not begun."""
-        if self.engine is not None:
-            self.engine.stop()
+        if self._engine is not None:
+            self._engine.stop()
 
     # Who dispatches
 

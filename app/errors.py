@@ -21,7 +21,7 @@ class OutsideTransaction(AppError):
 
 
 class NestedTransaction(AppError):
-    """db.transact() was called inside a transaction. Pass the session of the outer one on instead."""
+    """db.transact() was called inside a transaction. Pass the outer transaction on instead."""
 
 
 class DatabaseUnavailable(AppError):

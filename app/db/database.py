@@ -88,7 +88,7 @@ class Database:
 
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
         """One write transaction. The works are taken when it holds the write lock, so that late ones are among them."""
-        with self._writer() as connection:
+        with self.dialect.write_queue(), self._writer() as connection:
             self.dialect.begin_write(connection.connection.dbapi_connection)
             works = take_works()
             now, added_rows = self.clock.now(), AddedRows()
@@ -176,6 +176,7 @@ class Database:
         """
         self._inherited = (self.engine.pool, self._idle_writers)
         self._start_afresh()
+        self.dialect.after_fork()
         self.engine.dispose(close=False)
 
     def close(self) -> None:

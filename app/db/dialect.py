@@ -37,8 +37,9 @@ class Dialect(Protocol):
     one_writer: bool
     """Whether all processes share one write lock."""
 
-    file: Path | None
-    """The database's file on this machine; None where a server keeps it."""
+    @property
+    def file(self) -> Path | None:
+        """The database's file on this machine; None where a server keeps it."""
 
     # Transactions
 
@@ -46,8 +47,14 @@ class Dialect(Protocol):
     def write_contention(self) -> float:
         """How often of late another process held the write lock when this one wanted it, from 0 to 1."""
 
+    def write_queue(self) -> AbstractContextManager[None]:
+        """Around a write transaction: where all processes share one write lock, they queue for it here."""
+
     def begin_write(self, driver: Any) -> None:
-        """Begin a write transaction on the driver's connection, with the write lock where there is one."""
+        """Begin a write transaction on the driver's connection."""
+
+    def after_fork(self) -> None:
+        """Let go of what is the parent's."""
 
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""

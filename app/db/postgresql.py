@@ -85,8 +85,14 @@ class PostgreSQL:
             },
         )
 
+    def write_queue(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def begin_write(self, driver: Any) -> None:
         """Nothing: psycopg begins a transaction with its first statement."""
+
+    def after_fork(self) -> None:
+        """Nothing of its own is open."""
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()

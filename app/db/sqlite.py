@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import importlib
 import sqlite3
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from decimal import Decimal
@@ -19,6 +18,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
 from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 FIXED_VERSIONS = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
@@ -36,14 +36,7 @@ DISK_TROUBLE = {8, 10, 13}
 """Those of them that do not pass within a request."""
 
 BUSY_SECONDS = 1.0
-"""How long one try to begin or to read waits for a lock."""
-
-PAUSE_SECONDS = 0.0003
-"""Between looks for the write lock. SQLite's own waiting sleeps for 1, 2, 5, 10 and more milliseconds, and processes
-that each write for half a millisecond would mostly sleep."""
-
-LONGEST_PAUSE_SECONDS = 0.01
-"""Between looks for a lock that is held for long."""
+"""How long one try to begin, or to read, waits for SQLite's lock."""
 
 
 class SQLite:
@@ -52,8 +45,8 @@ class SQLite:
 
     def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
         self.snapshot: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
-        self.file: Path | None = Path(url.database or "").absolute()
-        self.write_contention = 0.0
+        self.file = Path(url.database or "").absolute()
+        self._write_queue = WriteQueue(self.file)
         self._busy_milliseconds = int(1000 * min(timeout_seconds, BUSY_SECONDS))
         if url.database:
             _make_private(self.file)
@@ -67,29 +60,18 @@ class SQLite:
         driver.isolation_level = None  # transactions begin where _begin says, not where the driver guesses
         set_pragmas(driver, self._busy_milliseconds)
 
-    def begin_write(self, driver: Any) -> None:
-        """Look for the write lock several times a millisecond."""
-        driver.execute("PRAGMA busy_timeout=0")
-        try:
-            waited = self._await_write_lock(driver)
-        finally:
-            driver.execute(f"PRAGMA busy_timeout={self._busy_milliseconds}")
-        self.write_contention += (waited - self.write_contention) / 8
+    @property
+    def write_contention(self) -> float:
+        return self._write_queue.contention
 
-    def _await_write_lock(self, driver: Any) -> bool:
-        """Returns whether another process had it at first. Raises the driver's error after ``BUSY_SECONDS``."""
-        began = time.monotonic()
-        waited = 0.0
-        while True:
-            try:
-                driver.execute("BEGIN IMMEDIATE")
-            except Exception as error:
-                if not _is_busy(error) or waited > self._busy_milliseconds / 1000:
-                    raise
-            else:
-                return waited > 0
-            time.sleep(min(max(PAUSE_SECONDS, waited / 20), LONGEST_PAUSE_SECONDS))
-            waited = time.monotonic() - began
+    def write_queue(self) -> contextlib.AbstractContextManager[None]:
+        return self._write_queue.place()
+
+    def begin_write(self, driver: Any) -> None:
+        driver.execute("BEGIN IMMEDIATE")
+
+    def after_fork(self) -> None:
+        self._write_queue.after_fork()
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -231,7 +213,3 @@ def _make_private(file: Path) -> None:
 def _primary_code(error: BaseException) -> int | None:
     code = getattr(driver_error(error), "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
-
-
-def _is_busy(error: Exception) -> bool:
-    return _primary_code(error) == 5

@@ -1,19 +1,31 @@
 """Group commit: callers share a transaction, and a fault of one harms no other. On SQLite there is one write lock."""
 
+import errno
+import fcntl
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from app.bus.outbox import record
 from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
 from app.db.group_commit import Work
+from app.db.write_queue import (
+    FIRST_LOOK,
+    LONGEST_FIRST_PAUSE_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    PAUSE_SECONDS,
+    WriteQueue,
+)
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated
 from app.orders import set_email
@@ -363,63 +375,127 @@ def test_each_work_runs_in_its_callers_context(callers: Callers) -> None:
     assert found[0][1] != found[1][1], "each for its own caller"
 
 
-# SQLite's write lock
-
-
-@pytest.fixture
-def other_process(sqlite_url: str) -> Iterator[Any]:
-    """A connection of which this process' Database knows nothing."""
-    connection = sqlite_module().connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None, timeout=0)
-    yield connection
-    connection.close()
-
-
-def write_past(database: Database, other_process: Any) -> None:
-    """A transaction that finds the write lock taken, and gets it a moment later."""
-    other_process.execute("BEGIN IMMEDIATE")
-    looks, begun = threading.Event(), threading.Event()
-    database.begin_fault = looks.set  # type: ignore[attr-defined]  # which returns None: no fault
-    writer = threading.Thread(target=lambda: (database.transact(lambda _: None), begun.set()))
-    writer.start()
-    assert looks.wait(20)
-    assert not begun.wait(0.005), "it waits for the other process"
-    other_process.execute("ROLLBACK")
-    writer.join(20)
-    assert begun.is_set()
+# Processes that write one SQLite file
 
 
 @on_sqlite
 def test_a_write_lock_that_others_hold_for_long_is_waited_for(
-    database_url: str, other_process: Any, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One try to begin gives up before the transaction does: then it is tried again."""
+    """SQLite gives up before the transaction does: then it is tried again."""
     monkeypatch.setattr("app.db.sqlite.BUSY_SECONDS", 0.001)
     database = WatchedDatabase(database_url)
-    other_process.execute("BEGIN IMMEDIATE")
+    other = sqlite_module().connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
     writer = threading.Thread(target=database.transact, args=[adds("a")])
     writer.start()
     until(lambda: database.tries > 2)
-    other_process.execute("ROLLBACK")
+    other.execute("ROLLBACK")
     writer.join(20)
     assert users(database) == ["a"]
+    other.close()
     database.close()
 
 
-@on_sqlite
-def test_a_process_knows_how_often_others_hold_the_write_lock(database: WatchedDatabase, other_process: Any) -> None:
-    assert database.write_contention == 0
+@pytest.fixture
+def queue(tmp_path: Path) -> Iterator[WriteQueue]:
+    queue = WriteQueue(tmp_path / "orders.db")
+    with queue.place():  # which makes its files
+        pass
+    yield queue
+    queue.after_fork()
+
+
+@pytest.fixture
+def other_process(queue: WriteQueue, tmp_path: Path) -> Iterator[int]:
+    """The file that is locked by whoever writes, as another process has opened it."""
+    with (tmp_path / "orders.db-writing").open() as file:
+        yield file.fileno()
+
+
+def lock(file: int) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_place_in_the_queue_is_held_while_writing_and_no_longer(queue: WriteQueue, other_process: int) -> None:
+    with queue.place(), pytest.raises(BlockingIOError):
+        lock(other_process)
+    lock(other_process)
+
+
+def test_a_process_that_was_stopped_while_writing_is_not_waited_for_long(
+    queue: WriteQueue, other_process: int, tmp_path: Path
+) -> None:
+    lock(other_process)
+    began = time.monotonic()
+    with queue.place():
+        assert time.monotonic() - began >= LONGEST_WAIT_SECONDS
+    with (tmp_path / "orders.db-next").open() as following:
+        lock(following.fileno())  # nothing is held on to
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EMFILE, errno.EROFS])
+def test_without_its_files_there_is_no_queue_and_none_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A full disk, or a file that root's command made, is no reason to fail."""
+    opened = os.open
+
+    def refuse(path: Any, *how: Any) -> int:
+        if str(path).endswith("-writing"):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *how)
+
+    queue, done = WriteQueue(tmp_path / "orders.db"), []
+    with monkeypatch.context() as without:
+        without.setattr(os, "open", refuse)
+        for _ in range(2):
+            with queue.place():
+                done.append("without")
+    with queue.place(), (tmp_path / "orders.db-writing").open() as other, pytest.raises(BlockingIOError):
+        lock(other.fileno())
+    assert done == ["without", "without"]
+    queue.after_fork()
+
+
+def test_a_process_knows_how_often_others_are_writing(queue: WriteQueue, other_process: int) -> None:
+    def contention() -> float:
+        with queue.place():
+            return queue.contention
+
+    until(lambda: contention() < 0.1)
+    lock(other_process)
     for _ in range(8):
-        write_past(database, other_process)
-    assert database.write_contention > 0.5
-    for _ in range(16):
-        database.transact(lambda _: None)
-    assert database.write_contention < 0.1
+        contention()
+    assert queue.contention > 0.5
+    fcntl.flock(other_process, fcntl.LOCK_UN)
+    until(lambda: contention() < 0.1)
 
 
-@on_sqlite
-def test_a_connection_that_wrote_waits_for_locks_again_when_it_reads(database: WatchedDatabase) -> None:
-    """Looking for the write lock must not wait, reading must. A transaction that fails gives its connection back."""
-    with pytest.raises(ZeroDivisionError):
-        database.transact(lambda _: 1 / 0)
-    with database.read() as session:
-        assert session.execute(text("PRAGMA busy_timeout")).scalar_one() == 1000
+@pytest.mark.parametrize(
+    ("usual_wait_seconds", "first_pause_seconds"),
+    [
+        (0.001, 0.001 * FIRST_LOOK),
+        (LONGEST_WAIT_SECONDS, LONGEST_FIRST_PAUSE_SECONDS),  # a stopped process was waited for: not again so long
+    ],
+)
+def test_the_first_look_comes_when_most_of_the_usual_wait_is_over(
+    queue: WriteQueue,
+    other_process: int,
+    monkeypatch: pytest.MonkeyPatch,
+    usual_wait_seconds: float,
+    first_pause_seconds: float,
+) -> None:
+    pauses, sleep = [], time.sleep
+
+    def wait(seconds: float) -> None:
+        pauses.append(seconds)
+        sleep(seconds)
+        if len(pauses) == 2:
+            fcntl.flock(other_process, fcntl.LOCK_UN)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    lock(other_process)
+    queue.usual_wait_seconds = usual_wait_seconds
+    with queue.place():
+        assert pauses == [first_pause_seconds, PAUSE_SECONDS]

@@ -70,11 +70,23 @@ def _commits_of_orders(run_batch: Callable[..., None], commit: Callable[..., Non
     return remember_works, reach_points
 
 
-def _end_of_some(settle: Callable[..., None]) -> Callable[..., None]:
+def _claim_of_some(settle_and_claim: Callable[..., Any]) -> Callable[..., Any]:
+    """It is called also where there is nothing to claim."""
+
+    def wrapped(*arguments: Any) -> Any:
+        ends, claimed = settle_and_claim(*arguments)
+        if claimed:
+            reach("after-claim")
+        return ends, claimed
+
+    return wrapped
+
+
+def _end_of_some(end: Callable[..., None]) -> Callable[..., None]:
     """It is called also where there is nothing to end."""
 
-    def wrapped(session: Any, ends: list[Any]) -> None:
-        settle(session, ends)
+    def wrapped(transaction: Any, ends: list[Any]) -> None:
+        end(transaction, ends)
         if ends:
             reach("inside-settle")
 
@@ -85,7 +97,9 @@ assert not _armed or _armed in POINTS, f"FAILPOINT is {_armed!r}; it must be one
 Database.run_batch, Database.commit = _commits_of_orders(  # type: ignore[method-assign]
     Database.run_batch, Database.commit
 )
-_wrap(dispatcher.Dispatcher, "claim", after="after-claim")
+dispatcher.Dispatcher.settle_and_claim = _claim_of_some(  # type: ignore[method-assign]
+    dispatcher.Dispatcher.settle_and_claim
+)
 _wrap(mail.Mailer, "send", after="after-send")
 leases.end = _end_of_some(leases.end)
 _wrap(op, "create_table", after="during-upgrade")

@@ -89,7 +89,7 @@ class Dialect(Protocol):
     # Between processes
 
     def exclusive(self, timeout_seconds: float) -> AbstractContextManager[Connection]:
-        """A connection in a transaction that changes the schema; the other processes' wait for their turn."""
+        """A connection in a transaction that changes the schema; no other process' can run beside it."""
 
     def notify(self, channel: str) -> None:
         """Tell the channel's listeners on all machines. A database on one machine has none."""

@@ -156,8 +156,12 @@ class _Listener:
         plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
         try:
             self._connection = psycopg.connect(plain, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+        except psycopg.Error as error:
+            raise DatabaseUnavailable from error
+        try:
             self._connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
         except psycopg.Error as error:
+            self._connection.close()
             raise DatabaseUnavailable from error
 
     def fileno(self) -> int:

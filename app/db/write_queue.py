@@ -18,13 +18,13 @@ LONGEST_WAIT_SECONDS = 0.05
 """Then a process writes without its place: one that was stopped while it held a lock costs the others little."""
 
 PAUSE_SECONDS = 0.0001
-"""Between looks at a lock."""
+"""Between tries to get a lock."""
 
-FIRST_LOOK = 0.6
-"""Of the usual wait for ``writing``: before that there is nothing to see, and each look makes two threads switch."""
+FIRST_TRY = 0.6
+"""Of the usual wait for ``writing``: before that a try is in vain, and each one makes two threads switch."""
 
 LONGEST_FIRST_PAUSE_SECONDS = 0.002
-"""Before the first look, however long the waits were of late."""
+"""Before the first try, however long the waits were of late."""
 
 SMOOTHING = 8
 """Averages follow the last eight times or so."""
@@ -45,7 +45,7 @@ class WriteQueue:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Write in the block. It begins when it is this process' turn, or LONGEST_WAIT_SECONDS are over."""
+        """Write in the block. It begins when no process is before this one, or after LONGEST_WAIT_SECONDS."""
         began = time.monotonic()
         writing = self._queue(began + LONGEST_WAIT_SECONDS)
         waited = time.monotonic() - began > PAUSE_SECONDS
@@ -83,7 +83,7 @@ class WriteQueue:
 
     def _await(self, writing: int, deadline: float) -> bool:
         began = time.monotonic()
-        first_pause = min(self.usual_wait_seconds * FIRST_LOOK, LONGEST_FIRST_PAUSE_SECONDS)
+        first_pause = min(self.usual_wait_seconds * FIRST_TRY, LONGEST_FIRST_PAUSE_SECONDS)
         is_locked = _lock(writing, deadline, first_pause)
         self.usual_wait_seconds += (time.monotonic() - began - self.usual_wait_seconds) / SMOOTHING
         return is_locked

@@ -20,7 +20,7 @@ from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
 from app.db.group_commit import Work
 from app.db.write_queue import (
-    FIRST_LOOK,
+    FIRST_TRY,
     LONGEST_FIRST_PAUSE_SECONDS,
     LONGEST_WAIT_SECONDS,
     PAUSE_SECONDS,
@@ -475,11 +475,11 @@ def test_a_process_knows_how_often_others_are_writing(queue: WriteQueue, other_p
 @pytest.mark.parametrize(
     ("usual_wait_seconds", "first_pause_seconds"),
     [
-        (0.001, 0.001 * FIRST_LOOK),
+        (0.001, 0.001 * FIRST_TRY),
         (LONGEST_WAIT_SECONDS, LONGEST_FIRST_PAUSE_SECONDS),  # a stopped process was waited for: not again so long
     ],
 )
-def test_the_first_look_comes_when_most_of_the_usual_wait_is_over(
+def test_the_first_try_comes_when_most_of_the_usual_wait_is_over(
     queue: WriteQueue,
     other_process: int,
     monkeypatch: pytest.MonkeyPatch,

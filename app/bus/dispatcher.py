@@ -162,9 +162,10 @@ class Dispatcher:
         return self.clock.monotonic() + self.lease.total_seconds()
 
     def _still_held(self, lease: Lease) -> bool:
-        """A process that was paused past its lease must not begin: another dispatcher may be at it."""
+        """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""
         held = self._held.holds(lease, self.clock.monotonic())
         if not held:
+            self.abandon([lease])
             self._report_lost(lease)
         return held
 

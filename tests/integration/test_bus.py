@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.orm import Session
 
 from app.answers import Discard, Done, RetryAfter
 from app.bus import Dispatcher, Filter, LeaseEnd, leases, lifecycle
@@ -656,6 +657,30 @@ def test_a_process_that_was_paused_past_its_lease_does_not_begin(shop: Shop) -> 
     shop.clock.advance(30)
     assert shop.dispatcher.deliver([lease]) == []
     assert receiver.calls == 0
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_a_lease_that_ran_out_before_it_was_begun_is_left_to_others(shop: Shop, transactional: bool) -> None:
+    """Were the late process to extend it, nobody would ever try the delivery."""
+    calls: list[str] = []
+
+    def inside(sender: str, event: OrderCreated, session: Session) -> None:
+        calls.append(event.order_id)
+
+    def outside(sender: str, event: OrderCreated) -> None:
+        calls.append(event.order_id)
+
+    shop.only(inside if transactional else outside, name="receiver")
+    shop.place_order()
+    (lease,) = shop.dispatcher.claim({"receiver": 1})
+    shop.clock.advance(30)
+    if transactional:
+        assert shop.dispatcher.deliver_transactional([lease]) == []
+    else:
+        assert shop.dispatcher.invoke(lease) is None
+    shop.dispatcher.heartbeat()
+    assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
+    assert calls == ["1001"]
 
 
 def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:

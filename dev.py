@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What one does in a checkout; nothing but Python 3.11 or newer needs to be there.
+"""Development commands for a checkout; they need nothing but Python 3.11 or newer.
 
     make run       start the service on http://127.0.0.1:8000; make run PORT=8001 takes another port, and
                    whatever else the README lists as a setting can be given the same way, or by the environment

@@ -1,4 +1,4 @@
-"""What a receiver may answer. Nothing returned means done; an exception means that the attempt failed."""
+"""Answers of receivers. Nothing returned means done; an exception means that the attempt failed."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ LOW_DISK_BYTES = 500_000_000
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. ``level`` is ``fine``, ``note`` (worth a thought) or ``wrong`` (will fail)."""
+    """A check's result. ``level`` is ``fine``, ``note`` (worth a thought) or ``wrong`` (will fail)."""
 
     level: str
     text: str

@@ -138,7 +138,7 @@ class Serving:
         if self._engine is not None:
             self._engine.stop()
 
-    # Who dispatches
+    # The leader
 
     def _choose_leader(self, worker: Any, engine: InProcessEngine) -> None:
         if not self.leader_lock.acquire():
@@ -180,7 +180,7 @@ def _serve_nobody(worker: Any) -> None:
 
 
 def greeting(settings: Settings) -> str:
-    """What to try next, ready to paste."""
+    """First commands to try, ready to paste."""
     token = ' -H "Authorization: Bearer $API_TOKEN"' if settings.api_token else ""
     return GREETING.format(url=url(settings), token=token, looks="".join(f"  {look}\n" for look in looks(settings)))
 

@@ -20,7 +20,7 @@ from app.errors import OutsideTransaction
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """What every event says: which order it is about, and whose."""
+    """Base of all events: the order that it is about, and the order's user."""
 
     version: ClassVar[int] = 1
 
@@ -46,7 +46,7 @@ class Subscription:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReceiverOptions:
-    """What an application chooses for a receiver."""
+    """An application's choices for one receiver."""
 
     concurrency: int = 1
     """How many deliveries to it one process tries at once. A transactional receiver has one thread whatever it says."""
@@ -72,7 +72,7 @@ class DurableSignal(NamedSignal):
         super().__init__(name, doc=event_type.__doc__)
         self.event_type = event_type
         self.fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(event_type)}
-        """What an event of the type holds: names and declared types."""
+        """The fields of the event type: names and declared types."""
         self.subscriptions: dict[str, Subscription] = {}
 
     def connect(

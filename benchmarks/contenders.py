@@ -202,14 +202,14 @@ class Running:
                 row = connection.execute(query).fetchone()
         return dict(zip(("stored", "confirmed", "sent", "counted"), (int(each or 0) for each in row), strict=True))
 
-    def drain(self, patience: float = 20.0) -> dict[str, int]:
+    def drain(self, quiet_seconds: float = 20.0) -> dict[str, int]:
         """Wait until every stored order has its mail and all of its records, or nothing has moved for a while."""
         if not self.contender.stores:
             return {}
         time.sleep(0.2)  # requests that were under way when the load ended
         found = self.counts()
         before, since = None, time.monotonic()
-        while self.contender.mails and time.monotonic() - since < patience:
+        while self.contender.mails and time.monotonic() - since < quiet_seconds:
             mails = self.sink.ask("count")["mails"]
             if mails >= found["stored"]:
                 found = self.counts()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
-PATIENCE = 60.0
+WAIT_SECONDS = 60.0
 """Seconds that a start is waited for at most."""
 
 
@@ -38,7 +38,7 @@ def program(name: str, *folders: str) -> str:
     return path
 
 
-def wait_until(condition: Callable[[], object], what: str, limit: float = PATIENCE, pause: float = 0.02) -> None:
+def wait_until(condition: Callable[[], object], what: str, limit: float = WAIT_SECONDS, pause: float = 0.02) -> None:
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:

@@ -98,5 +98,5 @@ def _discard(selected: Filter, reason: str) -> dict[str, int]:
 
 
 def _operator() -> str:
-    """What an act keeps as its author."""
+    """The author that an act is recorded with."""
     return f"operator:{(operator_name() or 'unnamed')[:80]}"

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of a view: a decorator, and a registry of all decorated views."""
+"""OpenAPI descriptions of views: a decorator, and a registry of all decorated views."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -183,7 +183,7 @@ class FieldError(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """Problem details (RFC 9457): an error, its cause and its cure."""
 
     type: str
     title: str

@@ -125,7 +125,7 @@ def is_transactional(lease: Lease) -> bool:
 def _arguments(
     subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
 ) -> dict[str, Any]:
-    """What the receiver names as parameters. A session is made only for one that wants it."""
+    """The arguments that the receiver's parameters name. A session is made only for a receiver that takes one."""
     offered: dict[str, Any] = {"event": event, "delivery": lease, "transaction": transaction}
     if transaction is not None and "session" in subscription.parameters:
         offered["session"] = transaction.session

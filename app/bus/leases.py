@@ -28,7 +28,7 @@ EARLIEST = Prepared(
     select(func.min(Delivery.due_at)).where(Delivery.receiver == bindparam("name", type_=String), UNFINISHED)
 )
 EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
-"""What a lease takes over from its event as it is."""
+"""The event's columns that a lease takes over unchanged."""
 
 FIND_DUE = Prepared(
     lambda dialect: (

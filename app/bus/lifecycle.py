@@ -1,4 +1,4 @@
-"""What the bus reports about itself, as plain blinker signals. Logs, metrics and live pages listen; nobody asks.
+"""Lifecycle signals: the bus reports what it does by plain blinker signals. Logs listen; the bus needs no listener.
 
 The sender is the Bus, so a listener may be connected to one application's. A signal is sent after the commit of what it
 reports.

@@ -1,4 +1,4 @@
-"""What the bus can tell: an order's timeline, the feed of all events, and how the bus is doing."""
+"""Read queries on the bus's tables: an order's timeline, the feed of all events, the backlog."""
 
 import json
 from collections import defaultdict
@@ -97,7 +97,7 @@ def dispatchers(session: Session, now: datetime) -> list[Dispatcher]:
 
 
 def backlog(session: Session) -> list[Any]:
-    """What is unfinished or dead: ``receiver``, ``state``, ``deliveries``, and ``since``, the oldest due or end."""
+    """Unfinished and dead deliveries: ``receiver``, ``state``, their number, and ``since``, the oldest due or end."""
     found: list[Any] = []
     for since, condition in ((Delivery.due_at, UNFINISHED), (Delivery.settled_at, GIVEN_UP)):
         facts = (func.count().label("deliveries"), func.min(since).label("since"))

@@ -89,7 +89,7 @@ class _Undo(Exception):
 
 
 def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Answer) -> LeaseEnd:
-    """How the lease is to end. What is published with that is recorded here; the end itself by leases.end()."""
+    """The end of one lease by its answer. Published events are recorded here; leases.end() stores the end itself."""
     match answer:
         case Done():
             _publish(lease, answer.publish)

@@ -121,7 +121,7 @@ class CircuitBreaker(Base):
 
 
 class OperatorAct(Base):
-    """What a person did to deliveries: when, who, what, to which, and how many it was."""
+    """An operator's act on deliveries: when, by whom, which action, on which filter, on how many."""
 
     __tablename__ = "operator_acts"
 

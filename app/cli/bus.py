@@ -118,7 +118,7 @@ def _confirmed(action: str, conditions: dict[str, Any], yes: bool) -> Filter | N
 
 
 def _operator() -> str:
-    """What an act keeps as its author: the name of the operating system's user."""
+    """The author that an act is recorded with: the operating system's user."""
     try:
         return f"cli:{getpass.getuser()}"
     except (KeyError, OSError):  # a container may run as a user without a name

@@ -67,7 +67,7 @@ class Dialect(Protocol):
         """Whether the disk is full or fails, which does not pass within a request."""
 
     def defect(self) -> str | None:
-        """What is known to be wrong with the version in use, and the cure."""
+        """A known defect of the version in use, and the cure; None without one."""
 
     # SQL
 
@@ -78,7 +78,7 @@ class Dialect(Protocol):
         """A text column in a form that can be read even where the text is damaged: bytes or text."""
 
     def transaction_id(self) -> Any:
-        """What a row stores so that ``in_commit_order`` can tell whose transaction made it."""
+        """The id of the running transaction, for a column that ``in_commit_order`` sorts by."""
 
     def in_commit_order(self, page: Select[Any], transaction_id: Any, position: Any, after: tuple[int, int]) -> Any:
         """The page's rows as they were committed, from behind ``after``, a (transaction_id, position).

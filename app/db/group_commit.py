@@ -59,7 +59,7 @@ class Work:
         self.woken.release()
 
     def outcome(self) -> Any:
-        """What the function returned. Raises what it raised."""
+        """The function's result. Raises its exception."""
         if self.error is not None:
             raise self.error
         if not self.done:

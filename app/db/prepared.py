@@ -16,7 +16,7 @@ from app.db.dialect import Dialect
 
 
 class Runner(Protocol):
-    """What a statement runs on: a Transaction or a Reader."""
+    """A connection that prepared statements run on: a Transaction or a Reader."""
 
     @property
     def driver(self) -> Any: ...

@@ -28,7 +28,7 @@ class Transaction:
         self.now = now
         """When the transaction began, by the injected clock."""
         self.facts: dict[str, Any] = {}
-        """What listeners to ``Database.committed`` should know; forgotten when the transaction rolls back."""
+        """Facts for listeners to ``Database.committed``; dropped when the transaction rolls back."""
         self.dialect = dialect
         self.driver: Any = connection.connection.dbapi_connection
         """The driver's connection, for prepared statements."""

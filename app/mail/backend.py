@@ -1,4 +1,4 @@
-"""What a mail backend is."""
+"""The interface of mail backends."""
 
 from app.mail.envelope import OutgoingMail
 from config import Settings

@@ -26,7 +26,7 @@ class Envelope(NamedTuple):
 
 
 class OutgoingMail(Protocol):
-    """What a backend delivers. Its addresses are checked, and no header has a line break."""
+    """A mail that a backend can deliver. Its addresses are checked, and no header has a line break."""
 
     @property
     def envelope(self) -> Envelope: ...

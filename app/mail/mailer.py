@@ -45,7 +45,7 @@ class Mailer(flask_mail.Mail):
         super().__init__(app)
         self.backend = backend
         self.outbox: collections.deque[Message] = getattr(backend, "outbox", collections.deque())
-        """What the memory backend took, newest last; with the others it stays empty."""
+        """The memory backend's messages, newest last; with other backends it stays empty."""
 
     def send(self, message: Message | OutgoingMail) -> None:
         """Send ``message`` to its one recipient; returns when the backend has accepted it. Needs an app context.

@@ -1,4 +1,4 @@
-"""What a server's replies mean: RFC 5321 for the codes, RFC 3463 for the enhanced ones such as 4.7.0."""
+"""SMTP replies and their meaning: RFC 5321 for the codes, RFC 3463 for the enhanced ones such as 4.7.0."""
 
 import re
 
@@ -26,7 +26,7 @@ def meaning(code: int, text: str) -> type[AttemptFailed]:
 
 
 def _is_about_rate(code: int, text: str) -> bool:
-    """What concerns one address or mailbox never is; 4.7.1 is how greylisting says "the first time"."""
+    """A reply about one address or mailbox never is; 4.7.1 is how greylisting says "the first time"."""
     found = _ENHANCED.match(text)
     subject, detail = (int(found[1]), int(found[2])) if found else (0, 0)
     if subject in (_ADDRESS, _MAILBOX) or (subject, detail) == _GREYLISTED:

@@ -156,7 +156,7 @@ class SmtpBackend(Backend):
 
 
 def _own_name() -> str:
-    """What we call ourselves in EHLO; never socket.getfqdn(), which asks DNS."""
+    """This host's name for EHLO; never socket.getfqdn(), which asks DNS."""
     name = socket.gethostname()
     return name if "." in name and name.isascii() else "[127.0.0.1]"
 

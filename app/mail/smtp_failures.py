@@ -22,7 +22,7 @@ CURES: tuple[tuple[type[Exception], str], ...] = (
     (TimeoutError, "if it is only slow, raise MAIL_TIMEOUT; a server on port 465 wants MAIL_USE_SSL"),
     (Exception, RUNNING),
 )
-"""What to do about a connection that failed; the first that fits."""
+"""Cures for a connection that failed, by the kind of error; the first that fits."""
 
 IN_DOUBT = " It had the whole message: a copy may have arrived, and the next try carries the same Message-ID."
 

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from app.text import masked, one_line
 
 _PLAIN = re.compile("[A-Za-z0-9._:/,+-]+").fullmatch
-"""What most values consist of, and what needs no second look."""
+"""Most values match; they need neither quotes nor masking."""
 
 _UNCLEAR = re.compile(r"""[\s="']""")
 

@@ -1,4 +1,4 @@
-"""RECEIVERS: every subscription on one screen. What happens after an order is taken can be read off here.
+"""RECEIVERS: every subscription on one screen, and so everything that follows from an order.
 
 order_created ─┬─ update_user_order_record ── order confirmed, user's record
                └─ send_email_notification ─┬─ notification_sent ────┐
@@ -23,6 +23,6 @@ def connect_all() -> None:
 
 
 def options(settings: Settings) -> dict[str, ReceiverOptions]:
-    """What an application with these settings chooses for receivers, where the defaults will not do."""
+    """The receivers' options under these settings, where they differ from the defaults."""
     mail = ReceiverOptions(concurrency=settings.mail_threads, hold_unknown=settings.mail_on_unknown == "hold")
     return {"send_email_notification": mail}

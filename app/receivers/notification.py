@@ -45,7 +45,7 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
 
 
 def announce_failure(event: OrderCreated, reason: str) -> NotificationFailed:
-    """What is published when the bus gives the notification up."""
+    """The event that is published when the bus gives the notification up."""
     return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
 
 
@@ -57,7 +57,7 @@ STATUSES: dict[type[Event], NotificationStatus] = {
 
 
 def update_order_notification(sender: str, event: Event, transaction: Transaction) -> None:
-    """Set the order's ``notification`` to what happened."""
+    """Set the order's ``notification`` to the status that the event means."""
     mark_notification(transaction, event.order_id, STATUSES[type(event)])
 
 

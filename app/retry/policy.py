@@ -31,7 +31,7 @@ class ExponentialBackoff:
     """Exponential backoff with full jitter: a uniform draw from 0 to min(maximum, base * 2 ** (spent - 1)) seconds.
 
     The jitter keeps thousands of deliveries that failed together from coming back together (Marc Brooker,
-    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). What was ``refused`` is not tried again.
+    "Exponential Backoff And Jitter", AWS Architecture Blog, 2015). A ``refused`` delivery is not tried again.
     With the default settings the twenty attempts spread over about five hours.
     """
 

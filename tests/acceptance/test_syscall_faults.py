@@ -410,7 +410,7 @@ def kill_in_a_post(service: Service, strace: type[Strace], ledger: Ledger, fault
     """Kill a worker over an order, and post that again to the next one. Returns what was left of it at first."""
 
     def strike() -> Order | None:
-        """None when it was hit while it did something else: it shows a sign of life now and then."""
+        """None when it was hit while it did something else: it has a heartbeat now and then."""
         victim = idle_worker(service)
         with strace(victim, f"inject={fault}") as killer, closing(Client(service.port)) as client:
             for _ in range(3):  # one will do, unless it has fewer such calls than the one that was looked at

@@ -27,7 +27,7 @@ class OneWriter:
         return isinstance(error, DiskFull)
 
 
-class Patience:
+class EndlessAdmission:
     """Admission control: works that began before ``allowed_since`` may wait no longer."""
 
     allowed_since = 0.0
@@ -43,7 +43,7 @@ class Commits:
     """Runs batches by name. ``faults`` are what the next ones raise."""
 
     def __init__(self) -> None:
-        self.admission = Patience()
+        self.admission = EndlessAdmission()
         self.group: Any = GroupCommit(self.run_batch, OneWriter(), self.admission)  # type: ignore[arg-type]
         self.batches: list[str] = []
         self.fault: Callable[[str], BaseException | None] = lambda _: None

@@ -70,7 +70,7 @@ class ReceiverPool:
         self._work.put(batch)
 
     def take_back(self) -> list[Lease]:
-        """What no thread has begun. Nothing is prefetched again before a delivery is quick again."""
+        """Remove and return the leases that no thread has begun. Prefetching stops until a delivery is quick again."""
         taken: list[list[Lease] | None] = []
         with contextlib.suppress(queue.Empty):
             while True:

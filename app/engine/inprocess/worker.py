@@ -1,8 +1,8 @@
 """The loop around the dispatcher's step: wait until something is due, claim it, hand it to threads, settle the answers.
 
 Transactional receivers share one thread, because they share the database's write lock. Every other receiver has threads
-of its own, so one that hangs holds up nobody else's deliveries. What they answer goes back to the loop, which settles
-it in the transaction in which it claims what is due next.
+of its own, so one that hangs holds up nobody else's deliveries. Their answers go back to the loop, which settles them
+in the transaction in which it claims the next deliveries.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ DEFER_SECONDS = 0.2
 """How long a claim is put off, at full write contention, because requests come first."""
 
 STOP_GRACE_SECONDS = 0.5
-"""What a stop allows for settling, beyond what it waits for receivers."""
+"""Time that a stop allows for settling, beyond its wait for receivers."""
 
 
 class Worker:
@@ -152,7 +152,7 @@ class Worker:
         return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
     def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
-        """Returns whether anything came of it. What can't be stored because the database is away waits."""
+        """Returns whether anything was settled or claimed. Answers wait while the database can't store them."""
         with self._lock:
             answers = self._answers[:]
         try:
@@ -316,5 +316,5 @@ class Worker:
 
 
 def _finds_backend_down(answer: Answer) -> bool:
-    """What waits for the same backend shall spend no attempt on finding the same."""
+    """Whether the deliveries that wait for the same backend should spend no attempt on it now."""
     return isinstance(answer, Failure) and answer.outcome in BACKEND_DOWN

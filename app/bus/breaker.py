@@ -1,9 +1,10 @@
 """The circuit breaker of each receiver, shared by all processes.
 
 An attempt that finds the backend unreachable, silent or overloaded *opens* the receiver's breaker. An open breaker lets
-nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe follows at once,
-because a single message that hangs must delay nobody; each failed probe makes the wait for the next one longer. A probe
-that comes through *closes* the breaker, and what had failed while it was open is due at once.
+nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe may follow at once,
+because a single message that hangs must delay nobody else; each failed probe makes the wait for the next one longer. A
+delivery is tried at the later of its own ``due_at`` and the breaker's ``probe_at`` (``leases.next_due``). A probe that
+comes through *closes* the breaker, and the deliveries that had failed while it was open are due at once.
 """
 
 from datetime import datetime, timedelta
@@ -81,7 +82,8 @@ def _close(transaction: Transaction, receiver: str) -> None:
     """
     now, session = transaction.now, transaction.session
     closed = delete(table(CircuitBreaker)).where(CircuitBreaker.receiver == receiver)
-    if session.execute(closed.returning(CircuitBreaker.failures)).scalar() == 1:
+    first_probe_succeeded = session.execute(closed.returning(CircuitBreaker.failures)).scalar() == 1
+    if first_probe_succeeded:
         return
     waiting = (Delivery.receiver == receiver, UNFINISHED, Delivery.state == DeliveryState.READY, Delivery.due_at > now)
     due = update(table(Delivery)).where(*waiting, Delivery.outcome.in_(BACKEND_DOWN))

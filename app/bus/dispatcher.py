@@ -96,7 +96,7 @@ class Dispatcher:
 
         None where the lease was lost before.
         """
-        return self.invoker.invoke(lease) if self._still_held(lease) else None
+        return self.invoker.invoke(lease) if self._holds(lease) else None
 
     # Settle
 
@@ -130,8 +130,8 @@ class Dispatcher:
 
     def deliver_transactional(self, batch: list[Lease]) -> list[LeaseEnd]:
         """Invoke and settle in one transaction. Raises DatabaseUnavailable; then nothing was done, all stay held."""
-        held = [lease for lease in batch if self._still_held(lease)]
-        ends = self.database.transact(lambda work: deliver_within(work, self.policy, self.invoker, held))
+        held = [lease for lease in batch if self._holds(lease)]
+        ends = self.database.transact(lambda transaction: deliver_within(transaction, self.policy, self.invoker, held))
         self._report(held, ends)
         return ends
 
@@ -155,13 +155,13 @@ class Dispatcher:
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
-        self.database.transact(lambda work: heartbeats.remove(work, self.name, work.now - FORGOTTEN_AFTER))
+        self.database.transact(lambda t: heartbeats.remove(t, self.name, t.now - FORGOTTEN_AFTER))
 
     def _lease_end(self) -> float:
         """By the monotonic clock. To be taken before the transaction, so that it is never later than the row's."""
         return self.clock.monotonic() + self.lease.total_seconds()
 
-    def _still_held(self, lease: Lease) -> bool:
+    def _holds(self, lease: Lease) -> bool:
         """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""
         held = self._held.holds(lease, self.clock.monotonic())
         if not held:

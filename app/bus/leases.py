@@ -217,7 +217,7 @@ def select_tokens(count: int) -> Prepared:
     return Prepared(leased.where(Delivery.delivery_id.in_(ids)).with_for_update())
 
 
-def still_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
+def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
     """Those that nobody has taken over; until the transaction ends, nobody can."""
     if not leases:
         return []

@@ -53,7 +53,7 @@ def caused_by(lease: Lease) -> Iterator[None]:
 
 
 @contextmanager
-def savepoint(transaction: Transaction) -> Iterator[None]:
+def recording_savepoint(transaction: Transaction) -> Iterator[None]:
     """A savepoint of the transaction: what is rolled back in it is not reported as recorded either."""
     recorded = len(transaction.facts.get("recorded", ()))
     try:

@@ -22,7 +22,7 @@ def prune(database: Database, keep: timedelta, batches: int | None = None) -> in
     """
     total, last = 0, 0
     for _ in range(batches) if batches else itertools.count():
-        count, following = database.transact(lambda work, last=last: _prune_batch(work, keep, last))  # type: ignore[misc]
+        count, following = database.transact(lambda t, last=last: _prune_batch(t, keep, last))  # type: ignore[misc]
         total += count
         if following is None:
             break

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Select, case, func, select
 from sqlalchemy.orm import Session
 
-from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, Dispatcher, StoredEvent
+from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, DispatcherHeartbeat, StoredEvent
 from app.db import dialect_of, table
 
 ALIVE = timedelta(seconds=30)
@@ -91,9 +91,15 @@ def oldest_due(session: Session, now: datetime) -> timedelta | None:
     return now - due_at if due_at is not None and due_at <= now else None
 
 
-def dispatchers(session: Session, now: datetime) -> list[Dispatcher]:
+def dispatchers(session: Session, now: datetime) -> list[DispatcherHeartbeat]:
     """The dispatchers that are alive: seen less than ALIVE ago."""
-    return list(session.scalars(select(Dispatcher).where(Dispatcher.seen_at > now - ALIVE).order_by(Dispatcher.name)))
+    return list(
+        session.scalars(
+            select(DispatcherHeartbeat)
+            .where(DispatcherHeartbeat.seen_at > now - ALIVE)
+            .order_by(DispatcherHeartbeat.name)
+        )
+    )
 
 
 def backlog(session: Session) -> list[Any]:

@@ -11,7 +11,7 @@ from app.answers import Discard, Done, RetryAfter
 from app.bus import leases
 from app.bus.invoke import Answer, Failure, Invoker, NotBegun, bug, find_subscription
 from app.bus.leases import Lease, LeaseEnd
-from app.bus.outbox import caused_by, savepoint
+from app.bus.outbox import caused_by, recording_savepoint
 from app.db import Transaction
 from app.errors import AppError, LeaseLost
 from app.retry import Policy
@@ -31,7 +31,7 @@ def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, 
     if not answers:
         return []
     try:
-        with savepoint(transaction):
+        with recording_savepoint(transaction):
             ends = [conclude(transaction, policy, lease, answer) for lease, answer in answers]
             leases.end(transaction, ends)
             return ends
@@ -59,7 +59,7 @@ def deliver_within(transaction: Transaction, policy: Policy, invoker: Invoker, b
 
     Leases that were lost are passed over; none of the others can be lost before the transaction ends.
     """
-    held = leases.still_held(transaction, batch)
+    held = leases.lock_held(transaction, batch)
     ends = [_deliver_one(transaction, policy, invoker, lease) for lease in held]
     leases.end(transaction, ends)
     return ends
@@ -69,7 +69,7 @@ def _deliver_one(transaction: Transaction, policy: Policy, invoker: Invoker, lea
     """A savepoint around the receiver: of a failed attempt nothing stays."""
     answer: Answer
     try:
-        with savepoint(transaction):
+        with recording_savepoint(transaction):
             answer = invoker.invoke(lease, transaction)
             if isinstance(answer, Failure | RetryAfter):
                 raise _Undo(answer)
@@ -112,7 +112,7 @@ def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, fa
     if seconds is not None:
         return LeaseEnd(lease, DeliveryState.READY, outcome, detail, transaction.now + timedelta(seconds=seconds))
     try:
-        with savepoint(transaction):
+        with recording_savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))
     except Exception as error:
         if transaction.dialect.is_transient(error):

@@ -134,7 +134,7 @@ class OperatorAct(Base):
     deliveries: Mapped[int] = mapped_column(default=0)
 
 
-class Dispatcher(Base):
+class DispatcherHeartbeat(Base):
     """A dispatcher, by its latest heartbeat."""
 
     __tablename__ = "dispatchers"

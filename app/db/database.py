@@ -39,7 +39,8 @@ class Database:
         self.timeout = timeout
         self.committed = Signal("Sent after a commit, in the work's thread; `facts` are Transaction.facts of the work.")
         self.before_work: Callable[[Transaction], None] | None = None
-        """Called before each work, in the context that it runs in."""
+        """Called before each work, in the context that it runs in. The bus sets it to ``outbox.record_into``, so that
+        ``signal.send`` finds the transaction."""
         chosen = SQLite if self.url.get_backend_name() == "sqlite" else PostgreSQL
         self.dialect: Dialect = chosen(self.url, timeout, pool_size)
         reading = self.engine.execution_options(**self.dialect.snapshot)

@@ -70,7 +70,8 @@ class Work:
 class GroupCommit:
     """Runs submitted works in as few transactions as it can. For any thread.
 
-    ``run_batch(take_works)`` runs one transaction. Once it holds the write lock, it calls ``take_works()``.
+    ``run_batch(take_works)`` is ``Database.run_batch``: it runs one transaction. Once it holds the write lock, it calls
+    ``take_works()``, which is ``_fill`` here.
     """
 
     def __init__(

@@ -101,7 +101,7 @@ class SmtpBackend(Backend):
         try:
             return self._connected()
         except smtplib.SMTPResponseException as reply:
-            raise smtp_failures.connection_refused(self.server, reply) from reply
+            raise smtp_failures.session_rejected(self.server, reply) from reply
         except (OSError, UnicodeError) as problem:
             raise self._broken(problem, "connecting") from problem
 

@@ -31,7 +31,7 @@ def mail_refused(server: str, reply: NegativeReply) -> AttemptFailed:
     return replies.meaning(reply.code, reply.text)(f"{server} answered {reply.step} with {reply.code} {reply.text}")
 
 
-def connection_refused(server: str, reply: smtplib.SMTPResponseException) -> AttemptFailed:
+def session_rejected(server: str, reply: smtplib.SMTPResponseException) -> AttemptFailed:
     """The server said no before it heard of this mail, so it says nothing about the mail."""
     kind = Throttled if 400 <= reply.smtp_code < 500 else Unreachable
     text = one_line(reply.smtp_error)

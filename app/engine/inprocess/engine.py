@@ -51,7 +51,10 @@ class InProcessEngine:
         return worker is None or worker.stop(self.settings.shutdown_seconds)
 
     def wake(self, _: object = None) -> None:
-        """Deliveries are due: wake the worker here; where there is none, the dispatchers of other processes."""
+        """Deliveries are due: wake the worker here, or the dispatchers of other processes where this one has none.
+
+        A process that serves has none: see serving.py.
+        """
         worker = self.worker
         if worker is not None:
             worker.wakeup.wake()

@@ -19,7 +19,8 @@ class ReceiverPool:
     """Threads that try batches of deliveries: ``batch`` in each thread, and up to ``prefetch`` more that wait.
 
     They are daemon threads of our own because an executor's are joined when the interpreter ends: one receiver that
-    hangs would keep the process from ending. ``freed`` is called after slots have become free.
+    hangs would keep the process from ending. ``deliver`` is ``Worker._invoke`` or ``Worker._deliver_transactional``;
+    ``on_free_slots`` is called after slots have become free, and wakes the worker's loop.
     """
 
     def __init__(
@@ -27,12 +28,12 @@ class ReceiverPool:
         name: str,
         threads: int,
         deliver: Callable[[list[Lease]], None],
-        freed: Callable[[], None],
+        on_free_slots: Callable[[], None],
         *,
         batch: int = 1,
         prefetch: int = 0,
     ) -> None:
-        self._deliver, self._freed = deliver, freed
+        self._deliver, self._on_free_slots = deliver, on_free_slots
         self._slots = threads * batch
         self._prefetch = prefetch
         self._quick = False
@@ -101,4 +102,4 @@ class ReceiverPool:
                     self._slots += len(batch)
                     self._progress = time.monotonic()
                     self._quick = self._progress - began <= QUICK_SECONDS
-                self._freed()  # only now: the loop that is woken must find the slots
+                self._on_free_slots()  # only now: the loop that is woken must find the slots

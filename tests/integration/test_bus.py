@@ -530,6 +530,25 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_is_about_to_be_settled_is_not_taken_over(shop: Shop) -> None:
+    """Its lease ends while its receiver runs. On SQLite nobody else can be claiming."""
+    other = shop.bus.dispatcher()
+    taken: list[Lease] = []
+
+    def slow(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        shop.clock.advance(30)
+        claiming = threading.Thread(target=lambda: taken.extend(other.claim({"slow": 1})))
+        claiming.start()
+        claiming.join(20)
+
+    shop.only(slow)
+    shop.place_order()
+    assert [end.state for end in shop.dispatch()] == ["done"]
+    assert taken == []
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> None:
     """The second to come waits for the first one's row, and reads it again."""
     shop.place_order("1")

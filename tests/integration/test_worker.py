@@ -18,7 +18,7 @@ from sqlalchemy import text
 from app.bus import lifecycle, prune
 from app.clock import Clock
 from app.db import Database
-from app.engine.inprocess import wakeup, worker
+from app.engine.inprocess import pool, wakeup, worker
 from app.engine.inprocess.wakeup_sender import WakeupSender
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
@@ -54,11 +54,14 @@ class Hanging:
         self.entered = threading.Semaphore(0)
         self.let_go = threading.Event()
         self.calls = 0
+        self.error: Exception | None = None
 
     def __call__(self, sender: str, event: OrderCreated) -> None:
         self.calls += 1
         self.entered.release()
         self.let_go.wait(30)
+        if self.error is not None:
+            raise self.error
 
 
 def alive_dispatchers(shop: Shop) -> int:
@@ -142,6 +145,63 @@ def test_an_outage_is_found_out_once_by_each_thread(shop: LiveShop) -> None:
     until(lambda: shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state = 'leased'") == 0)
     assert len(tried) <= 6
     assert shop.execute_scalar("SELECT count(*) FROM deliveries WHERE attempts = 0") >= 24
+
+
+@pytest.fixture
+def hanging_with_nine_prefetched(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    """A receiver that was quick once, so that deliveries are claimed ahead, and hangs with the second one."""
+    monkeypatch.setattr(pool, "QUICK_SECONDS", 20)
+    monkeypatch.setattr(pool, "STALLED_SECONDS", 60)
+    hanging = Hanging()
+    shop.only(hanging)
+    hanging.let_go.set()
+    shop.engine.start()
+    shop.place_order("quick")
+    until(lambda: shop.delivery("hanging").state == "done")
+    hanging.let_go.clear()
+    for n in range(10):
+        shop.place_order(f"{n}")
+    until(lambda: states_of_hanging(shop) == ["done"] + ["leased"] * 10)
+    yield hanging
+    hanging.let_go.set()
+
+
+def states_of_hanging(shop: Shop) -> list[str]:
+    return [delivery.state for delivery in shop.deliveries("hanging")]
+
+
+def test_what_was_prefetched_is_given_back_behind_one_that_hangs(
+    shop: LiveShop, hanging_with_nine_prefetched: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STALLED_SECONDS", 0.05)
+    until(lambda: states_of_hanging(shop) == ["done", "leased"] + ["ready"] * 9)
+    hanging_with_nine_prefetched.let_go.set()
+    until(lambda: states_of_hanging(shop) == ["done"] * 11)
+    assert hanging_with_nine_prefetched.calls == 11
+
+
+def test_what_was_prefetched_is_given_back_at_a_stop(shop: LiveShop, hanging_with_nine_prefetched: Hanging) -> None:
+    hanging = hanging_with_nine_prefetched
+    stopped: list[bool] = []
+    stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
+    stopping.start()
+    until(lambda: states_of_hanging(shop) == ["done", "leased"] + ["ready"] * 9)
+    hanging.let_go.set()
+    stopping.join(20)
+    assert (stopped, hanging.calls) == ([True], 2)
+    assert [delivery.attempts for delivery in shop.deliveries("hanging")] == [1, 1] + [0] * 9
+
+
+def test_what_was_prefetched_is_given_back_when_the_backend_is_found_down(
+    shop: LiveShop, hanging_with_nine_prefetched: Hanging
+) -> None:
+    """One attempt and some probes find it out; what waits spends none."""
+    hanging = hanging_with_nine_prefetched
+    shop.policy.seconds = 3600
+    hanging.error = Unreachable()
+    hanging.let_go.set()
+    until(lambda: shop.count("circuit_breakers") == 1 and "leased" not in states_of_hanging(shop))
+    assert [delivery.attempts for delivery in shop.deliveries("hanging")].count(0) >= 5
 
 
 def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Settings) -> None:

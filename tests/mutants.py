@@ -99,9 +99,9 @@ MUTANTS = (
     Mutant(
         "1",
         "connections are closed before a preloading server forks",
-        "app/__init__.py",
-        "        database.close()  # a server",
-        "        # a server",
+        "wsgi.py",
+        '        app.extensions["database"].close()  # gunicorn',
+        "        # gunicorn",
         (f"{SERVING}one_worker_dispatches_and_a_preloading_master_holds_no_connection",),
     ),
     Mutant(
@@ -110,10 +110,7 @@ MUTANTS = (
         "app/engine/inprocess/engine.py",
         "        self.bus.database.forget_connections()\n",
         "",
-        (
-            f"{WORKER}a_forked_child_opens_its_own_connections_and_dispatches_anew[sqlite]",
-            f"{KILLS}orders_outlive_the_master_that_preloaded",
-        ),
+        (f"{WORKER}a_forked_child_begins_without_its_parents_connections[sqlite]",),
     ),
     # 2. An order that was not stored leaves nothing
     Mutant(
@@ -137,7 +134,7 @@ MUTANTS = (
         "an exception rolls back",
         "app/db/database.py",
         "            connection.close()  # which rolls back\n",
-        "            self.commit(connection)\n            connection.close()\n",
+        "            connection.connection.commit()\n            connection.close()\n",
         (SIMULATION, f"{BUS}what_is_rolled_back_leaves_nothing[sqlite]"),
     ),
     Mutant(

@@ -577,6 +577,23 @@ def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # that is just what is tested
+def test_a_forked_child_begins_without_its_parents_connections(shop: LiveShop) -> None:
+    def kept() -> int:
+        return shop.database.engine.pool.checkedin()  # type: ignore[attr-defined]  # a pool that keeps connections
+
+    shop.place_order()
+    assert shop.order().status == "created"
+    assert kept() == 1
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(kept())
+        finally:
+            os._exit(9)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert kept() == 1
+
+
 def test_a_forked_child_opens_its_own_connections_and_dispatches_anew(shop: LiveShop) -> None:
     """A server that loads the application, starts it and forks afterwards."""
     shop.engine.start()

@@ -240,11 +240,11 @@ MUTANTS = (
     ),
     Mutant(
         "3",
-        "a lease that was lost spoils no other's end",
+        "a lost lease spoils no answer that is settled with it",
         "app/bus/settle.py",
         "        if len(answers) > 1:\n",
         "        if len(answers) > 1 and not isinstance(error, LeaseLost):\n",
-        (SIMULATION, MODEL),
+        (f"{BUS}a_lost_lease_spoils_no_answer_that_is_settled_with_it[sqlite]",),
     ),
     Mutant(
         "3",
@@ -618,7 +618,7 @@ MUTANTS = (
     Mutant(
         "6",
         "the wake-up of other processes",
-        "app/engine/inprocess/wakeup.py",
+        "app/engine/inprocess/wakeup_sender.py",
         "            reached = self._send_datagrams()\n",
         "            reached = 1\n",
         (f"{WORKER}another_process_that_only_publishes_wakes_the_dispatcher[sqlite]",),

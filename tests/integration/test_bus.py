@@ -656,6 +656,19 @@ def test_a_late_process_calls_no_receiver_with_a_session(shop: Shop, orders: int
     assert shop.count("orders") == 2 * orders
 
 
+def test_a_lost_lease_spoils_no_answer_that_is_settled_with_it(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    shop.place_order("2")
+    held = shop.dispatcher.claim({"failing": 2})
+    shop.clock.jump(30)
+    (taken,) = shop.bus.dispatcher().claim({"failing": 1})
+    with lost_leases() as lost:
+        ends = shop.dispatcher.settle([(lease, Done()) for lease in held])
+    assert [end.lease.order_id for end in ends] == ["2"]
+    assert lost == [taken.delivery_id]
+
+
 @contextmanager
 def lost_leases() -> Iterator[list[int]]:
     """The deliveries whose leases are reported as lost in the block."""

@@ -399,10 +399,18 @@ MUTANTS = (
     ),
     Mutant(
         "4",
-        "after an outage of the database, each dispatcher extends its own leases first",
+        "only a write tells that the database is back",
         "app/engine/inprocess/worker.py",
         "        self.dispatcher.heartbeat()\n        with self._lock:\n",
         "        with self._lock:\n",
+        (f"{WORKER}the_dispatcher_outlives_a_database_that_goes_away[sqlite]",),
+    ),
+    Mutant(
+        "4",
+        "after an outage of the database, others have time to extend their leases",
+        "app/engine/inprocess/worker.py",
+        "        self._stopping.wait(2 * RETRY_SECONDS)\n",
+        "",
         (f"{SYSCALLS}whose_disk_is_back_first_takes_nothing_over_from_one_who_still_works",),
     ),
     Mutant(

@@ -235,7 +235,9 @@ def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> N
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
-    until(lambda: running.stopping)
+    stopping.join(0.5)
+    assert running.stopping
+    assert stopped == []
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]
@@ -314,12 +316,14 @@ def test_a_backlog_drains(shop: LiveShop) -> None:
 def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, tries again, and what a receiver did meanwhile is recorded and not repeated."""
     said: list[str] = []
+    refused: list[object] = []
     away = threading.Event()
     transact, read = shop.database.transact, shop.database.read
 
     def maybe(what: Any) -> Any:
         def asked(*args: Any) -> Any:
             if away.is_set():
+                refused.append(args)
                 raise DatabaseUnavailable
             return what(*args)
 
@@ -341,7 +345,7 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
         monkeypatch.setattr(shop.database, "read", maybe(read))
         away.set()
         hanging.let_go.set()
-        until(lambda: said == ["lost"])
+        until(lambda: said == ["lost"] and len(refused) > 4)
         away.clear()
         until(lambda: shop.delivery("hanging").state == "done")
         until(lambda: said == ["lost", "back"])

@@ -571,8 +571,8 @@ MUTANTS = (
         "the most overdue first",
         "app/bus/leases.py",
         "        .order_by(Delivery.due_at, Delivery.delivery_id)",
-        "        .order_by(Delivery.delivery_id.desc())",
-        (f"{BUS}poison_at_the_head_does_not_starve_what_comes_later[sqlite]", MODEL),
+        "        .order_by(Delivery.delivery_id)",
+        (f"{BUS}poison_at_the_head_does_not_starve_what_comes_later[sqlite]",),
     ),
     Mutant(
         "5",

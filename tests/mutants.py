@@ -572,7 +572,7 @@ MUTANTS = (
         "app/bus/leases.py",
         "        .order_by(Delivery.due_at, Delivery.delivery_id)",
         "        .order_by(Delivery.delivery_id)",
-        (f"{BUS}poison_at_the_head_does_not_starve_what_comes_later[sqlite]",),
+        (f"{BUS}what_failed_waits_behind_what_was_not_tried[sqlite]",),
     ),
     Mutant(
         "5",
@@ -734,7 +734,7 @@ MUTANTS = (
         "sums and prices are exact",
         "app/db/sqlite.py",
         'f"{value:.2f}"',
-        'f"{value:.1f}"',
+        'f"{value:.0f}.00"',
         (SIMULATION,),
     ),
     Mutant(

@@ -429,6 +429,16 @@ def test_poison_at_the_head_does_not_starve_what_comes_later(shop: Shop) -> None
     assert "good" in calls
 
 
+def test_what_failed_waits_behind_what_was_not_tried(shop: Shop) -> None:
+    """Both are due; the one that failed was recorded first, and became due last."""
+    shop.only(Failing(times=1))
+    for order_id in ("failed", "untried"):
+        shop.place_order(order_id)
+    shop.dispatcher.deliver(shop.dispatcher.claim({"failing": 1}))
+    shop.clock.advance(60)
+    assert [lease.order_id for lease in shop.dispatcher.claim({"failing": 2})] == ["untried", "failed"]
+
+
 def test_a_receiver_that_is_gone_is_a_visible_error_and_no_endless_loop(shop: Shop) -> None:
     missing: list[str] = []
 

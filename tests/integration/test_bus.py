@@ -429,6 +429,16 @@ def test_poison_at_the_head_does_not_starve_what_comes_later(shop: Shop) -> None
     assert "good" in calls
 
 
+def test_what_failed_waits_behind_what_was_not_tried(shop: Shop) -> None:
+    """Both are due; the one that failed was recorded first, and became due last."""
+    shop.only(Failing(times=1))
+    for order_id in ("failed", "untried"):
+        shop.place_order(order_id)
+    shop.dispatcher.deliver(shop.dispatcher.claim({"failing": 1}))
+    shop.clock.advance(60)
+    assert [lease.order_id for lease in shop.dispatcher.claim({"failing": 2})] == ["untried", "failed"]
+
+
 def test_a_receiver_that_is_gone_is_a_visible_error_and_no_endless_loop(shop: Shop) -> None:
     missing: list[str] = []
 
@@ -526,6 +536,25 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
 
     taken = shop.database.transact(claim)
     assert [lease.order_id for lease in taken + others] == ["1", "2"]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_is_about_to_be_settled_is_not_taken_over(shop: Shop) -> None:
+    """Its lease ends while its receiver runs. On SQLite nobody else can be claiming."""
+    other = shop.bus.dispatcher()
+    taken: list[Lease] = []
+
+    def slow(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        shop.clock.advance(30)
+        claiming = threading.Thread(target=lambda: taken.extend(other.claim({"slow": 1})))
+        claiming.start()
+        claiming.join(20)
+
+    shop.only(slow)
+    shop.place_order()
+    assert [end.state for end in shop.dispatch()] == ["done"]
+    assert taken == []
 
 
 @pytest.mark.postgres
@@ -635,6 +664,19 @@ def test_a_late_process_calls_no_receiver_with_a_session(shop: Shop, orders: int
         assert [settled.state for settled in late.deliver(leases)] == ["done"] * (orders - 1)
     assert lost == [taken.lease.delivery_id]
     assert shop.count("orders") == 2 * orders
+
+
+def test_a_lost_lease_spoils_no_answer_that_is_settled_with_it(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    shop.place_order("2")
+    held = shop.dispatcher.claim({"failing": 2})
+    shop.clock.jump(30)
+    (taken,) = shop.bus.dispatcher().claim({"failing": 1})
+    with lost_leases() as lost:
+        ends = shop.dispatcher.settle([(lease, Done()) for lease in held])
+    assert [end.lease.order_id for end in ends] == ["2"]
+    assert lost == [taken.delivery_id]
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """The circuit breaker: while a receiver's backend is down, one probe at a time looks whether it is back."""
 
+import threading
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from app.bus import Dispatcher
+from app.bus import Dispatcher, leases
 from app.db import Transaction
 from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated
 from app.retry import probe_wait
 from tests.support.shop import Shop
+from tests.support.waiting import somebody_waits, until
 
 
 class Server:
@@ -101,6 +104,27 @@ def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Server) -> None:
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     other = shop.bus.dispatcher()
     assert [len(claim(shop.dispatcher)), len(claim(other)), len(claim(shop.dispatcher))] == [1, 0, 0]
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Server) -> None:
+    """The second waits for the first, and reads the breaker again. On SQLite nobody else can be claiming."""
+    for n in range(10):
+        shop.place_order(f"{n}")
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    others: list[Any] = []
+    second = threading.Thread(target=lambda: others.extend(claim(shop.bus.dispatcher())))
+
+    def first(transaction: Transaction) -> int:
+        claimed = leases.claim(transaction, "server", 4, timedelta(seconds=30), "first")
+        second.start()
+        until(lambda: somebody_waits(shop.database))
+        return len(claimed)
+
+    assert shop.database.transact(first) == 1
+    second.join(20)
+    assert others == []
 
 
 def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: Server) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import select, text
 
 from app.bus import Filter, operate, prune, queries
@@ -177,6 +178,25 @@ def test_an_unknown_attempt_is_left_to_a_person_also_when_the_next_has_not_begun
     assert (calls, shop.outcomes("sender")) == (["1001"], ["unknown", "ok"])
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_what_a_person_discards_at_this_moment_is_not_claimed(shop: Shop) -> None:
+    """It has been chosen, and is not changed yet. On SQLite one comes first."""
+    shop.only(refuse)
+    shop.place_order()
+    claimed: list[Any] = []
+
+    def before_execute(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.startswith("UPDATE deliveries"):
+            claiming = threading.Thread(target=lambda: claimed.extend(shop.bus.dispatcher().claim({"refuse": 1})))
+            claiming.start()
+            claiming.join(20)
+
+    sqlalchemy_event.listen(shop.database.engine, "before_cursor_execute", before_execute)
+    assert shop.bus.discard(Filter(), "not wanted", by="ops") == 1
+    assert claimed == []
+
+
 # What is forgotten
 
 
@@ -245,6 +265,15 @@ def test_what_ended_lately_is_kept_however_old_it_is(shop: Shop) -> None:
     shop.clock.advance(90 * 86400 + 1)
     assert shop.bus.prune() == 1
     assert acts(shop) == []
+
+
+def test_what_is_young_is_kept_though_it_is_owed_to_nobody(shop: Shop) -> None:
+    with order_created.muted():
+        shop.place_order()
+    shop.clock.advance(90 * 86400)
+    assert shop.bus.prune() == 0
+    shop.clock.advance(1)
+    assert shop.bus.prune() == 1
 
 
 def test_forgetting_goes_in_batches_past_what_must_stay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from app.bus import lifecycle, prune
 from app.clock import Clock
 from app.db import Database
-from app.engine.inprocess import wakeup, worker
+from app.engine.inprocess import pool, wakeup, worker
 from app.engine.inprocess.wakeup_sender import WakeupSender
 from app.errors import DatabaseUnavailable, Unreachable
 from app.events import OrderCreated, order_created
@@ -54,11 +54,14 @@ class Hanging:
         self.entered = threading.Semaphore(0)
         self.let_go = threading.Event()
         self.calls = 0
+        self.error: Exception | None = None
 
     def __call__(self, sender: str, event: OrderCreated) -> None:
         self.calls += 1
         self.entered.release()
         self.let_go.wait(30)
+        if self.error is not None:
+            raise self.error
 
 
 def alive_dispatchers(shop: Shop) -> int:
@@ -144,6 +147,63 @@ def test_an_outage_is_found_out_once_by_each_thread(shop: LiveShop) -> None:
     assert shop.execute_scalar("SELECT count(*) FROM deliveries WHERE attempts = 0") >= 24
 
 
+@pytest.fixture
+def hanging_with_nine_prefetched(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
+    """A receiver that was quick once, so that deliveries are claimed ahead, and hangs with the second one."""
+    monkeypatch.setattr(pool, "QUICK_SECONDS", 20)
+    monkeypatch.setattr(pool, "STALLED_SECONDS", 60)
+    hanging = Hanging()
+    shop.only(hanging)
+    hanging.let_go.set()
+    shop.engine.start()
+    shop.place_order("quick")
+    until(lambda: shop.delivery("hanging").state == "done")
+    hanging.let_go.clear()
+    for n in range(10):
+        shop.place_order(f"{n}")
+    until(lambda: states_of_hanging(shop) == ["done"] + ["leased"] * 10)
+    yield hanging
+    hanging.let_go.set()
+
+
+def states_of_hanging(shop: Shop) -> list[str]:
+    return [delivery.state for delivery in shop.deliveries("hanging")]
+
+
+def test_what_was_prefetched_is_given_back_behind_one_that_hangs(
+    shop: LiveShop, hanging_with_nine_prefetched: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "STALLED_SECONDS", 0.05)
+    until(lambda: states_of_hanging(shop) == ["done", "leased"] + ["ready"] * 9)
+    hanging_with_nine_prefetched.let_go.set()
+    until(lambda: states_of_hanging(shop) == ["done"] * 11)
+    assert hanging_with_nine_prefetched.calls == 11
+
+
+def test_what_was_prefetched_is_given_back_at_a_stop(shop: LiveShop, hanging_with_nine_prefetched: Hanging) -> None:
+    hanging = hanging_with_nine_prefetched
+    stopped: list[bool] = []
+    stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
+    stopping.start()
+    until(lambda: states_of_hanging(shop) == ["done", "leased"] + ["ready"] * 9)
+    hanging.let_go.set()
+    stopping.join(20)
+    assert (stopped, hanging.calls) == ([True], 2)
+    assert [delivery.attempts for delivery in shop.deliveries("hanging")] == [1, 1] + [0] * 9
+
+
+def test_what_was_prefetched_is_given_back_when_the_backend_is_found_down(
+    shop: LiveShop, hanging_with_nine_prefetched: Hanging
+) -> None:
+    """One attempt and some probes find it out; what waits spends none."""
+    hanging = hanging_with_nine_prefetched
+    shop.policy.seconds = 3600
+    hanging.error = Unreachable()
+    hanging.let_go.set()
+    until(lambda: shop.count("circuit_breakers") == 1 and "leased" not in states_of_hanging(shop))
+    assert [delivery.attempts for delivery in shop.deliveries("hanging")].count(0) >= 5
+
+
 def test_a_receiver_slower_than_its_lease_runs_once(shop: LiveShop, settings: Settings) -> None:
     hanging = Hanging()
     shop.only(hanging)
@@ -175,7 +235,9 @@ def test_a_stop_waits_for_the_receiver_and_keeps_its_result(shop: LiveShop) -> N
     stopped: list[bool] = []
     stopping = threading.Thread(target=lambda: stopped.append(shop.engine.stop()))
     stopping.start()
-    until(lambda: running.stopping)
+    stopping.join(0.5)
+    assert running.stopping
+    assert stopped == []
     hanging.let_go.set()
     stopping.join(20)
     assert stopped == [True]
@@ -254,12 +316,14 @@ def test_a_backlog_drains(shop: LiveShop) -> None:
 def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says so once, tries again, and what a receiver did meanwhile is recorded and not repeated."""
     said: list[str] = []
+    refused: list[object] = []
     away = threading.Event()
     transact, read = shop.database.transact, shop.database.read
 
     def maybe(what: Any) -> Any:
         def asked(*args: Any) -> Any:
             if away.is_set():
+                refused.append(args)
                 raise DatabaseUnavailable
             return what(*args)
 
@@ -281,7 +345,7 @@ def test_the_dispatcher_outlives_a_database_that_goes_away(shop: LiveShop, monke
         monkeypatch.setattr(shop.database, "read", maybe(read))
         away.set()
         hanging.let_go.set()
-        until(lambda: said == ["lost"])
+        until(lambda: said == ["lost"] and len(refused) > 4)
         away.clear()
         until(lambda: shop.delivery("hanging").state == "done")
         until(lambda: said == ["lost", "back"])
@@ -517,6 +581,23 @@ def test_a_path_too_long_for_a_socket_finds_a_shorter_one() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # that is just what is tested
+def test_a_forked_child_begins_without_its_parents_connections(shop: LiveShop) -> None:
+    def kept() -> int:
+        return shop.database.engine.pool.checkedin()  # type: ignore[attr-defined]  # a pool that keeps connections
+
+    shop.place_order()
+    assert shop.order().status == "created"
+    assert kept() == 1
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(kept())
+        finally:
+            os._exit(9)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert kept() == 1
+
+
 def test_a_forked_child_opens_its_own_connections_and_dispatches_anew(shop: LiveShop) -> None:
     """A server that loads the application, starts it and forks afterwards."""
     shop.engine.start()

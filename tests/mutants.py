@@ -172,11 +172,11 @@ MUTANTS = (
         "3",
         "a receiver's effect and its delivery's end in one transaction",
         "app/bus/dispatcher.py",
-        "        ends = self.database.transact(lambda work: deliver_within(work, self.policy, self.invoker, held))\n",
+        "        ends = self.database.transact(lambda transaction: deliver_within(transaction, self.policy, self.invoker, held))\n",
         "        from app.bus.settle import _deliver_one\n"
         "        ends = self.database.transact(\n"
         "            lambda work: [\n"
-        "                _deliver_one(work, self.policy, self.invoker, one) for one in leases.still_held(work, held)\n"
+        "                _deliver_one(work, self.policy, self.invoker, one) for one in leases.lock_held(work, held)\n"
         "            ]\n"
         "        )\n"
         "        self.database.transact(lambda work: leases.end(work, ends))\n",
@@ -186,7 +186,7 @@ MUTANTS = (
         "3",
         "a savepoint around each receiver",
         "app/bus/settle.py",
-        "        with savepoint(transaction):\n            answer = invoker",
+        "        with recording_savepoint(transaction):\n            answer = invoker",
         "        if True:\n            answer = invoker",
         (f"{BUS}a_failed_receivers_partial_work_never_stays[sqlite]",),
     ),
@@ -194,7 +194,7 @@ MUTANTS = (
         "3",
         "a savepoint around what is settled together",
         "app/bus/settle.py",
-        "        with savepoint(transaction):\n            ends =",
+        "        with recording_savepoint(transaction):\n            ends =",
         "        if True:\n            ends =",
         (SIMULATION, f"{BUS}publishing_what_is_no_event_is_a_bug_and_not_a_loop[sqlite]"),
     ),
@@ -202,7 +202,7 @@ MUTANTS = (
         "3",
         "whose lease holds is looked up in the transaction",
         "app/bus/settle.py",
-        "    held = leases.still_held(transaction, batch)\n",
+        "    held = leases.lock_held(transaction, batch)\n",
         "    held = batch\n",
         (SIMULATION, f"{BUS}a_late_process_calls_no_receiver_with_a_session[sqlite-1]"),
     ),

@@ -1,8 +1,8 @@
 """Lifecycle signals: the bus reports what it does by plain blinker signals. Logs listen; the bus needs no listener.
 
 The sender is the Bus, so a listener may be connected to one application's. A signal is sent after the commit of what it
-reports. Listeners: ``InProcessEngine.wake`` for ``deliveries_due``; for the others ``observe.bus_log.BusLog``, which has
-a method of the same name for each.
+reports. ``InProcessEngine.wake`` listens to ``deliveries_due``; ``observe.bus_log.BusLog`` listens to the others, by a
+method of the same name.
 """
 
 import logging

@@ -172,7 +172,8 @@ MUTANTS = (
         "3",
         "a receiver's effect and its delivery's end in one transaction",
         "app/bus/dispatcher.py",
-        "        ends = self.database.transact(lambda transaction: deliver_within(transaction, self.policy, self.invoker, held))\n",
+        "        ends = self.database.transact("
+        "lambda transaction: deliver_within(transaction, self.policy, self.invoker, held))\n",
         "        from app.bus.settle import _deliver_one\n"
         "        ends = self.database.transact(\n"
         "            lambda work: [\n"

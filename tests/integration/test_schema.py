@@ -2,14 +2,18 @@
 
 import multiprocessing
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 
+from app.bus.tables import CircuitBreaker
+from app.clock import iso
 from app.db import SCHEMA_REVISION, Database, schema
 from app.errors import SchemaBehind
+from tests.support.shop import START
 
 RACERS = 4
 
@@ -137,4 +141,32 @@ def test_a_downgrade_and_an_upgrade_end_where_they_began(database_url: str) -> N
     schema.upgrade(database)
     schema.check(database)
     assert set(inspect(database.engine).get_table_names()) == before
+    database.close()
+
+
+def test_open_breakers_are_carried_over_from_the_gates_of_before(database_url: str) -> None:
+    """A row that was written by older code is there after the upgrade, and after a downgrade too."""
+    from alembic import command
+
+    database = Database(database_url)
+    row = {"receiver": "send_email_notification", "failures": 3, "moment": START, "probe": START + timedelta(minutes=1)}
+    times = {name: iso(row[name]) if database.dialect.file else row[name] for name in ("moment", "probe")}
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0001")
+    insert = (
+        "INSERT INTO gates (receiver, closed_at, failures, probe_at) VALUES (:receiver, :moment, :failures, :probe)"
+    )
+    database.transact(lambda transaction: transaction.session.execute(text(insert), row | times))
+
+    schema.upgrade(database)
+    with database.read() as session:
+        (breaker,) = session.scalars(select(CircuitBreaker))
+    assert (breaker.receiver, breaker.failures) == ("send_email_notification", 3)
+    assert (breaker.opened_at, breaker.probe_at) == (row["moment"], row["probe"])
+
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0001")
+    with database.read() as session:
+        assert session.execute(text("SELECT receiver, failures FROM gates")).all() == [("send_email_notification", 3)]
+    schema.upgrade(database)
     database.close()

@@ -96,7 +96,13 @@ class Dispatcher:
 
         None where the lease was lost before.
         """
-        return self.invoker.invoke(lease) if self._holds(lease) else None
+        if not self._holds(lease):
+            return None
+        try:
+            return self.invoker.invoke(lease)
+        except BaseException:
+            self.abandon([lease])  # extended for nobody, it would never be tried again
+            raise
 
     # Settle
 

@@ -725,6 +725,26 @@ def test_a_lease_that_ran_out_before_it_was_begun_is_left_to_others(shop: Shop, 
     assert calls == ["1001"]
 
 
+def test_a_lease_whose_thread_ended_is_left_to_others(shop: Shop) -> None:
+    """Whatever ended it: were the lease extended, nobody would ever try the delivery again."""
+    calls: list[str] = []
+
+    def receiver(sender: str, event: OrderCreated) -> None:
+        calls.append(event.order_id)
+        if len(calls) == 1:
+            raise GeneratorExit
+
+    shop.only(receiver)
+    shop.place_order()
+    (lease,) = shop.dispatcher.claim({"receiver": 1})
+    with pytest.raises(GeneratorExit):
+        shop.dispatcher.invoke(lease)
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.heartbeat()
+    assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
+
+
 def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
     shop.only(Failing(times=0))
     shop.place_order()

@@ -312,8 +312,9 @@ class Model:
                 longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** (breaker.failures - 2))
                 breaker.probe_at = now + timedelta(seconds=longest * 0.9)
                 breaker.at_latest = now + timedelta(seconds=longest)
-        elif breaker is not None and lease.probe and outcome in (None, "bug"):
-            breaker.probe_at = breaker.at_latest = now
+        elif lease.probe and outcome in (None, "bug"):
+            if breaker is not None:  # else it was closed meanwhile, and a late word of the probe changes nothing
+                breaker.probe_at = breaker.at_latest = now
         elif lease.probe:
             was = self.breakers.pop(lease.receiver, None)
             for owed in self.deliveries:

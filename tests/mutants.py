@@ -416,6 +416,22 @@ MUTANTS = (
     ),
     Mutant(
         "4",
+        "a lease that ran out before it was begun is held no more",
+        "app/bus/dispatcher.py",
+        "            self.abandon([lease])\n            self._report_lost(lease)\n",
+        "            self._report_lost(lease)\n",
+        (f"{BUS}a_lease_that_ran_out_before_it_was_begun_is_left_to_others[sqlite-True]",),
+    ),
+    Mutant(
+        "4",
+        "a lease whose receiver's thread ended is held no more",
+        "app/bus/dispatcher.py",
+        "            self.abandon([lease])  # extended",
+        "            # extended",
+        (f"{BUS}a_lease_whose_thread_ended_is_left_to_others[sqlite]",),
+    ),
+    Mutant(
+        "4",
         "`hold` leaves an unknown outcome to a person",
         "app/bus/invoke.py",
         "        if lease.in_doubt and self.options[lease.receiver].hold_unknown:\n",

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 CEILINGS = {"post": 2.9, "delivery": 6.2}
-"""Of an empty route's instructions. What is there, and a tenth more."""
+"""Of an empty route's instructions."""
 
 ORDERS = 100
 WARM_UP = 20

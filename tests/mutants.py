@@ -72,12 +72,12 @@ MUTANTS = (
         "1",
         "the answer waits for the commit",
         "app/db/database.py",
-        "            self.group_commit.wait(mine)\n",
+        "            committed = self.group_commit.wait(mine)\n",
         "            if lock_order is not None:\n"
         "                import threading\n"
         "                threading.Thread(target=self.group_commit.wait, args=[mine], daemon=True).start()\n"
         "                return cast(T, None)\n"
-        "            self.group_commit.wait(mine)\n",
+        "            committed = self.group_commit.wait(mine)\n",
         (f"{KILLED_AT}[sqlite-before-commit]", f"{KILLS}nothing_is_lost_when_everything_is_killed[sqlite]"),
     ),
     Mutant(

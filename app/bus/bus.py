@@ -65,8 +65,8 @@ class Bus:
         lifecycle.report(lifecycle.deliveries_due, self)
         return count
 
-    def _on_commit(self, _: Database, facts: dict[str, Any]) -> None:
-        recorded = facts.get("recorded", [])
+    def _on_commit(self, _: Database, facts: list[dict[str, Any]]) -> None:
+        recorded = [event for each in facts for event in each.get("recorded", ())]
         if recorded:
             lifecycle.report(lifecycle.events_recorded, self, events=recorded)
         if any(event.receivers for event in recorded):

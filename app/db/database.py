@@ -37,7 +37,9 @@ class Database:
         self.url = make_url(url)
         self.clock = clock or Clock()
         self.timeout = timeout
-        self.committed = Signal("Sent after a commit, in the work's thread; `facts` are Transaction.facts of the work.")
+        self.committed = Signal(
+            "Sent after a commit, in the leader's thread; `facts` are the Transaction.facts of its works."
+        )
         self.before_work: Callable[[Transaction], None] | None = None
         """Called before each work, in the context that it runs in. The bus sets it to ``outbox.record_into``, so that
         ``signal.send`` finds the transaction."""
@@ -83,8 +85,8 @@ class Database:
         with self.admission.admitted() as began:
             mine = Work(work, lock_order, began)
             self.group_commit.submit(mine)
-            self.group_commit.wait(mine)
-        self._notify(mine)
+            committed = self.group_commit.wait(mine)
+        self._notify(committed)
         return cast(T, mine.outcome())
 
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
@@ -106,9 +108,10 @@ class Database:
         else:  # there were prepared statements only, and SQLAlchemy knows of no transaction
             connection.connection.commit()
 
-    def _notify(self, work: Work) -> None:
-        if work.facts and work.error is None:
-            self.committed.send(self, facts=work.facts)
+    def _notify(self, works: list[Work]) -> None:
+        """A leader reports for all whose works it committed: one wake-up for all."""
+        if facts := [work.facts for work in works if work.facts and work.error is None]:
+            self.committed.send(self, facts=facts)
 
     @contextlib.contextmanager
     def _writer(self) -> Iterator[Connection]:

@@ -103,14 +103,12 @@ class GroupCommit:
             if not self.leaders:
                 self._add_leader(work)
 
-    def wait(self, work: Work) -> None:
-        """Return when the submitted work is done. This thread runs it, or another one that leads."""
+    def wait(self, work: Work) -> list[Work]:
+        """Return when the submitted work is done. The works that this thread ran, as a leader, are its to report."""
         if not work.queued:
-            self._run([work])
-            return
+            return self._run([work])
         self._await_wakening(work)
-        if not work.done:
-            self._lead(work)
+        return [] if work.done else self._lead(work)
 
     def _add_leader(self, work: Work) -> None:
         """Called under the lock."""
@@ -124,10 +122,10 @@ class GroupCommit:
                 if work in self._queue:
                     self._add_leader(work)
 
-    def _lead(self, work: Work) -> None:
+    def _lead(self, work: Work) -> list[Work]:
         batch = [work]
         try:
-            self._run(batch)
+            return self._run(batch)
         finally:
             self._hand_on([each for each in batch if each is not work and not each.done])
 
@@ -139,7 +137,7 @@ class GroupCommit:
             if self._queue:
                 self._add_leader(self._queue[0])
 
-    def _run(self, batch: list[Work]) -> None:
+    def _run(self, batch: list[Work]) -> list[Work]:
         """Try until the batch, to which the queue is added, is committed or given up."""
         attempts = itertools.count()
         while not batch[0].done:
@@ -154,6 +152,7 @@ class GroupCommit:
                     self._finish(batch, error)
             else:
                 self._finish(batch)
+        return batch
 
     def _fill(self, batch: list[Work]) -> list[Work]:
         with self._lock:

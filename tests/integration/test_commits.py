@@ -220,8 +220,8 @@ def test_listeners_are_told_the_facts_of_the_run_that_was_committed(callers: Cal
 
     told: list[Any] = []
 
-    def listener(_: Database, facts: dict[str, Any]) -> None:
-        told.append(facts)
+    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
+        told.extend(facts)
 
     with callers.database.committed.connected_to(listener):
         assert callers.do(adds("a"), wrong_at_first, adds("c")) == ["a", "b", "c"]
@@ -238,8 +238,8 @@ def test_when_a_commit_finds_the_disk_in_trouble_all_are_told_and_nothing_of_it_
     trouble = sqlite_module().OperationalError("no")
     trouble.sqlite_errorcode = code
 
-    def listener(_: Database, facts: dict[str, Any]) -> None:
-        told.append(facts)
+    def listener(_: Database, facts: list[dict[str, Any]]) -> None:
+        told.extend(facts)
 
     def notes(transaction: Transaction) -> None:
         transaction.facts["noted"] = True

@@ -12,6 +12,7 @@ from app.bus import Bus, Filter, Lease, LeaseEnd
 from app.bus.lifecycle import lifecycle
 from app.bus.outbox import Recorded
 from app.errors import DatabaseUnavailable
+from app.observe.lines import written_together
 
 PARENT = logging.getLogger("app")
 LOGGER = logging.getLogger("app.bus")
@@ -48,15 +49,16 @@ class BusLog:
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
         if not self.logs(logging.INFO):
             return
-        for event in events:
-            facts = {
-                "type": event.type,
-                "order_id": event.order_id,
-                "event_id": event.event_id,
-                "source": event.source,
-                "receivers": ",".join(event.receivers) or "none",
-            }
-            self.log(logging.INFO, "event recorded", facts)
+        with written_together():
+            for event in events:
+                facts = {
+                    "type": event.type,
+                    "order_id": event.order_id,
+                    "event_id": event.event_id,
+                    "source": event.source,
+                    "receivers": ",".join(event.receivers) or "none",
+                }
+                self.log(logging.INFO, "event recorded", facts)
 
     def delivery_settled(self, _: Bus, end: LeaseEnd) -> None:
         facts, outcome, reason, due_at = _of(end.lease), end.outcome, end.reason, end.due_at

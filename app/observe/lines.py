@@ -9,10 +9,12 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from select import PIPE_BUF
 from typing import Any, TextIO
 
 from app.text import masked, one_line
@@ -60,6 +62,23 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+_held: ContextVar["dict[LineHandler, list[str]] | None"] = ContextVar("held", default=None)
+"""The lines that wait for the end of ``written_together``."""
+
+
+@contextmanager
+def written_together() -> Iterator[None]:
+    """The lines that the block logs leave by one write, because each write lets another thread cut in."""
+    held: dict[LineHandler, list[str]] = {}
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        for handler, lines in held.items():
+            handler.write(lines)
+
+
 class LineHandler(logging.StreamHandler[TextIO]):
     """Writes each record by one call, and fails silently.
 
@@ -68,10 +87,27 @@ class LineHandler(logging.StreamHandler[TextIO]):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        held = _held.get()
         try:
-            self.stream.write(f"{self.format(record)}\n")
+            line = f"{self.format(record)}\n"
         except Exception:
             self.handleError(record)
+        else:
+            if held is None:
+                self.write([line])
+            else:
+                held.setdefault(self, []).append(line)
+
+    def write(self, lines: Iterable[str]) -> None:
+        """In pieces that a pipe takes whole, so that nothing of another process comes between. Raises nothing."""
+        pieces = [""]
+        for line in lines:
+            if len(pieces[-1]) + len(line) > PIPE_BUF:
+                pieces.append("")
+            pieces[-1] += line
+        with suppress(Exception):
+            for piece in filter(None, pieces):
+                self.stream.write(piece)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class' name
         """Nothing: the base class would print a traceback to what may be the very stream that fails."""

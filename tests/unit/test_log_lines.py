@@ -58,7 +58,8 @@ def test_what_was_logged_before_an_error_leaves_all_the_same(logger: logging.Log
             logger.info("one")
             raise LookupError
 
-    pytest.raises(LookupError, fail)
+    with pytest.raises(LookupError):
+        fail()
     assert len(stream.writes) == 1
 
 

@@ -246,9 +246,9 @@ def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:
     return {
         "of_delivery": end.lease.delivery_id,
         "under_token": end.lease.token,
-        "state": end.state,
+        "state": str(end.state),  # sqlite3 takes far longer to bind a StrEnum
         "attempts": end.lease.spent + (end.outcome is not None),
-        "outcome": end.outcome or end.lease.outcome,
+        "outcome": str(end.outcome) if end.outcome else end.lease.outcome,
         "reason": end.reason,
         "due_at": end.due_at or now,
         "settled_at": None if end.state == DeliveryState.READY else now,
@@ -259,7 +259,7 @@ def _attempt(end: LeaseEnd, now: datetime) -> dict[str, Any]:
     return {
         "delivery_id": end.lease.delivery_id,
         "lease_token": end.lease.token,
-        "outcome": end.outcome,
+        "outcome": str(end.outcome),
         "detail": end.reason,
         "started_at": end.lease.leased_at,
         "ended_at": now,

@@ -81,6 +81,8 @@ class Compiled:
             bound = compiled.binds[name]
             process = bound.type.dialect_impl(types).bind_processor(types)
             fixed = bound.value if not bound.required else None
+            if isinstance(fixed, str):
+                fixed = str(fixed)  # of a StrEnum: sqlite3 takes far longer to bind a subclass of str
             self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:

@@ -5,7 +5,7 @@ facts of their own, such as a dispatcher's ``name``, would collide with a record
 """
 
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from app.bus import Bus, Filter, Lease, LeaseEnd
@@ -49,7 +49,7 @@ class BusLog:
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
         if not self.logs(logging.INFO):
             return
-        with written_together():
+        with written_together() if len(events) > 1 else nullcontext():
             for event in events:
                 facts = {
                     "type": event.type,

@@ -87,16 +87,14 @@ class LineHandler(logging.StreamHandler[TextIO]):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        held = _held.get()
         try:
             line = f"{self.format(record)}\n"
-        except Exception:
-            self.handleError(record)
-        else:
-            if held is None:
-                self.write([line])
+            if (held := _held.get()) is None:
+                self.stream.write(line)
             else:
                 held.setdefault(self, []).append(line)
+        except Exception:
+            self.handleError(record)
 
     def write(self, lines: Iterable[str]) -> None:
         """In pieces that a pipe takes whole, so that nothing of another process comes between. Raises nothing."""

@@ -3,18 +3,22 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
 
 from app.bus import queries
 from app.db import Database
+from app.db.sqlite import WAL_LIMIT_BYTES
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import SIGNALS
 from app.states import DeliveryState
 from config import Settings
 
 LOW_DISK_BYTES = 500_000_000
+
+LARGE_WAL_BYTES = 4 * WAL_LIMIT_BYTES
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,18 @@ def _check_disk(settings: Settings, database: Database) -> Iterator[Finding]:
         free = shutil.disk_usage(existing).free
         level, cure = ("note", "; make room before orders are refused") if free < LOW_DISK_BYTES else ("fine", "")
         yield Finding(level, f"disk: {free // 1_000_000:,} MB free at {existing}{cure}")
+    if database.dialect.file is not None:
+        yield from _check_wal(Path(f"{database.dialect.file}-wal"))
+
+
+def _check_wal(wal: Path) -> Iterator[Finding]:
+    """SQLite can't empty its WAL beyond what the oldest reader sees."""
+    if wal.exists() and (size := wal.stat().st_size) > LARGE_WAL_BYTES:
+        yield Finding(
+            "note",
+            f"disk: {wal} has grown to {size // 1_000_000:,} MB because a transaction stays open that reads; "
+            "end it, for example an sqlite3 shell or a program that makes copies",
+        )
 
 
 def _check_mail(settings: Settings, app: Flask) -> Iterator[Finding]:

@@ -35,6 +35,9 @@ TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14:
 DISK_TROUBLE = {8, 10, 13}
 """Those of them that do not pass within a request."""
 
+WAL_LIMIT_BYTES = 64 * 1024 * 1024
+"""To what size the WAL shrinks again, once no reader holds it any more."""
+
 BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
 
@@ -179,6 +182,7 @@ def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
+        "journal_size_limit": WAL_LIMIT_BYTES,
     }
     for name, value in wanted.items():
         driver.execute(f"PRAGMA {name}={value}")

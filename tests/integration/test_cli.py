@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app import doctor
 from app.bus import Filter
@@ -313,6 +313,20 @@ def test_the_doctor_sees_the_disks_of_folders_that_are_not_made_yet(tmp_path: Pa
     shop.close()
     assert f"free at {tmp_path}\n" in shown
     assert f"free at {tmp_path}/instance\n" in shown
+
+
+def test_the_doctor_sees_a_wal_that_a_forgotten_reader_holds(tmp_path: Path) -> None:
+    settings = Settings.of(instance_path=tmp_path, log_level="ERROR")
+    shop = Shop(settings)
+    file = shop.database.dialect.file
+    with shop.database.read() as session:  # it keeps SQLite from putting the WAL away
+        session.execute(text("SELECT 1 FROM orders")).all()
+        os.truncate(
+            f"{file}-wal", doctor.LARGE_WAL_BYTES + 1
+        )  # SQLite ignores what lies beyond
+        shown = [str(finding) for finding in doctor.examine(shop.app)]
+    shop.close()
+    assert [line for line in shown if "orders.db-wal has grown to 268 MB" in line and line.startswith("note")]
 
 
 def test_the_doctor_shows_no_password(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +36,30 @@ def test_sqlite_is_durable_and_says_so(sqlite_url: str) -> None:
     with database.read() as session:
         found = {
             name: session.execute(text(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "journal_size_limit")
         }
-    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "journal_size_limit": 64 * 1024**2}
+    database.close()
+
+
+def test_a_wal_that_a_reader_made_grow_shrinks_when_the_reader_is_gone(sqlite_url: str) -> None:
+    """SQLite keeps the file at the size that it once reached, unless it is told not to."""
+    database = Database(sqlite_url)
+    wal = Path(f"{database.dialect.file}-wal")
+
+    def fill(megabytes: int) -> None:
+        work = f"CREATE TABLE IF NOT EXISTS filler (x); INSERT INTO filler VALUES (zeroblob({megabytes * 1_000_000}))"
+        for statement in work.split(";"):
+            database.transact(lambda transaction, statement=statement: bool(transaction.driver.execute(statement)))
+
+    fill(1)
+    with database.read() as reader:
+        reader.execute(text("SELECT 1 FROM filler")).all()
+        fill(80)
+    grown = wal.stat().st_size
+    fill(5)  # which empties the WAL into the database
+    fill(1)  # which begins it anew
+    assert grown > sqlite.WAL_LIMIT_BYTES >= wal.stat().st_size
     database.close()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.version import VERSION
 from config import CHECKOUT
 
 DOCUMENTS = sorted(file.relative_to(CHECKOUT) for file in CHECKOUT.glob("[!.]*/**/*.md")) + sorted(
@@ -17,6 +18,7 @@ LONGEST_EXCERPT = 10
 """Lines of code: an article's reader wants the idea, and has a link to the rest."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+DEFINED = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -92,6 +94,13 @@ def text_of_new_files(document: Path) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_test_that_is_named_exists(document: Path) -> None:
-    tests = "".join(file.read_text() + file.stem for file in (CHECKOUT / "tests").rglob("*.py"))
+    files = list((CHECKOUT / "tests").rglob("*.py"))
+    tests = {file.stem for file in files} | {name for file in files for name in DEFINED.findall(file.read_text())}
     named = re.findall(r"\btest_[a-z0-9_]*[a-z0-9]\b", text_of(document))
     assert [name for name in named if name not in tests] == []
+
+
+def test_the_newest_heading_of_the_changelog_is_the_version() -> None:
+    newest = re.search(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == VERSION

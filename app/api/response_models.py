@@ -162,6 +162,7 @@ class ActResult(ResponseModel):
 
 class Health(ResponseModel):
     status: Literal["ok"]
+    version: str = Field(description="of the service")
 
 
 class Readiness(ResponseModel):
@@ -173,6 +174,7 @@ class Readiness(ResponseModel):
 class OpenAPIDocument(ResponseModel):
     openapi: str
     info: dict[str, Any]
+    tags: list[dict[str, str]]
     paths: dict[str, Any]
     components: dict[str, Any]
 

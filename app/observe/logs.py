@@ -15,6 +15,7 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from app.observe.bus_log import BusLog
 from app.observe.lines import JsonFormatter, LineHandler, TextFormatter
+from app.text import printable
 from config import Settings
 
 PROCESS = logging.getLogger("app.process")
@@ -50,7 +51,7 @@ def fail(error: object, code: int = 1) -> NoReturn:
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         PROCESS.critical("%s", error)
     else:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
     sys.exit(code)
 
 

@@ -111,6 +111,8 @@ class Service:
         self.port = port or free_port()
         self.settings = {"instance_path": folder / "instance", "port": self.port, "trusted_hosts": NAMES} | settings
         self.cwd = CHECKOUT
+        self.within: list[str] = []
+        """A command that runs the service's, such as one that makes a container for it."""
         self.log_file = folder / f"log-of-{self.port}.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -136,7 +138,7 @@ class Service:
         self._log_begin = len(self.log)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*WITH_US, sys.executable, "-m", *self.command],
+                [*WITH_US, *self.within, sys.executable, "-m", *self.command],
                 cwd=self.cwd,
                 env=environment(**(self.settings | settings)),
                 stdin=subprocess.DEVNULL,
@@ -149,7 +151,7 @@ class Service:
     def run(self, *command: str, **settings: Any) -> "subprocess.CompletedProcess[str]":
         """Another command with the same settings, such as ``flask db upgrade``, to its end."""
         return subprocess.run(
-            [sys.executable, "-m", *command],
+            [*self.within, sys.executable, "-m", *command],
             cwd=CHECKOUT,
             env=environment(**(self.settings | settings)),
             stdin=subprocess.DEVNULL,

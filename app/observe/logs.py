@@ -15,6 +15,7 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from app.observe.bus_log import BusLog
 from app.observe.lines import JsonFormatter, LineHandler, TextFormatter
+from app.observe.pipes import dropping
 from app.text import printable
 from config import Settings
 
@@ -34,7 +35,7 @@ def configure(settings: Settings) -> None:
     """
     root = logging.getLogger()
     if not root.handlers:
-        handler = LineHandler(sys.stderr)
+        handler = LineHandler(dropping(sys.stderr))
         handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
         root.addHandler(handler)
     _choose_level("app", settings.log_level)
@@ -69,6 +70,9 @@ class GunicornLogger(Logger):  # type: ignore[misc]
         for handler in (*self.error_log.handlers, *self.access_log.handlers):
             if isinstance(handler, logging.StreamHandler):  # a file is one too
                 handler.setFormatter(ours.formatter)
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(dropping(handler.stream))
+        ours.setStream(dropping(sys.stderr))  # gunicorn may have put a file in its place
 
 
 def _choose_level(logger: str, level: str) -> None:

@@ -132,8 +132,11 @@ class Service:
             self.wait_for_answer(ready or "/readyz")
         return self
 
-    def launch(self, **settings: Any) -> Self:
-        """Start it without waiting for anything. Settings given here are for this start only."""
+    def launch(self, output: int | None = None, **settings: Any) -> Self:
+        """Start it without waiting for anything. Settings given here are for this start only.
+
+        What it prints goes to the descriptor ``output`` in place of ``log``, where one is given.
+        """
         assert self.ended, "it runs already"
         self._log_begin = len(self.log)
         with self.log_file.open("ab") as log:
@@ -142,8 +145,8 @@ class Service:
                 cwd=self.cwd,
                 env=environment(**(self.settings | settings)),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
                 start_new_session=True,
             )
         return self

@@ -12,7 +12,7 @@ class AppError(Exception):
     """Something went wrong in the order service."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or inspect.getdoc(type(self)))
+        super().__init__(message or " ".join((inspect.getdoc(type(self)) or "").split()))
 
 
 class OutsideTransaction(AppError):
@@ -36,6 +36,11 @@ class DatabaseUnavailable(AppError):
 
 class DatabaseUnusable(AppError):
     """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""
+
+
+class NoTemporaryFolder(AppError):
+    """No folder takes a temporary file: /dev/shm, /tmp and INSTANCE_PATH are missing, full or read-only. Make one
+    writable."""
 
 
 class SchemaBehind(AppError):

@@ -27,6 +27,16 @@ HELD = update(table(Delivery)).where(
 EARLIEST = Prepared(
     select(func.min(Delivery.due_at)).where(Delivery.receiver == bindparam("name", type_=String), UNFINISHED)
 )
+FAR_AHEAD = Prepared(
+    update(table(Delivery))
+    .where(
+        Delivery.receiver == bindparam("of_receiver", type_=String),
+        UNFINISHED,
+        Delivery.state == bindparam("in_state"),
+        Delivery.due_at > bindparam("latest"),
+    )
+    .values(due_at=bindparam("at"))
+)
 EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
 """The event's columns that a lease takes over unchanged."""
 
@@ -206,7 +216,26 @@ def extend(transaction: Transaction, leases: Iterable[Lease], lease: timedelta) 
         values = {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}
         return bool(EXTEND(transaction, values).rowcount != 1)
 
-    return [one for one in leases if is_lost(one)]
+    lost = [one for one in leases if is_lost(one)]
+    for one in leases:
+        if one.probe and one not in lost:
+            breaker.extend_probe(transaction, one.receiver, due_at)
+    return lost
+
+
+def pull_back(transaction: Transaction, receivers: Iterable[str], longest_wait: timedelta, lease: timedelta) -> int:
+    """Due times further ahead than any wait or lease: the clock ran ahead when they were set. Returns how many.
+
+    A delivery that waits is due now. A lease ends one lease from now: its holder, where it lives, extends it before.
+    """
+    now = transaction.now
+    longest = ((DeliveryState.READY, longest_wait, now), (DeliveryState.LEASED, lease, now + lease))
+    count = breaker.pull_back(transaction, lease)
+    for receiver in receivers:
+        for state, longest_time, due_at in longest:
+            values = {"of_receiver": receiver, "in_state": str(state), "latest": now + longest_time, "at": due_at}
+            count += FAR_AHEAD(transaction, values).rowcount
+    return count
 
 
 @functools.cache

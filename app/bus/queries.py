@@ -13,7 +13,7 @@ from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, DispatcherHe
 from app.db import dialect_of, table
 
 ALIVE = timedelta(seconds=30)
-"""A dispatcher that was not seen for longer counts as gone."""
+"""A dispatcher that was not seen for longer counts as gone; so does one that a clock saw which ran ahead by more."""
 
 
 DELIVERY_COLUMNS = (
@@ -96,7 +96,7 @@ def dispatchers(session: Session, now: datetime) -> list[DispatcherHeartbeat]:
     return list(
         session.scalars(
             select(DispatcherHeartbeat)
-            .where(DispatcherHeartbeat.seen_at > now - ALIVE)
+            .where(DispatcherHeartbeat.seen_at > now - ALIVE, DispatcherHeartbeat.seen_at < now + ALIVE)
             .order_by(DispatcherHeartbeat.name)
         )
     )

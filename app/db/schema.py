@@ -35,7 +35,7 @@ def prepare(database: Database) -> None:
         cause = error.__cause__ or error
         raise DatabaseUnusable(
             f"{database.url.database} can't be used as the database: {getattr(cause, 'orig', cause)}; set DATABASE_URL "
-            "to another file, or see to this one"
+            "to another file, or see to this one, whose folder must be writable too"
         ) from error
 
 

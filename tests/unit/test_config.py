@@ -57,6 +57,11 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"MAIL_SERVER": "mail.example:587"}, ["MAIL_SERVER is 'mail.example:587'", "its port is MAIL_PORT"]),
         ({"MAIL_SERVER": "smtp://mail.example"}, ["MAIL_SERVER", "neither a host's name nor an IP address"]),
         ({"WEB_HOST": "0.0.0.0:80"}, ["WEB_HOST is '0.0.0.0:80'", "0.0.0.0 for all"]),
+        ({"TRUSTED_HOSTS": "https://orders.example"}, ["TRUSTED_HOSTS", "without a scheme and without a port"]),
+        ({"TRUSTED_HOSTS": "orders.example:443"}, ["TRUSTED_HOSTS", "without a port"]),
+        ({"TRUSTED_HOSTS": ","}, ["TRUSTED_HOSTS", "orders.example"]),
+        ({"TRUSTED_PROXIES": "-1"}, ["TRUSTED_PROXIES is '-1'", "0 to 16"]),
+        ({"TRUSTED_PROXY_HEADERS": "for,scheme"}, ["TRUSTED_PROXY_HEADERS", "for, proto, host, port, prefix"]),
         ({"USER_EMAIL_DOMAIN": "not a domain"}, ["USER_EMAIL_DOMAIN is 'not a domain'", "users.example"]),
         ({"USER_EMAIL_DOMAIN": "@users.example"}, ["USER_EMAIL_DOMAIN"]),
         ({"MAIL_CA_FILE": "/nowhere.pem"}, ["MAIL_CA_FILE", "no such file"]),
@@ -140,3 +145,9 @@ def test_the_defaults_in_the_readme_are_those_of_the_code(readme: str) -> None:
         "LOG_FORMAT": code.log_format,
         "LOG_LEVEL": code.log_level,
     }
+
+
+def test_a_home_that_is_not_there_is_told() -> None:
+    """As in a container, whose user has neither HOME nor a name."""
+    with pytest.raises(ConfigError, match=r"INSTANCE_PATH is '~nobody-of-this-name/x': its ~ stands for"):
+        Settings.load({"INSTANCE_PATH": "~nobody-of-this-name/x"})

@@ -96,7 +96,7 @@ def _check_bus(database: Database, readiness: Readiness) -> Iterator[Finding]:
         if trouble.cause not in (*OF_THE_DATABASE, Cause.RECEIVER_MISSING):  # told above and below
             is_note = trouble.is_warning or trouble.cause is Cause.NO_DISPATCHER
             yield Finding("note" if is_note else "wrong", str(trouble))
-    if readiness.is_complete:
+    if readiness.is_read:
         with database.read() as session:
             backlog = queries.backlog(session)
         yield from _check_backlog(backlog)

@@ -38,6 +38,8 @@ class Cause(enum.StrEnum):
 
 
 DATABASE = (Cause.DATABASE_UNREACHABLE, Cause.DATABASE_UNWRITABLE)
+UNREAD = (Cause.DATABASE_UNREACHABLE, Cause.SCHEMA_DIFFERS, Cause.CHECK_FAILED)
+DISPATCHING = (Cause.NO_DISPATCHER, Cause.DELIVERIES_OVERDUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Readiness:
     """For how long the oldest due delivery has waited."""
     is_complete: bool = True
     """Whether everything was looked at. Else what was wrong before may be so still."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the bus's tables could be read."""
+        return not any(trouble.cause in UNREAD for trouble in self.troubles)
 
     @property
     def reasons(self) -> list[Trouble]:

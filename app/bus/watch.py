@@ -10,7 +10,7 @@ from datetime import timedelta
 from sqlalchemy.exc import DBAPIError
 
 from app.bus import heartbeats, lifecycle
-from app.bus.troubles import Cause, Limits, Readiness, Trouble, examine
+from app.bus.troubles import DISPATCHING, Cause, Limits, Readiness, Trouble, examine
 from app.db import Database
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import subscriptions
@@ -26,8 +26,9 @@ WRITTEN_SECONDS = 15.0
 """A process that committed within so long need not try to write. It is longer than a dispatcher's pause between
 heartbeats, so only a process that serves, and had no order, tries."""
 
-STARTUP_SECONDS = 5.0
-"""After its own start a process does not report for so long that no dispatcher is alive: all start together."""
+GRACE_SECONDS = 5.0
+"""After the process' start, and after an outage of the database, dispatchers have so long to come back before it is
+reported that none is alive, or that deliveries are overdue."""
 
 SEE_TO_THE_DATABASE = "see that it runs, and that DATABASE_URL names it"
 SEE_TO_WRITING = "see that its disk has room, that this service may write, and that DATABASE_URL names the primary"
@@ -67,7 +68,7 @@ class Watch:
         self._lock = threading.Lock()
         self._latest: _Look | None = None
         self._reported: dict[tuple[Cause, str | None], Trouble] = {}
-        self._started = time.monotonic()
+        self._grace_ends = time.monotonic() + GRACE_SECONDS
 
     def look(self) -> Readiness:
         """Whether the service is ready now, or why not. Answers within ANSWER_SECONDS; raises nothing."""
@@ -107,7 +108,7 @@ class Watch:
         found, waited = look.readiness, time.monotonic() - look.began
         if look.writes:
             text = f"the database can be read, but has not taken a write for {waited:.0f} s; {SEE_TO_WRITING}"
-            return _with(found, Trouble(Cause.DATABASE_UNWRITABLE, text))
+            return _unwritable(found, text)
         text = f"the database has not answered for {waited:.0f} s; {SEE_TO_THE_DATABASE}"
         return _with(found, Trouble(Cause.DATABASE_UNREACHABLE, text))
 
@@ -137,7 +138,10 @@ class Watch:
             return _with(nothing, Trouble(Cause.SCHEMA_DIFFERS, str(error)))
 
     def _write(self, found: Readiness) -> Readiness:
-        """Only a write tells: a database on a full disk, and a standby, can be read."""
+        """Only a write tells: a database on a full disk, and a standby, can be read.
+
+        Where none can be made, no dispatcher can say that it is alive, nor end a delivery: that is told alone.
+        """
         if self.database.clock.monotonic() - self.database.written_at < self._written_seconds:
             return found
         name = f"write probe of {socket.gethostname()}:{os.getpid()}"
@@ -146,13 +150,15 @@ class Watch:
         except (DatabaseUnavailable, DBAPIError) as error:
             words, detail = _words(error)
             text = f"the database can be read, but not written: {words}; {SEE_TO_WRITING}"
-            return _with(found, Trouble(Cause.DATABASE_UNWRITABLE, text, detail))
+            return _unwritable(found, text, detail)
         return found
 
     # Changes
 
     def _changes(self, readiness: Readiness) -> tuple[list[Trouble], list[Trouble]]:
         """Which troubles began and which ended. Called under the lock."""
+        if not readiness.is_complete:
+            self._grace_ends = time.monotonic() + GRACE_SECONDS
         present = {(each.cause, each.receiver): each for each in readiness.troubles if not self._is_too_early(each)}
         began = [trouble for key, trouble in present.items() if key not in self._reported]
         over = self._reported.keys() - present.keys() if readiness.is_complete else set()
@@ -161,11 +167,15 @@ class Watch:
         return began, ended
 
     def _is_too_early(self, trouble: Trouble) -> bool:
-        return trouble.cause is Cause.NO_DISPATCHER and time.monotonic() - self._started < STARTUP_SECONDS
+        return trouble.cause in DISPATCHING and time.monotonic() < self._grace_ends
 
 
 def _with(readiness: Readiness, trouble: Trouble) -> Readiness:
     return replace(readiness, troubles=(trouble, *readiness.troubles))
+
+
+def _unwritable(found: Readiness, text: str, detail: str = "") -> Readiness:
+    return replace(found, troubles=(Trouble(Cause.DATABASE_UNWRITABLE, text, detail),), is_complete=False)
 
 
 def _words(error: DatabaseUnavailable | DBAPIError) -> tuple[str, str]:

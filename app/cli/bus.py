@@ -44,7 +44,7 @@ def run() -> None:
 def status() -> None:
     """Whether the service is ready, or why not; which dispatchers are alive; what is waiting or dead."""
     readiness = any_bus().watch.look()
-    if not readiness.is_complete:  # the database can't be read, or has another schema
+    if not readiness.is_read:
         raise click.ClickException("; ".join(map(str, readiness.reasons)))
     for trouble in readiness.reasons:
         output.line(f"not ready: {trouble}")

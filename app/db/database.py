@@ -100,6 +100,7 @@ class Database:
                 work.run(transaction, self.before_work)
             transaction.insert_rows()
             self.commit(connection)
+            self.dialect.check_commit()
 
     def commit(self, connection: Connection) -> None:
         """End the write transaction of ``run_batch``: what it did is durable."""
@@ -186,4 +187,4 @@ class Database:
     def close(self) -> None:
         while self._idle_writers:
             self._idle_writers.pop().close()
-        self.engine.dispose()
+        self.dialect.close()

@@ -53,8 +53,14 @@ class Dialect(Protocol):
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
 
+    def check_commit(self) -> None:
+        """After a commit, and before it is acknowledged: raises the driver's error where others won't find it."""
+
     def after_fork(self) -> None:
         """Let go of what is the parent's."""
+
+    def close(self) -> None:
+        """Close what is open; the next use opens it again."""
 
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""

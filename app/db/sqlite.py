@@ -18,6 +18,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
 from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.sqlite_file import DatabaseFile
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
@@ -47,18 +48,29 @@ class SQLite:
         self.snapshot: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
         self.file = Path(url.database or "").absolute()
         self._write_queue = WriteQueue(self.file)
+        self._database_file = DatabaseFile(self.file, driver_module(), self._open_anchor)
         self._busy_milliseconds = int(1000 * min(timeout_seconds, BUSY_SECONDS))
         if url.database:
             _make_private(self.file)
         self.engine = create_engine(
             url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
         )
+        event.listen(self.engine, "do_connect", self._check_file)
         event.listen(self.engine, "connect", self._configure)
+        event.listen(self.engine, "checkout", self._check_file)
         event.listen(self.engine, "begin", _begin)
 
     def _configure(self, driver: Any, _: Any) -> None:
         driver.isolation_level = None  # transactions begin where _begin says, not where the driver guesses
         set_pragmas(driver, self._busy_milliseconds)
+
+    def _open_anchor(self) -> Any:
+        driver = driver_module().connect(self.file, check_same_thread=False)
+        set_pragmas(driver, self._busy_milliseconds)
+        return driver
+
+    def _check_file(self, *_: Any) -> None:
+        self._database_file.check()
 
     @property
     def write_contention(self) -> float:
@@ -68,10 +80,19 @@ class SQLite:
         return self._write_queue.place()
 
     def begin_write(self, driver: Any) -> None:
+        self._database_file.check()
         driver.execute("BEGIN IMMEDIATE")
+
+    def check_commit(self) -> None:
+        self._database_file.check()
 
     def after_fork(self) -> None:
         self._write_queue.after_fork()
+        self._database_file.after_fork()
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self._database_file.close()
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()

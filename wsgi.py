@@ -1,6 +1,7 @@
 """The WSGI application. Importing this module in the process that serves is enough to run everything."""
 
 import atexit
+import logging
 import signal
 import sys
 
@@ -12,7 +13,7 @@ from werkzeug.serving import is_running_from_reloader
 import config
 from app import create_app
 from app.db.schema import prepare
-from app.errors import AppError, DatabaseUnavailable
+from app.errors import AppError, DatabaseUnavailable, SchemaAhead
 from app.observe import logs
 
 logs.configure(config.Settings.for_logs())
@@ -36,12 +37,21 @@ if _flask and _serving:
         _serving = is_running_from_reloader()  # or else it only watches the files, with the code of its start
 
 try:
-    app = create_app()
+    app = create_app(prepare_file=False)
+    _database = app.extensions["database"]
     if _serving:
-        prepare(app.extensions["database"])
-        app.extensions["database"].close()  # gunicorn --preload forks after this: see create_app
+        prepare(_database)
+        if _by_gunicorn:
+            _database.close()  # gunicorn --preload forks after this: see create_app
+        else:
+            _database.hold_file()
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
+except SchemaAhead as error:
+    if not _by_gunicorn:
+        logs.fail(error)
+    # Its master has checked the schema. This process takes the place of one that died, and goes on as it would have.
+    logging.getLogger("app.db").warning("%s", error)
 except (config.ConfigError, AppError) as error:
     logs.fail(error)
 

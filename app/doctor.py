@@ -8,7 +8,7 @@ from typing import Any
 from flask import Flask
 
 from app.bus import queries
-from app.db import Database
+from app.db import Database, schema
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import SIGNALS
 from app.states import DeliveryState
@@ -42,7 +42,7 @@ def examine(app: Flask) -> list[Finding]:
 
 def _check_database(database: Database) -> Iterator[Finding]:
     try:
-        database.check_schema()
+        schema.prepare(database)
     except DatabaseUnavailable as error:
         yield Finding("wrong", f"database: {error.reason}; see that it runs, and that DATABASE_URL names it")
     except AppError as error:

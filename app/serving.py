@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,8 @@ class Serving:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
         self._engine = _engine(worker.wsgi)
+        with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
+            self._engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if self.settings.dispatch_in_web:
             self._choose_leader(worker, self._engine)

@@ -10,7 +10,7 @@ from app.api.blueprint import blueprint, database, settings
 from app.api.operation import Operation, ResponseDoc
 from app.api.response_models import Health, Readiness
 from app.bus import queries
-from app.errors import DatabaseUnavailable, SchemaBehind
+from app.errors import DatabaseUnavailable, SchemaAhead, SchemaBehind
 from app.http import Problem
 
 
@@ -32,7 +32,7 @@ def readyz() -> ResponseReturnValue:
         state = _delivering()
     except DatabaseUnavailable:
         raise _not_ready("the database does not answer") from None
-    except SchemaBehind as error:
+    except (SchemaBehind, SchemaAhead) as error:
         raise _not_ready(str(error)) from None
     if reasons := list(_reasons(**state)):
         raise _not_ready(*reasons)
@@ -40,7 +40,8 @@ def readyz() -> ResponseReturnValue:
 
 
 def _delivering() -> dict[str, Any]:
-    """How many dispatchers are alive, and how far delivery is behind. Raises DatabaseUnavailable, SchemaBehind."""
+    """How many dispatchers are alive, and how far delivery is behind. Raises DatabaseUnavailable, SchemaBehind,
+    SchemaAhead."""
     database().check_schema()
     now = database().clock.now()
     with database().read() as session:

@@ -114,6 +114,10 @@ class PostgreSQL:
     def is_disk_trouble(self, error: BaseException) -> bool:
         return False
 
+    def cure(self, error: BaseException) -> str | None:
+        """None: the server's words say what is wrong."""
+        return None
+
     def defect(self) -> str | None:
         return None
 

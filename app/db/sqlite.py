@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from datetime import datetime
@@ -18,7 +19,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
 from app.db.dialect import Listener, driver_error, is_connection_trouble
-from app.db.sqlite_file import DatabaseFile
+from app.db.sqlite_file import DBMOVED, DatabaseFile
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
@@ -30,11 +31,19 @@ WAL_RESET_BUG = (
     "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
 )
 
-TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"}
-"""Primary result codes of trouble that passes (sqlite.org/rescode.html)."""
+DAMAGE = {11: "CORRUPT", 26: "NOTADB"}
+"""Primary result codes of a file that is damaged (sqlite.org/rescode.html)."""
 
-DISK_TROUBLE = {8, 10, 13}
+TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"} | DAMAGE
+"""Those of trouble with the database and not with the statement: it passes, if only when somebody mends it."""
+
+DISK_TROUBLE = {8, 10, 13} | DAMAGE.keys()
 """Those of them that do not pass within a request."""
+
+CANTOPEN = 14
+
+FULL_DISK_BYTES = 1_000_000
+"""With less than so much room, a failed write was one for which there was none."""
 
 BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
@@ -104,6 +113,29 @@ class SQLite:
 
     def is_disk_trouble(self, error: BaseException) -> bool:
         return _primary_code(error) in DISK_TROUBLE
+
+    def cure(self, error: BaseException) -> str | None:
+        code = _primary_code(error)
+        if code in DAMAGE:
+            return f"{self.file.name} is damaged: stop the service, and restore a backup with 'flask db restore'"
+        if code in (*DISK_TROUBLE, CANTOPEN) and driver_error(error).sqlite_errorcode != DBMOVED:  # type: ignore[attr-defined]
+            return self._cure_of_the_disk()
+        return None
+
+    def _cure_of_the_disk(self) -> str:
+        """By what the disk is like now: SQLite's code of a write that failed tells less."""
+        name, folder = self.file.name, self.file.parent
+        try:
+            disk = os.statvfs(folder)
+        except OSError as error:
+            return f"the folder of {name} can't be reached: {error.strerror}; bring it back"
+        if disk.f_bavail * disk.f_frsize < FULL_DISK_BYTES:
+            return f"the disk that holds {name} is full: make room on it"
+        if disk.f_flag & os.ST_RDONLY:
+            return f"the disk that holds {name} is mounted read-only: mount it for writing"
+        if not (os.access(self.file, os.W_OK) and os.access(folder, os.W_OK)):
+            return f"let the user {os.getuid()}, whom the service runs as, write {name} and its folder"
+        return f"see to the disk that holds {name}"
 
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info

@@ -39,18 +39,17 @@ if _flask and _serving:
 try:
     app = create_app(prepare_file=False)
     _database = app.extensions["database"]
-    if _serving:
+    if _serving and not (_by_gunicorn and _database.is_sqlite):  # its master prepares a file, and pins it
         prepare(_database)
-        if _by_gunicorn:
-            _database.close()  # gunicorn --preload forks after this: see create_app
-        else:
-            _database.hold_file()
+        _database.close()  # gunicorn --preload forks after this
+    if _serving and not _by_gunicorn:
+        _database.hold_file()
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
 except SchemaAhead as error:
     if not _by_gunicorn:
         logs.fail(error)
-    # Its master has checked the schema. This process takes the place of one that died, and goes on as it would have.
+    # Its master's start has checked the schema. This process takes the place of one that died, and goes on as that did.
     logging.getLogger("app.db").warning("%s", error)
 except (config.ConfigError, AppError) as error:
     logs.fail(error)

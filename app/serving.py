@@ -20,7 +20,7 @@ from flask import Flask
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
 
-from app.db import Database
+from app.db import Database, pin_file
 from app.db.schema import prepare
 from app.engine import InProcessEngine
 from app.errors import AppError, DatabaseUnavailable
@@ -113,6 +113,8 @@ class Serving:
             database = Database(self.settings.database_url, timeout=self.settings.database_timeout)
             try:
                 prepare(database)
+                if database.dialect.file is not None:
+                    pin_file(database.dialect.file)
             finally:
                 database.close()
             self.is_prepared = True

@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
 from app.db.dialect import Listener, driver_error, is_connection_trouble
-from app.db.sqlite_file import DBMOVED, DatabaseFile
+from app.db.sqlite_file import DBMOVED, DatabaseFile, is_pinned
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
@@ -59,7 +59,7 @@ class SQLite:
         self._write_queue = WriteQueue(self.file)
         self._database_file = DatabaseFile(self.file, driver_module(), self._open_anchor)
         self._busy_milliseconds = int(1000 * min(timeout_seconds, BUSY_SECONDS))
-        if url.database:
+        if url.database and not is_pinned(self.file):
             _make_private(self.file)
         self.engine = create_engine(
             url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
@@ -135,7 +135,7 @@ class SQLite:
             return f"the disk that holds {name} is mounted read-only: mount it for writing"
         if not (os.access(self.file, os.W_OK) and os.access(folder, os.W_OK)):
             return f"let the user {os.getuid()}, whom the service runs as, write {name} and its folder"
-        return f"see to the disk that holds {name}"
+        return f"the disk that holds {name} fails, or became read-only: the kernel's log (dmesg) tells"
 
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info

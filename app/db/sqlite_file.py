@@ -89,20 +89,16 @@ class DatabaseFile:
         with self._lock:
             if self._anchor is not None:
                 return
-            before = self._inode()
+            before = _number(self._path)
+            if before != _pinned.get(self._path, before):
+                raise self._error()
             anchor = self._connect()
             anchor.execute("PRAGMA schema_version").fetchall()  # a new file's WAL is made by the first read
-            self._identity = self._look()
-            if self._identity is None or before not in (None, self._identity[0]):
+            found = self._look()
+            if found is None or before not in (None, (found[0], found[2])):
                 anchor.close()
                 raise self._error()
-            self._anchor, self._is_whole = anchor, False
-
-    def _inode(self) -> int | None:
-        try:
-            return os.stat(self._path).st_ino  # noqa: PTH116
-        except FileNotFoundError:  # it is made by opening it
-            return None
+            self._identity, self._anchor = found, anchor
 
     def _look(self) -> Identity | None:
         """What the paths lead to; None where one leads nowhere."""
@@ -143,6 +139,35 @@ class DatabaseFile:
             if self._identity is None or found.st_ino not in self._identity[:2]:
                 return f"{name} was replaced", cure
         return f"{self._name} was moved, and moved back,", "try again"
+
+
+_pinned: dict[str, tuple[int, int]] = {}
+"""The files that are pinned, by their paths."""
+
+
+def pin(path: Path) -> None:
+    """From now on, this process and those that it forks open no other file at the path, and make none there.
+
+    For a master: a process that it starts in the place of one that died must not begin with another file than those
+    that are still at work. Raises OSError.
+    """
+    if hasattr(os, "O_PATH"):  # keeps the number from being given to another file; macOS gives none away twice
+        os.open(path, os.O_PATH | os.O_CLOEXEC)
+    found = path.stat()
+    _pinned[os.fspath(path)] = found.st_ino, found.st_dev
+
+
+def is_pinned(path: Path) -> bool:
+    return os.fspath(path) in _pinned
+
+
+def _number(path: str) -> tuple[int, int] | None:
+    """Of the file's inode and device; None where there is no file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_dev
 
 
 _files: "weakref.WeakSet[DatabaseFile]" = weakref.WeakSet()

@@ -1,6 +1,7 @@
 """The service is started in every way that the README names, and does all of its work."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -602,11 +603,13 @@ def sentence(service: Service) -> str:
 
 
 def open_databases(pid: int) -> list[str]:
-    """The SQLite files that a process holds open."""
+    """The SQLite files that a process holds open, for reading or writing: a file that is only pinned is not."""
     links = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            links.append(str(link.readlink()))
+            flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+            if not int(flags, 8) & os.O_PATH:
+                links.append(str(link.readlink()))
     return [link for link in links if "orders.db" in link and not link.endswith(".lock")]
 
 

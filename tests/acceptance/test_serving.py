@@ -1,6 +1,7 @@
 """The service is started in every way that the README names, and does all of its work."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -453,6 +454,19 @@ def test_a_file_that_is_no_database_stops_the_start_with_a_sentence(
     assert file.read_text().startswith("Dear Sir"), "it was written to"
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("command", [GUNICORN, FLASK, DISPATCHER], ids=" ".join)
+def test_a_database_in_another_encoding_stops_the_start_with_a_sentence(
+    serve: Serve, command: tuple[str, ...], latin1_postgres_url: str
+) -> None:
+    service = serve(*command, database_url=latin1_postgres_url).launch()
+
+    assert service.wait_for_end() > 0
+    line = sentence(service)
+    assert "LATIN1" in line
+    assert "createdb --encoding=UTF8" in line
+
+
 def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(serve: Serve, folder: Path) -> None:
     service = serve(database_url=f"sqlite:///{folder}").launch()  # it is a folder
 
@@ -602,12 +616,14 @@ def sentence(service: Service) -> str:
 
 
 def open_databases(pid: int) -> list[str]:
-    """The SQLite files that a process holds open."""
-    links = []
+    """The SQLite files that a process has open to read or write; not those that it only pins, with O_PATH."""
+    found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            links.append(str(link.readlink()))
-    return [link for link in links if "orders.db" in link and not link.endswith(".lock")]
+            flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+            if not int(flags, 8) & os.O_PATH:
+                found.append(str(link.readlink()))
+    return [name for name in found if "orders.db" in name and not name.endswith(".lock")]
 
 
 def half_a_minute_passes(database_url: str) -> None:

@@ -476,7 +476,9 @@ def error_of(dialect: str, code: Any) -> Exception:
         ("sqlite", 5 | 2 << 8, True),  # BUSY_SNAPSHOT, an extended code
         ("sqlite", 13, True),  # FULL
         ("sqlite", 1, False),  # ERROR: the statement is wrong
-        ("sqlite", 11, False),  # CORRUPT
+        ("sqlite", 11, True),  # CORRUPT: no statement is wrong, and no delivery; the file is
+        ("sqlite", 26, True),  # NOTADB
+        ("sqlite", 1032, True),  # READONLY_DBMOVED
         ("sqlite", 19, False),  # CONSTRAINT
         ("postgresql", "40P01", True),  # deadlock
         ("postgresql", "55P03", True),  # lock_timeout

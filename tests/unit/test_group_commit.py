@@ -26,6 +26,9 @@ class OneWriter:
     def is_disk_trouble(self, error: BaseException) -> bool:
         return isinstance(error, DiskFull)
 
+    def cure(self, error: BaseException) -> None:
+        pass
+
 
 class EndlessAdmission:
     """Admission control: works that began before ``allowed_since`` may wait no longer."""

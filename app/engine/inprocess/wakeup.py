@@ -135,7 +135,7 @@ def _bind(folder: Path | None) -> socket.socket:
     """Raises OSError."""
     if folder is None:
         raise FileNotFoundError("there is no temporary folder that can be written to")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     if folder.name.startswith(IN_TEMPORARY_FOLDER) and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{folder} is another user's")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

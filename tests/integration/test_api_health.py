@@ -82,7 +82,7 @@ class TestOnADatabaseOfItsOwn:
 
     def test_without_the_database_it_is_not_ready(self, without_database: Api) -> None:
         (reason,) = reasons(without_database)
-        assert reason.startswith("the database can't be read: unable to open database file; see that it runs")
+        assert reason.startswith("the database can't be read: unable to open database file; the folder of ")
 
     def test_without_the_database_it_is_still_alive(self, without_database: Api) -> None:
         assert parse(without_database.get("/healthz")) == {"status": "ok", "version": VERSION}

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-CEILINGS = {"post": 2.9, "delivery": 6.2}
+CEILINGS = {"post": 3.0, "delivery": 6.2}
 """Of an empty route's instructions."""
 
 ORDERS = 100

@@ -17,6 +17,7 @@ logs.configure(service.Settings.for_logs())
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
     settings = service.Settings.load()
+    logs.announce()
 except service.ConfigError as error:
     logs.fail(error)
 serving = Serving(settings)

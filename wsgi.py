@@ -36,7 +36,10 @@ if _flask and _serving:
         _serving = is_running_from_reloader()  # or else it only watches the files, with the code of its start
 
 try:
-    app = create_app()
+    settings = config.Settings.load()
+    if _serving and not _by_gunicorn:  # gunicorn.conf.py has said it
+        logs.announce()
+    app = create_app(settings)
     if _serving:
         prepare(app.extensions["database"])
         app.extensions["database"].close()  # gunicorn --preload forks after this: see create_app

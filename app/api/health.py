@@ -12,13 +12,14 @@ from app.api.response_models import Health, Readiness
 from app.bus import queries
 from app.errors import DatabaseUnavailable, SchemaBehind
 from app.http import Problem
+from app.version import VERSION
 
 
 @blueprint.get("/healthz")
 @Operation("Is the process alive?", responses={200: ResponseDoc("it is; nothing else was asked", Health)})
 def healthz() -> ResponseReturnValue:
     """Asks nothing else, not even the database: a restart would cure nothing that it could tell."""
-    return {"status": "ok"}
+    return {"status": "ok", "version": VERSION}
 
 
 @blueprint.get("/readyz")

@@ -24,6 +24,7 @@ from app.api.operation import (
 from app.api.request_models import RequestModel
 from app.api.response_models import OpenAPIDocument, ProblemDetails
 from app.orders import ID_PATTERN
+from app.version import VERSION
 
 Json = dict[str, Any]
 
@@ -36,7 +37,7 @@ PATH_PARAMETERS: dict[str, Json] = {
 }
 INFO = {
     "title": "Orders",
-    "version": "1",
+    "version": VERSION,
     "description": "Takes orders, and lets everything that follows from an order happen by durable events.",
 }
 SECURITY_SCHEMES = {

@@ -162,6 +162,7 @@ class ActResult(ResponseModel):
 
 class Health(ResponseModel):
     status: Literal["ok"]
+    version: str = Field(description="of the service")
 
 
 class Readiness(ResponseModel):

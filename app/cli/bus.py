@@ -17,6 +17,7 @@ from app.cli.group import Group, bus, database
 from app.db import iso
 from app.engine import InProcessEngine
 from app.errors import DatabaseUnavailable
+from app.observe import logs
 from app.states import DeliveryState, Outcome
 
 STOP_CHECK_SECONDS = 1
@@ -27,6 +28,7 @@ bus_group = Group("bus", help="Run a dispatcher, and see to deliveries.")
 @bus_group.command("run")
 def run() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
+    logs.announce()
     engine: InProcessEngine = current_app.extensions["engine"]
     with contextlib.suppress(DatabaseUnavailable):  # the dispatcher itself waits until the database is back
         database()

@@ -15,6 +15,7 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from app.observe.bus_log import BusLog
 from app.observe.lines import JsonFormatter, LineHandler, TextFormatter
+from app.version import VERSION
 from config import Settings
 
 PROCESS = logging.getLogger("app.process")
@@ -43,6 +44,11 @@ def configure(settings: Settings) -> None:
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_dead_thread
+
+
+def announce() -> None:
+    """The first line of a start: which version this is."""
+    PROCESS.info("starting", extra={"facts": {"version": VERSION}})
 
 
 def fail(error: object, code: int = 1) -> NoReturn:

@@ -1,12 +1,14 @@
 """The log of a service that runs: with LOG_FORMAT=json, each of its lines is one JSON object."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from app.version import VERSION
 from tests.acceptance.conftest import Serve
-from tests.support.service import DISPATCHER, GUNICORN, PRELOADED, Service
+from tests.support.service import DISPATCHER, FLASK, GRANIAN, GUNICORN, PRELOADED, Service
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -33,6 +35,25 @@ def test_gunicorns_access_log_is_json_too(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("command", STARTS)
+def test_the_first_line_tells_the_version_and_no_process_repeats_it(serve: Serve, command: tuple[str, ...]) -> None:
+    service = serve(*command, log_format="json").launch()
+    service.wait_for_log("dispatcher started")
+    service.stop()
+
+    told = lines(service)
+
+    assert (told[0]["message"], told[0]["version"]) == ("starting", VERSION)
+    assert [line["message"] for line in told].count("starting") == 1
+
+
+@pytest.mark.parametrize("command", [FLASK, GRANIAN], ids=["flask run", "granian"])
+def test_other_servers_tell_the_version_too(serve: Serve, command: tuple[str, ...]) -> None:
+    service = serve(*command).start()
+    service.stop()
+    assert re.search(rf"\[info    \] starting +version={re.escape(VERSION)}$", service.log, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", STARTS)
 @pytest.mark.parametrize("wrong", ["setting", "folder"])
 def test_what_stops_a_start_is_a_json_object(serve: Serve, command: tuple[str, ...], wrong: str) -> None:
     service = serve(*command, log_format="json")
@@ -42,6 +63,5 @@ def test_what_stops_a_start_is_a_json_object(serve: Serve, command: tuple[str, .
 
     assert service.wait_for_end() > 0
 
-    (line,) = [line for line in lines(service) if line["logger"] != "gunicorn.error"]
-    assert line["level"] == "critical"
+    (line,) = [line for line in lines(service) if line["level"] == "critical"]
     assert ("MAIL_PORT" if wrong == "setting" else str(file)) in line["message"]

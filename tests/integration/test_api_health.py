@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.version import VERSION
 from tests.support.api import Api, parse
 
 
@@ -83,7 +84,7 @@ class TestOnADatabaseOfItsOwn:
         assert reasons(without_database) == ["the database does not answer"]
 
     def test_without_the_database_it_is_still_alive(self, without_database: Api) -> None:
-        assert parse(without_database.get("/healthz")) == {"status": "ok"}
+        assert parse(without_database.get("/healthz")) == {"status": "ok", "version": VERSION}
 
     @pytest.mark.parametrize("path", ["/api/orders", "/api/orders/1001", "/api/users/42", "/api/events"])
     def test_without_the_database_reading_is_answered_503(self, without_database: Api, path: str) -> None:

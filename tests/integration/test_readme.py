@@ -48,13 +48,6 @@ def test_the_curl_is_answered_as_shown(shop: Shop, readme: str) -> None:
     assert f"Location: {answer.headers['Location']}" in text
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_file_that_is_linked_exists(readme: str) -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (CHECKOUT / readme).read_text())
-    assert links
-    assert [link for link in links if not (CHECKOUT / link).exists()] == []
-
-
 def test_every_flask_command_that_is_shown_exists(shop: Shop) -> None:
     runner = shop.app.test_cli_runner()
     for words in re.findall(r"\$ flask ((?:[a-z-]+ ?)+)", (CHECKOUT / "README.md").read_text()):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "states": set(),
     "text": set(),
+    "version": set(),
     "clock": set(),
     "retry": set(),
     "http": set(),
@@ -25,8 +26,8 @@ ALLOWED = {
     "orders": {"addresses", "db", "errors", "states"},
     "mail": {"addresses", "errors", "text"},
     "receivers": {"addresses", "answers", "db", "events", "mail", "orders", "signal", "states"},
-    "api": {"addresses", "bus", "clock", "db", "errors", "events", "http", "orders", "states", "text"},
-    "observe": {"bus", "errors", "text"},
+    "api": {"addresses", "bus", "clock", "db", "errors", "events", "http", "orders", "states", "text", "version"},
+    "observe": {"bus", "errors", "text", "version"},
     "serving": {"db", "engine", "errors", "observe", "streams"},
     "streams": set(),
     "doctor": {"bus", "db", "errors", "signal", "states"},

@@ -5,16 +5,17 @@ a wrong one stops the start with one line, which names the setting and the cure.
 """
 
 import importlib.util
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parseaddr
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -27,6 +28,11 @@ HOST = re.compile(r"[^\s/:@]+|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]?")
 def gunicorn_serves(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this is a process of gunicorn's, which says so in the environment."""
     return environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+
+
+def _split(words: Any) -> Any:
+    """A list is given as one text, its words between commas."""
+    return tuple(word.strip() for word in words.split(",") if word.strip()) if isinstance(words, str) else words
 
 
 class ConfigError(ValueError):
@@ -71,6 +77,13 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
     web_threads: int = Field(8, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
+    trusted_hosts: Annotated[tuple[str, ...] | None, BeforeValidator(_split)] = Field(
+        None, description="names of hosts between commas, such as orders.example, or .example for all beneath it"
+    )
+    trusted_proxies: int = Field(0, ge=0, le=16, description="how many proxies stand before the service, 0 to 16")
+    trusted_proxy_headers: Annotated[
+        tuple[Literal["for", "proto", "host", "port", "prefix"], ...], BeforeValidator(_split)
+    ] = Field(("for", "proto"), description="some of for, proto, host, port, prefix, between commas")
     greeting: bool = Field(False, description="true or false; whether gunicorn says on stdout when it is ready")
 
     dispatch_in_web: bool = Field(True, description="true, or false where 'flask bus run' dispatches instead")
@@ -134,6 +147,13 @@ class Settings(BaseModel):
             raise ValueError("it is neither a host's name nor an IP address")
         return host
 
+    @field_validator("trusted_hosts")
+    @classmethod
+    def _names(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and not (names and all(HOST.fullmatch(name.removeprefix(".")) for name in names)):
+            raise ValueError("these are not names of hosts, without a scheme and without a port")
+        return names
+
     @field_validator("user_email_domain")
     @classmethod
     def _domain(cls, domain: str | None) -> str | None:
@@ -156,6 +176,9 @@ class Settings(BaseModel):
         given.setdefault("mail_backend", "smtp" if given.get("mail_server") else "file")
         if given["mail_backend"] != "smtp":
             given.setdefault("user_email_domain", "users.example")
+        web_host = given.get("web_host") or cls.model_fields["web_host"].default
+        if not given.get("api_token") and _is_loopback(web_host):
+            given.setdefault("trusted_hosts", (web_host,))
         if not given.get("database_url"):
             folder = Path(given.get("instance_path") or CHECKOUT / "instance").expanduser().absolute()
             given["database_url"] = f"sqlite:///{folder / 'orders.db'}"
@@ -196,6 +219,13 @@ class Settings(BaseModel):
     @property
     def is_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite:")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_address(address: str) -> None:

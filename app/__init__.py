@@ -26,7 +26,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     settings = settings or Settings.load()
     configure_mappers()  # under a lock, which a fork at that moment would leave locked in the child for ever
     app = Flask(__name__, instance_path=str(settings.instance_path))
-    app.config.from_mapping({name.upper(): value for name, value in settings})
+    app.config.from_mapping({name.upper(): value for name, value in settings if name != "trusted_hosts"})  # see auth.py
     clock = clock or Clock()
     database = Database(settings.database_url, clock=clock, timeout=settings.database_timeout)
     policy = policy or ExponentialBackoff(

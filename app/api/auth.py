@@ -1,6 +1,6 @@
-"""Authentication: a bearer token under /api/; HTTP Basic, or the loopback interface, under /operator/.
+"""Authentication: a bearer token under /api/; HTTP Basic, or the loopback interface, under /operator/; trusted names.
 
-Both checks run before a missing route is reported and before the body is read: a refused client learns nothing about
+The checks run before a missing route is reported and before the body is read: a refused client learns nothing about
 the routes, and costs little.
 """
 
@@ -11,6 +11,7 @@ import re
 from http import HTTPStatus
 
 from flask import request
+from werkzeug.sansio.utils import host_is_trusted
 
 from app.api.blueprint import blueprint, settings
 from app.http import Problem
@@ -21,6 +22,23 @@ FORWARDING_HEADERS = re.compile(
 """Headers that proxies add. A proxy on this machine says nothing about where its client is."""
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+
+
+@blueprint.before_app_request
+def demand_trusted_host() -> None:
+    """Answer to this machine's names and to TRUSTED_HOSTS only, where these are known. Raises Problem with 421.
+
+    Flask has a setting of this name too, but its check takes no IPv6 address. Browsers always send a Host, so a request
+    without one, such as a balancer's, comes from no page.
+    """
+    names = settings().trusted_hosts
+    if names is None or "Host" not in request.headers:
+        return
+    if not (_has_local_host_name() or host_is_trusted(request.host, names)):
+        raise Problem(
+            HTTPStatus.MISDIRECTED_REQUEST,
+            "The service does not answer to the name in the Host header. List its names in the setting TRUSTED_HOSTS.",
+        )
 
 
 @blueprint.before_app_request

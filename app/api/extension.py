@@ -3,11 +3,13 @@
 from typing import Any
 
 from flask import Flask, Response
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from app.api import auth, deliveries, error_handlers, events, health, openapi, orders, users
 from app.api.blueprint import blueprint
 from app.api.json_provider import ExactJSONProvider
 from app.http import SecurityHeaders
+from config import Settings
 
 ROUTES = (auth, deliveries, error_handlers, events, health, openapi, orders, users)
 """The modules that add something to the blueprint when they are imported."""
@@ -20,10 +22,16 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(blueprint)
     app.response_class = PlainLocation
     app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]  # as Flask documents it
+    settings: Settings = app.extensions["settings"]
+    if settings.trusted_proxies:
+        trusted = {f"x_{header}": 0 for header in ("for", "proto")}  # ProxyFix trusts these two by itself
+        trusted |= {f"x_{header}": settings.trusted_proxies for header in settings.trusted_proxy_headers}
+        app.wsgi_app = ProxyFix(app.wsgi_app, **trusted)  # type: ignore[method-assign]
 
 
 class PlainLocation(Response):
-    """Sends a Location as the view wrote it. Werkzeug parses and quotes it again, 2 % of a POST for an ASCII path."""
+    """Sends an ASCII Location as the view wrote it. Werkzeug parses and quotes it again, 2 % of a POST."""
 
     def get_wsgi_headers(self, environ: Any) -> Any:
-        return self.headers if "Location" in self.headers else super().get_wsgi_headers(environ)
+        location = self.headers.get("Location")
+        return self.headers if location and location.isascii() else super().get_wsgi_headers(environ)

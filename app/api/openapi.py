@@ -3,7 +3,7 @@
 import re
 from typing import Any, cast
 
-from flask import current_app
+from flask import current_app, request
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
@@ -66,11 +66,16 @@ class QuerySchemas(BodySchemas):
 @blueprint.get("/openapi.json")
 @Operation("What this API takes and answers", responses={200: ResponseDoc("this document", OpenAPIDocument)})
 def openapi() -> ResponseReturnValue:
-    """Made at the first request and kept."""
+    """Made at the first request and kept, apart from the address at which it was asked for."""
     extensions = current_app.extensions
     if "openapi" not in extensions:
         extensions["openapi"] = document(current_app.url_map, protected=settings().api_token is not None)
-    return cast(Json, extensions["openapi"])
+    return cast(Json, extensions["openapi"]) | {"servers": [{"url": _server_url()}]}
+
+
+def _server_url() -> str:
+    """With the prefix that a proxy put before it. Paths are appended to it, so it ends without a slash."""
+    return (request.root_url if request.host else request.script_root).rstrip("/") or "/"
 
 
 def document(url_map: Map, *, protected: bool) -> Json:

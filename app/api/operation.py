@@ -57,7 +57,10 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 """By the name of the view."""
 
-ALWAYS = {500: ResponseDoc("something is wrong on the service's side")}
+ALWAYS = {
+    421: ResponseDoc("the service does not answer to the name in the Host header"),
+    500: ResponseDoc("something is wrong on the service's side"),
+}
 UNDER_API = {
     401: ResponseDoc("the service has an API_TOKEN, and the request lacks it", headers=("WWW-Authenticate",)),
     503: ResponseDoc("the database can't take it now; nothing was stored", headers=("Retry-After",)),

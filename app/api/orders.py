@@ -5,6 +5,7 @@ from typing import Any
 
 from flask import request, url_for
 from flask.typing import ResponseReturnValue
+from werkzeug.urls import iri_to_uri
 
 from app.api.blueprint import blueprint, database
 from app.api.operation import Operation, ResponseDoc
@@ -91,7 +92,7 @@ def show_orders() -> ResponseReturnValue:
 def _link(query: OrderQuery, cursor: str) -> str:
     """The Link header of the page after this one, with the same filters."""
     parameters = query.model_copy(update={"cursor": cursor}).model_dump(exclude_none=True)
-    return f'<{url_for(".show_orders", **parameters)}>; rel="next"'
+    return f'<{iri_to_uri(url_for(".show_orders", **parameters))}>; rel="next"'
 
 
 @blueprint.get("/api/orders/<order_id>")

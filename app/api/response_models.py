@@ -174,6 +174,7 @@ class Readiness(ResponseModel):
 class OpenAPIDocument(ResponseModel):
     openapi: str
     info: dict[str, Any]
+    servers: list[dict[str, Any]]
     paths: dict[str, Any]
     components: dict[str, Any]
 

@@ -37,6 +37,7 @@ CHECKS = [
 
 def operations() -> Iterator[tuple[str, str]]:
     app = Flask("routes only")
+    app.extensions["settings"] = Settings.of()
     api.init_app(app)
     for path, methods in openapi.document(app.url_map, protected=False)["paths"].items():
         for method in methods:

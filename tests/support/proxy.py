@@ -37,8 +37,9 @@ class Proxy:
     def __init__(self, port: int, tls: ssl.SSLContext) -> None:
         self.port, self.tls = port, tls
 
-    def wire(self) -> Wire:
-        return Wire(self.port, tls=self.tls)
+    def wire(self, source: str = "127.0.0.1") -> Wire:
+        """A connection from the address ``source``."""
+        return Wire(self.port, tls=self.tls, source=source)
 
     def listens(self) -> bool:
         with suppress(OSError), self.wire():
@@ -47,8 +48,15 @@ class Proxy:
 
 
 @contextmanager
-def nginx(folder: Path, service_port: int) -> Iterator[Proxy]:
-    """Debian's, with what is its own in nginx.conf; deploy/nginx.conf is included as it would be there."""
+def nginx(folder: Path, service_port: int, prefix: str = "") -> Iterator[Proxy]:
+    """Debian's, with what is its own in nginx.conf; deploy/nginx.conf is included as it would be there.
+
+    With a ``prefix`` such as /shop it is changed as its own comment says.
+    """
+    under_prefix = {
+        "    location / {\n        proxy_pass http://orders;": f"location {prefix}/ {{\nproxy_pass http://orders/;",
+        'X-Forwarded-Prefix ""': f"X-Forwarded-Prefix {prefix}",
+    }
     port = free_port()
     certificate, key, tls = _certificate(folder)
     (folder / "orders.conf").write_text(
@@ -59,7 +67,8 @@ def nginx(folder: Path, service_port: int) -> Iterator[Proxy]:
                 "127.0.0.1:8000": f"127.0.0.1:{service_port}",
                 "/etc/ssl/orders.example.pem": str(certificate),
                 "/etc/ssl/orders.example.key": str(key),
-            },
+            }
+            | (under_prefix if prefix else {}),
         )
     )
     (folder / "nginx.conf").write_text(NGINX.format(folder=folder, user="user root;" if os.getuid() == 0 else ""))
@@ -69,7 +78,13 @@ def nginx(folder: Path, service_port: int) -> Iterator[Proxy]:
 
 
 @contextmanager
-def caddy(folder: Path, service_port: int) -> Iterator[Proxy]:
+def caddy(folder: Path, service_port: int, prefix: str = "") -> Iterator[Proxy]:
+    """With a ``prefix`` such as /shop deploy/Caddyfile is changed as its own comment says."""
+    under_prefix = {
+        "\treverse_proxy": f"\thandle_path {prefix}/* {{\n\treverse_proxy",
+        "closing\n\t\t}\n\t}\n": "closing\n\t\t}\n\t}\n\t}\n",
+        "header_up -X-Forwarded-Prefix": f"header_up X-Forwarded-Prefix {prefix}",
+    }
     port = free_port()
     certificate, key, tls = _certificate(folder)
     (folder / "Caddyfile").write_text(
@@ -80,7 +95,8 @@ def caddy(folder: Path, service_port: int) -> Iterator[Proxy]:
                 "orders.example {": f"https://orders.example:{port} {{\n\ttls {certificate} {key}",
                 "127.0.0.1:8000": f"127.0.0.1:{service_port}",
                 "{\n\tservers": "{\n\tadmin off\n\tauto_https disable_redirects\n\tservers",
-            },
+            }
+            | (under_prefix if prefix else {}),
         )
     )
     command = [*WITH_US, _program("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]

@@ -35,6 +35,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT = 30.0
 """Seconds that anything here is waited for at most. Generous: the machine may be busy."""
 
+NAMES = "orders.example, a, x"
+"""The names under which tests ask that write their requests as bytes."""
+
 GUNICORN = ("gunicorn", "wsgi:app")
 PRELOADED = ("gunicorn", "--preload", "-w", "4", "wsgi:app")
 FLASK = ("flask", "run")
@@ -106,7 +109,7 @@ class Service:
         self.folder = folder
         self.command = command or GUNICORN
         self.port = port or free_port()
-        self.settings = {"instance_path": folder / "instance", "port": self.port} | settings
+        self.settings = {"instance_path": folder / "instance", "port": self.port, "trusted_hosts": NAMES} | settings
         self.cwd = CHECKOUT
         self.log_file = folder / f"log-of-{self.port}.txt"
         self._process: subprocess.Popen[bytes] | None = None

@@ -32,7 +32,9 @@ def posting(content: bytes, *more: bytes) -> bytes:
 class Wire:
     """A connection, as bytes; encrypted with ``tls``."""
 
-    def __init__(self, port: int, window: int | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, port: int, window: int | None = None, tls: ssl.SSLContext | None = None, source: str = "127.0.0.1"
+    ) -> None:
         self.file: io.BufferedReader | None = None
         self.socket = socket.socket()
         self.socket.settimeout(10)
@@ -40,6 +42,7 @@ class Wire:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         try:
+            self.socket.bind((source, 0))
             self.socket.connect(("127.0.0.1", port))
             if tls is not None:
                 self.socket = tls.wrap_socket(self.socket, server_hostname="orders.example")

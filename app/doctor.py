@@ -9,9 +9,10 @@ from typing import Any
 from flask import Flask
 
 from app.bus import queries
+from app.bus.troubles import DATABASE, Cause, Readiness, missing
 from app.db import Database
 from app.db.sqlite import WAL_LIMIT_BYTES
-from app.errors import AppError, DatabaseUnavailable
+from app.errors import AppError
 from app.signal import SIGNALS
 from app.states import DeliveryState
 from config import Settings
@@ -19,6 +20,8 @@ from config import Settings
 LOW_DISK_BYTES = 500_000_000
 
 LARGE_WAL_BYTES = 4 * WAL_LIMIT_BYTES
+
+OF_THE_DATABASE = (*DATABASE, Cause.SCHEMA_DIFFERS)
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,21 @@ class Finding:
 def examine(app: Flask) -> list[Finding]:
     """The findings of every check, in the order in which a person would mend things."""
     settings, database = app.extensions["settings"], app.extensions["database"]
+    readiness = app.extensions["bus"].watch.look()
     return [
-        *_check_database(database),
+        *_check_database(database, readiness),
         *_check_disk(settings, database),
         *_check_mail(settings, app),
-        *_check_bus(database),
+        *_check_bus(database, readiness),
         *_check_exposure(settings),
     ]
 
 
-def _check_database(database: Database) -> Iterator[Finding]:
-    try:
-        database.check_schema()
-    except DatabaseUnavailable as error:
-        yield Finding("wrong", f"database: {error.reason}; see that it runs, and that DATABASE_URL names it")
-    except AppError as error:
-        yield Finding("wrong", f"database: {error}")
-    else:
+def _check_database(database: Database, readiness: Readiness) -> Iterator[Finding]:
+    troubles = [trouble for trouble in readiness.troubles if trouble.cause in OF_THE_DATABASE]
+    for trouble in troubles:
+        yield Finding("wrong", f"database: {trouble}")
+    if not troubles:
         yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
         if defect := database.dialect.defect():
             yield Finding("note", defect)
@@ -104,18 +105,17 @@ def _check_smtp_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding("note", "mail: none for users whose address nobody gave; set USER_EMAIL_DOMAIN to make addresses")
 
 
-def _check_bus(database: Database) -> Iterator[Finding]:
-    try:
-        database.check_schema()
-        with database.read() as session:
-            alive, backlog = queries.dispatchers(session, database.clock.now()), queries.backlog(session)
-    except AppError:  # _check_database() has told
-        return
-    if alive:
+def _check_bus(database: Database, readiness: Readiness) -> Iterator[Finding]:
+    if alive := readiness.dispatchers:
         yield Finding("fine", f"dispatchers alive: {len(alive)}")
-    else:
-        yield Finding("note", "no dispatcher is alive: deliveries wait; start the service, or 'flask bus run'")
-    yield from _check_backlog(backlog)
+    for trouble in readiness.troubles:
+        if trouble.cause not in (*OF_THE_DATABASE, Cause.RECEIVER_MISSING):  # told above and below
+            is_note = trouble.is_warning or trouble.cause is Cause.NO_DISPATCHER
+            yield Finding("note" if is_note else "wrong", str(trouble))
+    if readiness.is_read:
+        with database.read() as session:
+            backlog = queries.backlog(session)
+        yield from _check_backlog(backlog)
 
 
 def _check_backlog(backlog: list[Any]) -> Iterator[Finding]:
@@ -123,9 +123,7 @@ def _check_backlog(backlog: list[Any]) -> Iterator[Finding]:
     connected = {name for signal in SIGNALS.values() for name in signal.subscriptions}
     for row in backlog:
         if row.receiver not in connected:
-            yield Finding(
-                "wrong", f"{row.deliveries} deliveries to {row.receiver!r}, which is not connected; connect it"
-            )
+            yield Finding("wrong", f"{row.deliveries} {missing(row.receiver)}")
         elif row.state == DeliveryState.DEAD:
             yield Finding(
                 "note",

@@ -30,8 +30,23 @@ class DatabaseUnavailable(AppError):
     @property
     def reason(self) -> str:
         """The database's own words, on one line, without the statement and its values."""
+        return str(self._told).partition("\n")[0]
+
+    @property
+    def public_reason(self) -> str | None:
+        """The reason, where it can name neither host nor user: a database's answer to a statement, and our own words.
+
+        None of a connection that could not be had or broke: of that drivers give no code.
+        """
+        told = self._told
+        codes = (getattr(told, name, None) for name in ("sqlite_errorcode", "sqlstate"))
+        return self.reason if told is self or any(code is not None for code in codes) else None
+
+    @property
+    def _told(self) -> BaseException:
+        """The driver's error."""
         cause = self.__cause__ or self
-        return str(getattr(cause, "orig", cause)).partition("\n")[0]
+        return getattr(cause, "orig", None) or cause
 
 
 class DatabaseUnusable(AppError):

@@ -169,6 +169,7 @@ class Readiness(ResponseModel):
     status: Literal["ready"]
     dispatchers: int = Field(description="how many are alive")
     overdue_seconds: float = Field(description="for how long the oldest due delivery has waited")
+    warnings: list[str] = Field(description="what is wrong though the service is ready: deliveries that fail")
 
 
 class OpenAPIDocument(ResponseModel):
@@ -192,4 +193,6 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str
     errors: list[FieldError] = Field([], description="the wrong fields")
-    reasons: list[str] = Field([], description="why the service is not ready")
+    reasons: list[str] = Field([], description="why the service is not ready, each with its cure")
+    causes: list[str] = Field([], description="the reasons' names, in their order, which monitoring may rely on")
+    warnings: list[str] = Field([], description="what else is wrong: deliveries that fail")

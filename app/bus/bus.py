@@ -7,11 +7,12 @@ from typing import Any
 
 from flask import Flask
 
-from app.bus import lifecycle, operate, prune
+from app.bus import heartbeats, lifecycle, operate, prune
 from app.bus.dispatcher import Dispatcher
 from app.bus.invoke import Invoker
 from app.bus.operate import Filter
 from app.bus.outbox import record_into
+from app.bus.watch import Watch
 from app.db import Database
 from app.retry import Policy
 from app.signal import ReceiverOptions
@@ -36,6 +37,7 @@ class Bus:
         self.settings = settings
         self._app_context = app.app_context
         self.options = defaultdict(ReceiverOptions, options)
+        self.watch = Watch(database, settings, sender=self)
         database.before_work = record_into
         database.committed.connect(self._on_commit, database)
 
@@ -45,7 +47,16 @@ class Bus:
         invoker = Invoker(
             self._app_context, self.options, self.policy, self.database.clock, missing_after=missing_after, sender=self
         )
-        return Dispatcher(self.database, self.policy, invoker, lease_seconds=self.settings.lease_seconds, sender=self)
+        lease_seconds = self.settings.lease_seconds
+        heartbeat_seconds = heartbeats.pause_seconds(lease_seconds, self.settings.ready_lag_seconds)
+        return Dispatcher(
+            self.database,
+            self.policy,
+            invoker,
+            lease_seconds=lease_seconds,
+            heartbeat_seconds=heartbeat_seconds,
+            sender=self,
+        )
 
     def retry(self, which: Filter, by: str) -> int:
         """Make dead and discarded deliveries due again, with a new budget. Returns how many."""

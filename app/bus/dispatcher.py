@@ -31,13 +31,21 @@ class Dispatcher:
     """
 
     def __init__(
-        self, database: Database, policy: Policy, invoker: Invoker, *, lease_seconds: float, sender: object
+        self,
+        database: Database,
+        policy: Policy,
+        invoker: Invoker,
+        *,
+        lease_seconds: float,
+        heartbeat_seconds: float,
+        sender: object,
     ) -> None:
-        """``sender`` is that of the lifecycle signals."""
+        """``heartbeat_seconds`` is the pause between heartbeats, ``sender`` that of the lifecycle signals."""
         self.database = database
         self.policy = policy
         self.invoker = invoker
         self.lease = timedelta(seconds=lease_seconds)
+        self.heartbeat_seconds = heartbeat_seconds
         self.sender = sender
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
         self._held = HeldLeases()

@@ -1,9 +1,26 @@
 """Heartbeats: which dispatchers are alive."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.bus.tables import DispatcherHeartbeat
 from app.db import Transaction
+
+LONGEST_SILENCE_SECONDS = 30
+SHORTEST_SILENCE_SECONDS = 3
+"""A busy machine may keep a dispatcher that is well from writing for a second."""
+
+BEATS_WITHIN = 3
+"""So many heartbeats are due within a lease, and before a dispatcher counts as gone: one may come late."""
+
+
+def silence(ready_lag_seconds: float) -> timedelta:
+    """After so long without a heartbeat a dispatcher counts as gone: in time for READY_LAG_SECONDS."""
+    return timedelta(seconds=max(SHORTEST_SILENCE_SECONDS, min(ready_lag_seconds, LONGEST_SILENCE_SECONDS)))
+
+
+def pause_seconds(lease_seconds: float, ready_lag_seconds: float) -> float:
+    """Between a dispatcher's heartbeats."""
+    return min(lease_seconds, silence(ready_lag_seconds).total_seconds()) / BEATS_WITHIN
 
 
 def record(transaction: Transaction, name: str) -> None:
@@ -17,3 +34,9 @@ def remove(transaction: Transaction, name: str, unseen_since: datetime) -> None:
     """The dispatcher ``name`` ends; so have, without a word, those ``unseen_since`` then."""
     ended = (DispatcherHeartbeat.name == name) | (DispatcherHeartbeat.seen_at < unseen_since)
     transaction.session.query(DispatcherHeartbeat).where(ended).delete()
+
+
+def probe(transaction: Transaction, name: str) -> None:
+    """Write, and leave nothing behind: it fails as every other write would."""
+    record(transaction, name)
+    transaction.session.query(DispatcherHeartbeat).where(DispatcherHeartbeat.name == name).delete()

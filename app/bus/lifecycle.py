@@ -27,6 +27,9 @@ dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispat
 database_lost = lifecycle.signal("database_lost", "The dispatcher can't reach the database. `error`.")
 database_back = lifecycle.signal("database_back", "The dispatcher reaches the database again.")
 
+trouble_began = lifecycle.signal("trouble_began", "Something keeps the service from working: see Watch. `trouble`.")
+trouble_ended = lifecycle.signal("trouble_ended", "It does so no more. `trouble`, as it began.")
+
 
 def report(signal: NamedSignal, sender: object, **facts: object) -> None:
     """Send a lifecycle signal. A listener that fails is logged, and harms neither the bus nor other listeners."""

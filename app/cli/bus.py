@@ -13,7 +13,7 @@ from flask import current_app
 
 from app.bus import Filter, operate, queries
 from app.cli import output
-from app.cli.group import Group, bus, database
+from app.cli.group import Group, any_bus, bus, database
 from app.db import iso
 from app.engine import InProcessEngine
 from app.errors import DatabaseUnavailable
@@ -44,14 +44,20 @@ def run() -> None:
 
 @bus_group.command("status")
 def status() -> None:
-    """Which dispatchers are alive, and what is waiting or dead."""
-    now = database().clock.now()
-    with database().read() as session:
-        alive, waiting = queries.dispatchers(session, now), queries.backlog(session)
-    for dispatcher in alive:
+    """Whether the service is ready, or why not; which dispatchers are alive; what is waiting or dead."""
+    readiness = any_bus().watch.look()
+    if not readiness.is_read:
+        raise click.ClickException("; ".join(map(str, readiness.reasons)))
+    for trouble in readiness.reasons:
+        output.line(f"not ready: {trouble}")
+    if not readiness.reasons:
+        output.line("ready")
+    for trouble in readiness.warnings:
+        output.line(f"warning: {trouble}")
+    for dispatcher in readiness.dispatchers:
         output.line(f"dispatcher {dispatcher.name}, since {iso(dispatcher.started_at)}")
-    if not alive:
-        output.line("no dispatcher is alive; start the service, or 'flask bus run'")
+    with database().read() as session:
+        waiting = queries.backlog(session)
     output.table(
         ["receiver", "state", "deliveries", "oldest"],
         [[row.receiver, row.state, row.deliveries, row.since] for row in waiting],

@@ -53,6 +53,8 @@ class Database:
         self.admission = Admission(self.timeout)
         self.group_commit = GroupCommit(self.run_batch, self.dialect, self.admission)
         self._idle_writers: deque[Connection] = deque()
+        self.written_at = float("-inf")
+        """When this process last committed, by the clock's ``monotonic``."""
 
     @property
     def engine(self) -> Engine:
@@ -100,6 +102,7 @@ class Database:
                 work.run(transaction, self.before_work)
             transaction.insert_rows()
             self.commit(connection)
+            self.written_at = self.clock.monotonic()
 
     def commit(self, connection: Connection) -> None:
         """End the write transaction of ``run_batch``: what it did is durable."""

@@ -11,6 +11,7 @@ from typing import Any
 from app.bus import Bus, Filter, Lease, LeaseEnd
 from app.bus.lifecycle import lifecycle
 from app.bus.outbox import Recorded
+from app.bus.troubles import DATABASE, Trouble
 from app.errors import DatabaseUnavailable
 from app.observe.lines import written_together
 
@@ -26,6 +27,7 @@ class BusLog:
 
     def __init__(self, bus: Bus, level: int) -> None:
         self.level = level
+        self._dispatches = False
         for name, signal in lifecycle.items():
             if listener := getattr(self, name, None):  # what no line tells has none
                 signal.connect(listener, sender=bus)
@@ -96,9 +98,11 @@ class BusLog:
         self.log(logging.INFO, "events pruned", {"count": count})
 
     def dispatcher_started(self, _: Bus, name: str) -> None:
+        self._dispatches = True
         self.log(logging.INFO, "dispatcher started", {"name": name})
 
     def dispatcher_stopped(self, _: Bus, name: str, unfinished: object) -> None:
+        self._dispatches = False
         self.log(logging.INFO, "dispatcher stopped", {"name": name, "unfinished": unfinished})
 
     def dispatcher_failed(self, _: Bus, error: BaseException) -> None:
@@ -109,6 +113,22 @@ class BusLog:
 
     def database_back(self, _: Bus) -> None:
         self.log(logging.INFO, "database back", {})
+
+    def trouble_began(self, _: Bus, trouble: Trouble) -> None:
+        if self._is_told_by_dispatcher(trouble):
+            return
+        level = logging.WARNING if trouble.is_warning else logging.ERROR
+        self.log(level, "trouble began", {"cause": str(trouble.cause), "reason": str(trouble)}, trouble.error)
+
+    def trouble_ended(self, _: Bus, trouble: Trouble) -> None:
+        if self._is_told_by_dispatcher(trouble):
+            return
+        facts = {"cause": str(trouble.cause)} | ({"receiver": trouble.receiver} if trouble.receiver else {})
+        self.log(logging.INFO, "trouble ended", facts)
+
+    def _is_told_by_dispatcher(self, trouble: Trouble) -> bool:
+        """One line for one fault: a process that dispatches tells by itself that it lost the database."""
+        return self._dispatches and trouble.cause in DATABASE
 
 
 def _of(lease: Lease) -> dict[str, Any]:

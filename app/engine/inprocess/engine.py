@@ -19,6 +19,7 @@ class InProcessEngine:
         self.bus = bus
         self.settings = settings
         self.worker: Worker | None = None
+        self._stopped = threading.Event()
         self._others = WakeupSender(bus.database)
         self._lock = threading.Lock()
         lifecycle.deliveries_due.connect(self.wake, sender=bus)
@@ -42,12 +43,17 @@ class InProcessEngine:
                     prune=partial(self.bus.prune, batches=1),
                 )
                 self.worker.start()
+                self._stopped = threading.Event()
+                threading.Thread(
+                    target=self.bus.watch.run, args=[self._stopped], name="dispatcher-watch", daemon=True
+                ).start()
             return self.worker
 
     def stop(self) -> bool:
         """Stop dispatching here, waiting ``shutdown_seconds`` for running receivers. Returns whether all ended."""
         with self._lock:
             worker, self.worker = self.worker, None
+            self._stopped.set()
         return worker is None or worker.stop(self.settings.shutdown_seconds)
 
     def wake(self, _: object = None) -> None:
@@ -64,6 +70,7 @@ class InProcessEngine:
     def _after_fork(self) -> None:
         """Threads stay behind in the parent, and its connections are its own: begin anew."""
         self.bus.database.forget_connections()
+        self.bus.watch.after_fork()
         self._lock = threading.Lock()
         if self.worker is not None:
             self.worker = None

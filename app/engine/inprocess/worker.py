@@ -267,8 +267,7 @@ class Worker:
     # Heartbeat, outages and faults
 
     def _beat(self) -> None:
-        pause = min(self.dispatcher.lease.total_seconds() / 3, 10)
-        while not self._ended.wait(pause):
+        while not self._ended.wait(self.dispatcher.heartbeat_seconds):
             self._beat_once()
 
     def _beat_once(self) -> None:

@@ -1,0 +1,187 @@
+"""Watch: is the service ready, and if not, why? It answers in time whatever the database does, and reports changes."""
+
+import os
+import socket
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+from sqlalchemy.exc import DBAPIError
+
+from app.bus import heartbeats, lifecycle
+from app.bus.troubles import DISPATCHING, Cause, Limits, Readiness, Trouble, examine
+from app.db import Database
+from app.errors import AppError, DatabaseUnavailable
+from app.signal import subscriptions
+from config import Settings
+
+ANSWER_SECONDS = 3.0
+"""A database that answers later than this counts as one that does not answer."""
+
+LONGEST_PAUSE_SECONDS = 5.0
+"""Between the looks of a process that dispatches."""
+
+WRITTEN_SECONDS = 15.0
+"""A process that committed within so long need not try to write. It is longer than a dispatcher's pause between
+heartbeats, so only a process that serves, and had no order, tries."""
+
+GRACE_SECONDS = 5.0
+"""After the process' start, and after an outage of the database, dispatchers have so long to come back before it is
+reported that none is alive, or that deliveries are overdue."""
+
+SEE_TO_THE_DATABASE = "see that it runs, and that DATABASE_URL names it"
+SEE_TO_WRITING = "see that its disk has room, that this service may write, and that DATABASE_URL names the primary"
+
+
+class _Look:
+    """One look at the database, in a thread of its own: the database may keep it waiting."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        self.readiness = Readiness(is_complete=False)
+        """What was found until now."""
+        self.writes = False
+        """Whether all was read, and it tries to write."""
+
+
+class Watch:
+    """One for each application. For any thread."""
+
+    def __init__(self, database: Database, settings: Settings, *, sender: object) -> None:
+        """``sender`` is that of the lifecycle signals."""
+        lag = settings.ready_lag_seconds
+        self.database = database
+        self.pause_seconds = min(lag / 2, LONGEST_PAUSE_SECONDS)
+        self._limits = Limits(
+            lag=timedelta(seconds=lag),
+            silence=heartbeats.silence(lag),
+            lease=timedelta(seconds=settings.lease_seconds),
+        )
+        self._written_seconds = min(lag / 2, WRITTEN_SECONDS)
+        self._sender = sender
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """The parent's threads are not here."""
+        self._lock = threading.Lock()
+        self._latest: _Look | None = None
+        self._reported: dict[tuple[Cause, str | None], Trouble] = {}
+        self._grace_ends = time.monotonic() + GRACE_SECONDS
+
+    def look(self) -> Readiness:
+        """Whether the service is ready now, or why not. Answers within ANSWER_SECONDS; raises nothing."""
+        return self._answer(self._look())
+
+    def look_and_report(self) -> Readiness:
+        """Look, and report by lifecycle signals which troubles began and ended since this process last did."""
+        look = self._look()
+        readiness = self._answer(look)
+        with self._lock:
+            began, ended = self._changes(readiness) if look is self._latest else ([], [])
+        for trouble in began:
+            lifecycle.report(lifecycle.trouble_began, self._sender, trouble=trouble)
+        for trouble in ended:
+            lifecycle.report(lifecycle.trouble_ended, self._sender, trouble=trouble)
+        return readiness
+
+    def run(self, stopped: threading.Event) -> None:
+        """Look and report now and then, until the event is set: nobody need ask."""
+        while not stopped.wait(self.pause_seconds):
+            self.look_and_report()
+
+    # One look for all who ask at the same time
+
+    def _look(self) -> _Look:
+        with self._lock:
+            if self._latest is None or self._latest.ended.is_set():
+                self._latest = _Look()
+                threading.Thread(target=self._examine, args=[self._latest], name="readiness", daemon=True).start()
+            return self._latest
+
+    @staticmethod
+    def _answer(look: _Look) -> Readiness:
+        waited = time.monotonic() - look.began
+        if look.ended.wait(max(0.0, ANSWER_SECONDS - waited)):
+            return look.readiness
+        found, waited = look.readiness, time.monotonic() - look.began
+        if look.writes:
+            text = f"the database can be read, but has not taken a write for {waited:.0f} s; {SEE_TO_WRITING}"
+            return _unwritable(found, text)
+        text = f"the database has not answered for {waited:.0f} s; {SEE_TO_THE_DATABASE}"
+        return _with(found, Trouble(Cause.DATABASE_UNREACHABLE, text))
+
+    def _examine(self, look: _Look) -> None:
+        try:
+            look.readiness = self._read()
+            if look.readiness.is_complete:
+                look.writes = True
+                look.readiness = self._write(look.readiness)
+        except Exception as error:
+            text = "the check of readiness itself failed; /readyz logs its traceback"
+            look.readiness = _with(look.readiness, Trouble(Cause.CHECK_FAILED, text, repr(error), error=error))
+        finally:
+            look.ended.set()
+
+    def _read(self) -> Readiness:
+        nothing = Readiness(is_complete=False)
+        try:
+            self.database.check_schema()
+            with self.database.read() as session:
+                return examine(session, self.database.clock.now(), self._limits, subscriptions())
+        except (DatabaseUnavailable, DBAPIError) as error:
+            words, detail = _words(error)
+            text = f"the database can't be read: {words}; {SEE_TO_THE_DATABASE}"
+            return _with(nothing, Trouble(Cause.DATABASE_UNREACHABLE, text, detail))
+        except AppError as error:
+            return _with(nothing, Trouble(Cause.SCHEMA_DIFFERS, str(error)))
+
+    def _write(self, found: Readiness) -> Readiness:
+        """Only a write tells: a database on a full disk, and a standby, can be read.
+
+        Where none can be made, no dispatcher can say that it is alive, nor end a delivery: that is told alone.
+        """
+        if self.database.clock.monotonic() - self.database.written_at < self._written_seconds:
+            return found
+        name = f"write probe of {socket.gethostname()}:{os.getpid()}"
+        try:
+            self.database.transact(lambda transaction: heartbeats.probe(transaction, name))
+        except (DatabaseUnavailable, DBAPIError) as error:
+            words, detail = _words(error)
+            text = f"the database can be read, but not written: {words}; {SEE_TO_WRITING}"
+            return _unwritable(found, text, detail)
+        return found
+
+    # Changes
+
+    def _changes(self, readiness: Readiness) -> tuple[list[Trouble], list[Trouble]]:
+        """Which troubles began and which ended. Called under the lock."""
+        if not readiness.is_complete:
+            self._grace_ends = time.monotonic() + GRACE_SECONDS
+        present = {(each.cause, each.receiver): each for each in readiness.troubles if not self._is_too_early(each)}
+        began = [trouble for key, trouble in present.items() if key not in self._reported]
+        over = self._reported.keys() - present.keys() if readiness.is_complete else set()
+        ended = [self._reported.pop(key) for key in over]
+        self._reported.update({(trouble.cause, trouble.receiver): trouble for trouble in began})
+        return began, ended
+
+    def _is_too_early(self, trouble: Trouble) -> bool:
+        return trouble.cause in DISPATCHING and time.monotonic() < self._grace_ends
+
+
+def _with(readiness: Readiness, trouble: Trouble) -> Readiness:
+    return replace(readiness, troubles=(trouble, *readiness.troubles))
+
+
+def _unwritable(found: Readiness, text: str, detail: str = "") -> Readiness:
+    return replace(found, troubles=(Trouble(Cause.DATABASE_UNWRITABLE, text, detail),), is_complete=False)
+
+
+def _words(error: DatabaseUnavailable | DBAPIError) -> tuple[str, str]:
+    """The database's words that anybody may read, and those that may name hosts and users."""
+    if isinstance(error, DBAPIError):  # refused for a reason that nobody foresaw, such as a missing privilege
+        cause, error = error, DatabaseUnavailable()
+        error.__cause__ = cause
+    public = error.public_reason
+    return (public, "") if public is not None else ("it gives no connection", error.reason)

@@ -1,6 +1,7 @@
 """The WSGI application. Importing this module in the process that serves is enough to run everything."""
 
 import atexit
+import logging
 import signal
 import sys
 
@@ -12,7 +13,7 @@ from werkzeug.serving import is_running_from_reloader
 import config
 from app import create_app
 from app.db.schema import prepare
-from app.errors import AppError, DatabaseUnavailable
+from app.errors import AppError, DatabaseUnavailable, SchemaAhead
 from app.observe import logs
 
 logs.configure(config.Settings.for_logs())
@@ -39,12 +40,20 @@ try:
     settings = config.Settings.load()
     if _serving and not _by_gunicorn:  # gunicorn.conf.py has said it
         logs.announce()
-    app = create_app(settings)
-    if _serving:
-        prepare(app.extensions["database"])
-        app.extensions["database"].close()  # gunicorn --preload forks after this: see create_app
+    app = create_app(settings, prepare_file=False)
+    _database = app.extensions["database"]
+    if _serving and not (_by_gunicorn and _database.is_sqlite):  # its master prepares a file, and pins it
+        prepare(_database)
+        _database.close()  # gunicorn --preload forks after this
+    if _serving and not _by_gunicorn:
+        _database.hold_file()
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
+except SchemaAhead as error:
+    if not _by_gunicorn:
+        logs.fail(error)
+    # Its master's start has checked the schema. This process takes the place of one that died, and goes on as that did.
+    logging.getLogger("app.db").warning("%s", error)
 except (config.ConfigError, AppError) as error:
     logs.fail(error)
 

@@ -17,11 +17,18 @@ from config import Settings
 __all__ = ["create_app"]
 
 
-def create_app(settings: Settings | None = None, *, clock: Clock | None = None, policy: Policy | None = None) -> Flask:
+def create_app(
+    settings: Settings | None = None,
+    *,
+    clock: Clock | None = None,
+    policy: Policy | None = None,
+    prepare_file: bool = True,
+) -> Flask:
     """The application: the only place that knows every part. Starts no thread: ``wsgi.py`` does.
 
-    On SQLite the schema is brought up to date. Raises ConfigError when a setting is wrong, DatabaseUnusable when
-    the SQLite file can't be opened.
+    ``prepare_file`` brings the schema of a SQLite file up to date. Commands that see to a file that can't be used do
+    without. Raises ConfigError when a setting is wrong; with ``prepare_file``, DatabaseUnusable when the file can't be
+    opened, and SchemaAhead when its schema is newer than the code.
     """
     settings = settings or Settings.load()
     configure_mappers()  # under a lock, which a fork at that moment would leave locked in the child for ever
@@ -32,7 +39,7 @@ def create_app(settings: Settings | None = None, *, clock: Clock | None = None, 
     policy = policy or ExponentialBackoff(
         settings.retry_base_seconds, settings.retry_max_seconds, settings.retry_max_attempts
     )
-    if database.dialect.file is not None:
+    if prepare_file and database.dialect.file is not None:
         schema.prepare(database)
         database.close()  # a server that loads the application and then forks hands no open connection down
     app.extensions.update(settings=settings, database=database)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from flask import Flask
 
 from app.bus import queries
 from app.bus.troubles import DATABASE, Cause, Readiness, missing
-from app.db import Database
+from app.db import Database, schema
 from app.db.sqlite import WAL_LIMIT_BYTES
 from app.errors import AppError
 from app.signal import SIGNALS
@@ -38,6 +39,8 @@ class Finding:
 def examine(app: Flask) -> list[Finding]:
     """The findings of every check, in the order in which a person would mend things."""
     settings, database = app.extensions["settings"], app.extensions["database"]
+    with suppress(AppError):  # what is wrong is told below
+        schema.prepare(database)
     readiness = app.extensions["bus"].watch.look()
     return [
         *_check_database(database, readiness),

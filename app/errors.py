@@ -27,10 +27,16 @@ class NestedTransaction(AppError):
 class DatabaseUnavailable(AppError):
     """The database can't take it now; nothing was stored. Try again in a moment."""
 
+    def __init__(self, message: str | None = None, *, cure: str | None = None) -> None:
+        """``cure`` is what an operator can do about it, where that is known."""
+        super().__init__(message)
+        self.cure = cure
+
     @property
     def reason(self) -> str:
-        """The database's own words, on one line, without the statement and its values."""
-        return str(self._told).partition("\n")[0]
+        """The database's own words, on one line, without the statement and its values; and the cure."""
+        words = str(self._told).partition("\n")[0]
+        return f"{words}; {self.cure}" if self.cure else words
 
     @property
     def public_reason(self) -> str | None:
@@ -55,6 +61,14 @@ class DatabaseUnusable(AppError):
 
 class SchemaBehind(AppError):
     """The database schema is behind the code. Did you forget to run 'flask db upgrade'?"""
+
+
+class SchemaAhead(AppError):
+    """The database schema is newer than the code. Start the newer version of the code."""
+
+
+class BackupFailed(AppError):
+    """The backup was not made, or not restored. What was there before is as it was."""
 
 
 class LeaseLost(AppError):

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from flask import Flask
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
 
-from app.db import Database
+from app.db import Database, pin_file
 from app.db.schema import prepare
 from app.engine import InProcessEngine
 from app.errors import AppError, DatabaseUnavailable
@@ -112,6 +113,8 @@ class Serving:
             database = Database(self.settings.database_url, timeout=self.settings.database_timeout)
             try:
                 prepare(database)
+                if database.dialect.file is not None:
+                    pin_file(database.dialect.file)
             finally:
                 database.close()
             self.is_prepared = True
@@ -126,6 +129,8 @@ class Serving:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
         self._engine = _engine(worker.wsgi)
+        with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
+            self._engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if self.settings.dispatch_in_web:
             self._choose_leader(worker, self._engine)

@@ -17,6 +17,7 @@ ROUTES = (auth, deliveries, error_handlers, events, health, openapi, orders, use
 
 def init_app(app: Flask) -> None:
     """Add the API to an application whose extensions hold ``database`` and ``settings``."""
+    app.extensions["outage_log"] = error_handlers.OutageLog()
     app.json = ExactJSONProvider(app)
     app.url_map.merge_slashes = False  # Flask would redirect //api//orders with an HTML page
     app.register_blueprint(blueprint)

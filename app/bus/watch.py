@@ -131,8 +131,8 @@ class Watch:
             with self.database.read() as session:
                 return examine(session, self.database.clock.now(), self._limits, subscriptions())
         except (DatabaseUnavailable, DBAPIError) as error:
-            words, detail = _words(error)
-            text = f"the database can't be read: {words}; {SEE_TO_THE_DATABASE}"
+            words, detail = _words(error, SEE_TO_THE_DATABASE)
+            text = f"the database can't be read: {words}"
             return _with(nothing, Trouble(Cause.DATABASE_UNREACHABLE, text, detail))
         except AppError as error:
             return _with(nothing, Trouble(Cause.SCHEMA_DIFFERS, str(error)))
@@ -148,8 +148,8 @@ class Watch:
         try:
             self.database.transact(lambda transaction: heartbeats.probe(transaction, name))
         except (DatabaseUnavailable, DBAPIError) as error:
-            words, detail = _words(error)
-            text = f"the database can be read, but not written: {words}; {SEE_TO_WRITING}"
+            words, detail = _words(error, SEE_TO_WRITING)
+            text = f"the database can be read, but not written: {words}"
             return _unwritable(found, text, detail)
         return found
 
@@ -178,10 +178,14 @@ def _unwritable(found: Readiness, text: str, detail: str = "") -> Readiness:
     return replace(found, troubles=(Trouble(Cause.DATABASE_UNWRITABLE, text, detail),), is_complete=False)
 
 
-def _words(error: DatabaseUnavailable | DBAPIError) -> tuple[str, str]:
-    """The database's words that anybody may read, and those that may name hosts and users."""
+def _words(error: DatabaseUnavailable | DBAPIError, cure: str) -> tuple[str, str]:
+    """The database's words that anybody may read, with the cure, and those that may name hosts and users.
+
+    ``cure`` is told where the error names none of its own.
+    """
     if isinstance(error, DBAPIError):  # refused for a reason that nobody foresaw, such as a missing privilege
-        cause, error = error, DatabaseUnavailable()
+        cause, error = error, DatabaseUnavailable(cure=cure)
         error.__cause__ = cause
+    error.cure = error.cure or cure
     public = error.public_reason
-    return (public, "") if public is not None else ("it gives no connection", error.reason)
+    return (public, "") if public is not None else (f"it gives no connection; {cure}", error.reason)

@@ -6,6 +6,7 @@ from app.db.database import SCHEMA_REVISION, Database
 from app.db.dialect import Dialect, Listener, dialect_of
 from app.db.prepared import Prepared, Reader, money, utc
 from app.db.sqlite import driver_module as sqlite_module
+from app.db.sqlite_file import pin as pin_file
 from app.db.transaction import Transaction
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "dialect_of",
     "iso",
     "money",
+    "pin_file",
     "sqlite_module",
     "table",
     "utc",

@@ -13,13 +13,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from app.clock import Clock
 from app.db.admission import Admission
-from app.db.dialect import Dialect
+from app.db.dialect import Dialect, unavailable
 from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
 from app.db.prepared import Reader
 from app.db.sqlite import SQLite
 from app.db.transaction import AddedRows, Transaction, in_transaction
-from app.errors import DatabaseUnavailable, NestedTransaction, SchemaBehind
+from app.errors import NestedTransaction, SchemaAhead, SchemaBehind
 
 T = TypeVar("T")
 
@@ -102,6 +102,7 @@ class Database:
                 work.run(transaction, self.before_work)
             transaction.insert_rows()
             self.commit(connection)
+            self.dialect.check_commit()
             self.written_at = self.clock.monotonic()
 
     def commit(self, connection: Connection) -> None:
@@ -145,7 +146,7 @@ class Database:
         except Exception as error:
             if not self.dialect.is_transient(error):
                 raise
-            raise DatabaseUnavailable from error
+            raise unavailable(self.dialect, error) from error
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -156,15 +157,21 @@ class Database:
         except (DBAPIError, PoolTimeout) as error:
             if not self.dialect.is_transient(error):
                 raise
-            raise DatabaseUnavailable from error
+            raise unavailable(self.dialect, error) from error
 
     def check_schema(self) -> None:
-        """Raises SchemaBehind when the database is not at the code's revision, DatabaseUnavailable when it is gone."""
+        """Raises SchemaBehind or SchemaAhead when the database is not at the code's revision, DatabaseUnavailable when
+        it is gone."""
         found = self.schema_revision()
         if found is None or found < SCHEMA_REVISION:
             raise SchemaBehind(
                 f"the database schema is at {found or 'nothing'}, the code needs {SCHEMA_REVISION}; "
                 "did you forget to run 'flask db upgrade'?"
+            )
+        if found > SCHEMA_REVISION:
+            raise SchemaAhead(
+                f"the database schema is at {found}, which is newer than this code, whose schema is {SCHEMA_REVISION}; "
+                "start the newer version of the code, or restore a backup from before the upgrade"
             )
 
     def schema_revision(self) -> str | None:
@@ -174,6 +181,15 @@ class Database:
                 return session.execute(text("SELECT version_num FROM alembic_version")).scalar()
         except DBAPIError:  # the table is not there
             return None
+
+    def hold_file(self) -> None:
+        """At a start, open the file of the database, where it is one: 'flask db restore' replaces none that is open.
+
+        Raises DatabaseUnavailable.
+        """
+        if self.dialect.file is not None:
+            with self.autocommit():
+                pass
 
     def forget_connections(self) -> None:
         """After a fork: the parent's connections are the parent's; the child opens its own.
@@ -189,4 +205,4 @@ class Database:
     def close(self) -> None:
         while self._idle_writers:
             self._idle_writers.pop().close()
-        self.engine.dispose()
+        self.dialect.close()

@@ -12,6 +12,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from app.errors import DatabaseUnavailable
+
 
 class Listener(Protocol):
     """A connection that hears notifications. ``drain`` and ``fileno`` raise DatabaseUnavailable once it is lost."""
@@ -53,8 +55,14 @@ class Dialect(Protocol):
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
 
+    def check_commit(self) -> None:
+        """After a commit, and before it is acknowledged: raises the driver's error where others won't find it."""
+
     def after_fork(self) -> None:
         """Let go of what is the parent's."""
+
+    def close(self) -> None:
+        """Close what is open; the next use opens it again."""
 
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""
@@ -65,6 +73,9 @@ class Dialect(Protocol):
 
     def is_disk_trouble(self, error: BaseException) -> bool:
         """Whether the disk is full or fails, which does not pass within a request."""
+
+    def cure(self, error: BaseException) -> str | None:
+        """What an operator can do about trouble with the database; None where that is not known."""
 
     def defect(self) -> str | None:
         """A known defect of the version in use, and the cure; None without one."""
@@ -102,6 +113,11 @@ def dialect_of(session: Session) -> Dialect:
     """The dialect of the database that a session of ours reads or writes."""
     dialect: Dialect = session.info["dialect"]
     return dialect
+
+
+def unavailable(dialect: Dialect, error: BaseException) -> DatabaseUnavailable:
+    """To be raised from the error, which is transient."""
+    return DatabaseUnavailable(cure=dialect.cure(error))
 
 
 def driver_error(error: BaseException) -> BaseException:

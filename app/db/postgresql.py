@@ -91,8 +91,14 @@ class PostgreSQL:
     def begin_write(self, driver: Any) -> None:
         """Nothing: psycopg begins a transaction with its first statement."""
 
+    def check_commit(self) -> None:
+        """Nothing: the server knows its files."""
+
     def after_fork(self) -> None:
         """Nothing of its own is open."""
+
+    def close(self) -> None:
+        self.engine.dispose()
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()
@@ -107,6 +113,10 @@ class PostgreSQL:
 
     def is_disk_trouble(self, error: BaseException) -> bool:
         return False
+
+    def cure(self, error: BaseException) -> str | None:
+        """None: the server's words say what is wrong."""
+        return None
 
     def defect(self) -> str | None:
         return None

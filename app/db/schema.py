@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.db.database import Database
+from app.db.dialect import unavailable
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
@@ -21,7 +22,7 @@ MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 def prepare(database: Database) -> None:
     """At every start: a database file is brought up to date; a server's database must be so already.
 
-    Raises SchemaBehind, DatabaseUnusable for a file, DatabaseUnavailable for a server.
+    Raises SchemaBehind, SchemaAhead, DatabaseUnusable for a file, DatabaseUnavailable for a server.
     """
     if database.dialect.file is None:
         database.check_schema()
@@ -32,17 +33,17 @@ def prepare(database: Database) -> None:
         except SchemaBehind:
             upgrade(database)
     except (DatabaseUnavailable, DBAPIError, OSError) as error:
-        cause = error.__cause__ or error
+        reason = error.reason if isinstance(error, DatabaseUnavailable) else getattr(error, "orig", error)
         raise DatabaseUnusable(
-            f"{database.url.database} can't be used as the database: {getattr(cause, 'orig', cause)}; set DATABASE_URL "
-            "to another file, or see to this one"
+            f"{database.url.database} can't be used as the database: {reason}; set DATABASE_URL to another file, or "
+            "see to this one"
         ) from error
 
 
 def upgrade(database: Database) -> None:
     """Run the revisions that are missing, each at most once however many processes do this at the same time.
 
-    Raises SchemaBehind when that can't be, DatabaseUnavailable when there is no database.
+    Raises SchemaAhead or SchemaBehind when that can't be, DatabaseUnavailable when there is no database.
     """
     from alembic import command
 
@@ -51,7 +52,7 @@ def upgrade(database: Database) -> None:
 
 
 def check(database: Database) -> None:
-    """Raises SchemaBehind when models and migrations differ, DatabaseUnavailable when there is no database."""
+    """Raises SchemaBehind when models and migrations differ, or as ``check_schema`` does."""
     from alembic import command
 
     with migrating(database) as config:
@@ -62,7 +63,7 @@ def check(database: Database) -> None:
 def migrating(database: Database) -> Iterator[Any]:
     """For Alembic's commands: their configuration, on a connection that no other process migrates beside.
 
-    Raises SchemaBehind for what Alembic complains of, DatabaseUnavailable when there is no database.
+    Raises SchemaAhead, or SchemaBehind for what Alembic complains of, DatabaseUnavailable when there is no database.
     """
     from alembic.util import CommandError
 
@@ -70,11 +71,12 @@ def migrating(database: Database) -> Iterator[Any]:
         with database.dialect.exclusive(database.timeout) as connection:
             yield _config(connection)
     except CommandError as error:
+        database.check_schema()  # of a revision that it does not know, Alembic says no more than that
         raise SchemaBehind(str(error)) from error
     except DBAPIError as error:
         if not database.dialect.is_transient(error):
             raise
-        raise DatabaseUnavailable from error
+        raise unavailable(database.dialect, error) from error
 
 
 def _config(connection: Connection) -> Any:

@@ -1,7 +1,6 @@
 """What the documents say of the code is so: excerpts, links, and names of files and tests."""
 
 import re
-import subprocess
 import textwrap
 from pathlib import Path
 

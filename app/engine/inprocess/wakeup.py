@@ -124,7 +124,7 @@ def socket_folder(database: Database) -> Path:
 
 
 def _bind(folder: Path) -> socket.socket:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     if folder.parent == Path(tempfile.gettempdir()) and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{folder} is another user's")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

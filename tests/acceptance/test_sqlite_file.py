@@ -1,0 +1,111 @@
+"""The SQLite file under real processes: replaced and brought back, on a disk that is full or read-only, backed up and
+restored while orders come in."""
+
+import contextlib
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.db import SCHEMA_REVISION
+from tests.acceptance.conftest import Serve
+from tests.support.ledger import read
+from tests.support.service import Service, wait_until
+from tests.support.smtp import SmtpServer
+
+NOTICED_SECONDS = 5
+
+
+def mail_to(sink: SmtpServer) -> dict[str, Any]:
+    return {"mail_server": sink.host, "mail_port": sink.port}
+
+
+def order(number: int) -> dict[str, str]:
+    return {"order_id": f"{number}", "user_id": "42", "total_price": "19.99", "email": f"{number}@ledger.example"}
+
+
+def wait_until_sent(service: Service, number: int) -> None:
+    wait_until(lambda: service.get(f"/api/orders/{number}").body["notification"] == "sent", "the mail")
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_file_that_is_replaced_and_brought_back(serve: Serve, folder: Path, sink: SmtpServer, what: str) -> None:
+    """Noticed by all processes within seconds, also by one that is idle; then it goes on, and is woken as before."""
+    service = serve(
+        instance_path=folder / "data" / "instance", web_concurrency=2, lease_seconds=2, **mail_to(sink)
+    ).start()
+    assert service.post(**order(1)).status == 201
+    wait_until_sent(service, 1)
+    file = folder / "data" / "instance" / "orders.db"
+    moved = file if what == "file" else file.parent
+    away = moved.with_name("away")
+
+    moved.rename(away)
+    if what == "file":
+        shutil.copy(away, file)
+
+    service.wait_for_log("database lost", NOTICED_SECONDS)
+    for number in range(2, 10):
+        assert service.post(**order(number)).status == 503
+    assert service.get("/api/orders/1").status == 503
+    assert service.get("/readyz").status == 503
+    told = [line for line in service.log_since_start.splitlines() if "503" in line and "orders.db" in line]
+    assert 1 <= len(told) <= 2, "a line for each process that serves"
+    assert service.log.count("database lost") == 1
+    assert "under the running service" in told[0]
+    assert "'flask db restore'" in told[0]
+
+    away.rename(moved)
+
+    service.wait_for_log("database back")
+    assert service.post(**order(20)).status == 201
+    wait_until_sent(service, 20)
+    assert {row["order_id"] for row in read(service.database_url, "SELECT order_id FROM orders")} == {"1", "20"}
+    service.stop()
+    assert sorted(mail.recipients for mail in sink.received) == [["1@ledger.example"], ["20@ledger.example"]]
+
+
+def test_a_process_that_takes_a_dead_ones_place_begins_with_no_other_file(serve: Serve, folder: Path) -> None:
+    """What it acknowledged there would be lost as soon as the right file is back."""
+    service = serve(instance_path=folder / "data" / "instance").start()
+    assert service.post(**order(1)).status == 201
+    instance, away = (folder / "data" / name for name in ("instance", "away"))
+    instance.rename(away)
+    (worker,) = service.workers()
+    service.kill(worker)
+
+    service.wait_for_answer("/healthz")
+    assert service.post(**order(2)).status == 503
+    assert not instance.exists()
+
+    away.rename(instance)
+    wait_until(lambda: service.post(**order(2)).status in (200, 201), "an order")
+    assert service.get("/api/orders/1").status == 200
+    service.stop()
+
+
+def test_a_start_on_a_newer_schema_is_refused_and_who_runs_goes_on(serve: Serve) -> None:
+    service = serve().start()
+    connection = sqlite3.connect(service.database_url.removeprefix("sqlite:///"))
+    with contextlib.closing(connection), connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    assert service.post(**order(1)).status == 201
+    (reason,) = service.get("/readyz").body["reasons"]
+    told = f"the database schema is at 9999, which is newer than this code, whose schema is {SCHEMA_REVISION}; start"
+    assert reason.startswith(told)
+    (worker,) = service.workers()
+    service.kill(worker)
+    wait_until(lambda: service.workers() not in ([], [worker]), "another worker")
+    service.wait_for_answer("/healthz")
+    assert service.post(**order(2)).status == 201
+    service.stop()
+
+    for command in (("gunicorn", "wsgi:app"), ("flask", "bus", "run"), ("flask", "run"), ("flask", "orders", "list")):
+        done = service.run(*command)
+        assert done.returncode == 1
+        assert told in (done.stdout + done.stderr).splitlines()[-1]
+    shown = service.run("flask", "db", "current").stdout
+    assert shown.startswith("9999, which is newer than this code, whose schema is")

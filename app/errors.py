@@ -30,12 +30,18 @@ class DatabaseUnavailable(AppError):
     @property
     def reason(self) -> str:
         """The database's own words, on one line, without the statement and its values."""
-        cause = self.__cause__ or self
+        cause: BaseException = self
+        while isinstance(cause, AppError) and cause.__cause__ is not None:
+            cause = cause.__cause__
         return str(getattr(cause, "orig", cause)).partition("\n")[0]
 
 
 class DatabaseUnusable(AppError):
     """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""
+
+
+class TransactionLost(AppError):
+    """The database has ended the transaction; all that was done in it is undone."""
 
 
 class SchemaBehind(AppError):

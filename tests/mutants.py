@@ -611,7 +611,7 @@ MUTANTS = (
         "5",
         "on PostgreSQL, a locked row is given up on",
         "app/db/postgresql.py",
-        "-c lock_timeout={lock_timeout} ",
+        '            "lock_timeout": milliseconds(min(timeout_seconds, LOCK_TIMEOUT_SECONDS)),\n',
         "",
         (f"{COMMITS}a_row_that_somebody_keeps_locked_holds_up_only_works_that_want_it[postgresql]",),
     ),

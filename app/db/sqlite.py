@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
@@ -29,11 +29,26 @@ WAL_RESET_BUG = (
     "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
 )
 
-TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"}
-"""Primary result codes of trouble that passes (sqlite.org/rescode.html)."""
-
-DISK_TROUBLE = {8, 10, 13}
-"""Those of them that do not pass within a request."""
+TROUBLE = {
+    1: (Trouble.STATEMENT, "ERROR: wrong SQL, or a table that is not there"),
+    4: (Trouble.MOMENT, "ABORT"),
+    5: (Trouble.MOMENT, "BUSY"),
+    6: (Trouble.MOMENT, "LOCKED"),
+    8: (Trouble.DISK, "READONLY"),
+    9: (Trouble.MOMENT, "INTERRUPT"),
+    10: (Trouble.DISK, "IOERR"),
+    12: (Trouble.STATEMENT, "NOTFOUND"),
+    13: (Trouble.DISK, "FULL"),
+    15: (Trouble.MOMENT, "PROTOCOL: too much contention for a lock"),
+    17: (Trouble.MOMENT, "SCHEMA: another process has just changed it"),
+    18: (Trouble.STATEMENT, "TOOBIG"),
+    19: (Trouble.STATEMENT, "CONSTRAINT"),
+    20: (Trouble.STATEMENT, "MISMATCH"),
+    21: (Trouble.STATEMENT, "MISUSE"),
+    25: (Trouble.STATEMENT, "RANGE"),
+}
+"""By primary result code (sqlite.org/rescode.html). All others, such as CORRUPT, CANTOPEN and NOTADB, are SERVER: the
+file is opened anew."""
 
 BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
@@ -76,13 +91,14 @@ class SQLite:
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        code = _primary_code(error)
-        return code in TRANSIENT if code is not None else is_connection_trouble(error)
+    def trouble(self, error: BaseException) -> Trouble | None:
+        found = driver_error(error)
+        if not isinstance(found, driver_module().Error) or (code := getattr(found, "sqlite_errorcode", None)) is None:
+            return trouble_without_code(error, driver_module())
+        return TROUBLE.get(code & 0xFF, (Trouble.SERVER,))[0]
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return _primary_code(error) in DISK_TROUBLE
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) in PASSING
 
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info
@@ -208,8 +224,3 @@ def _make_private(file: Path) -> None:
         ) from error
     with contextlib.suppress(OSError):  # where it can't be made, SQLite says why
         file.touch(mode=0o600, exist_ok=False)
-
-
-def _primary_code(error: BaseException) -> int | None:
-    code = getattr(driver_error(error), "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF

@@ -394,8 +394,8 @@ MUTANTS = (
         "4",
         "an answer stays in the worker's list while the database is away",
         "app/engine/inprocess/worker.py",
-        "        except DatabaseUnavailable:\n            raise\n",
-        "        except DatabaseUnavailable:\n            self._forget(answers)\n            raise\n",
+        "                self._answers.separate(answers)\n",
+        "                self._answers.settled(answers)\n",
         (f"{WORKER}the_dispatcher_outlives_a_database_that_goes_away[sqlite]",),
     ),
     Mutant(

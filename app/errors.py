@@ -51,12 +51,18 @@ class DatabaseUnavailable(AppError):
     @property
     def _told(self) -> BaseException:
         """The driver's error."""
-        cause = self.__cause__ or self
+        cause: BaseException = self
+        while isinstance(cause, AppError) and cause.__cause__ is not None:
+            cause = cause.__cause__
         return getattr(cause, "orig", None) or cause
 
 
 class DatabaseUnusable(AppError):
     """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""
+
+
+class TransactionLost(AppError):
+    """The database has ended the transaction; all that was done in it is undone."""
 
 
 class SchemaBehind(AppError):

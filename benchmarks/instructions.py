@@ -86,7 +86,7 @@ def play(folder: Path) -> None:
         """As the engine does it, in one thread."""
         answers: list[Any] = []
         while True:
-            _, claimed = dispatcher.settle_and_claim(answers, capacity)
+            _, claimed, _ = dispatcher.settle_and_claim(answers, capacity)
             if not claimed:
                 return
             answers = []

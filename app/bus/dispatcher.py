@@ -10,9 +10,10 @@ from app.bus import heartbeats, leases, lifecycle
 from app.bus.held_leases import HeldLeases
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, is_transactional
 from app.bus.leases import Lease, LeaseEnd
-from app.bus.settle import deliver_within, settle
+from app.bus.settle import Unstored, deliver_within, settle
 from app.clock import Clock, uuid7
 from app.db import Database, Transaction
+from app.errors import DatabaseUnavailable
 from app.retry import Policy
 from app.signal import subscriptions
 
@@ -87,7 +88,7 @@ class Dispatcher:
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
         """Lease due deliveries, for each receiver as many as ``capacity`` says, in one transaction."""
-        _, claimed = self.settle_and_claim([], capacity)
+        _, claimed, _ = self.settle_and_claim([], capacity)
         return claimed
 
     def claim_without_receiver(self) -> list[Lease]:
@@ -115,32 +116,44 @@ class Dispatcher:
     # Settle
 
     def settle(self, answers: list[tuple[Lease, Answer]]) -> list[LeaseEnd]:
-        """Store what receivers answered, in one transaction. Raises DatabaseUnavailable; the leases stay held."""
-        ends, _ = self.settle_and_claim(answers, {})
+        """Store what receivers answered, in one transaction. Raises DatabaseUnavailable; then the leases of what could
+        not be stored stay held."""
+        ends, _, unstored = self.settle_and_claim(answers, {})
+        if unstored:
+            raise DatabaseUnavailable from unstored[0].error
         return ends
 
     def settle_and_claim(
         self, answers: list[tuple[Lease, Answer]], capacity: Mapping[str, int]
-    ) -> tuple[list[LeaseEnd], list[Lease]]:
+    ) -> tuple[list[LeaseEnd], list[Lease], list[Unstored]]:
         """Settle and claim in one transaction: what is answered makes way for what is due.
 
-        Raises DatabaseUnavailable; then nothing has changed, and the answers' leases stay held.
+        Returns how leases ended, the new ones, and the answers that could not be stored, whose leases stay held.
+        Raises DatabaseUnavailable; then nothing has changed, and all the answers' leases stay held.
         """
 
-        def work(transaction: Transaction) -> tuple[list[LeaseEnd], list[Lease]]:
-            ends = settle(transaction, self.policy, answers)
-            return ends, [
+        def work(transaction: Transaction) -> tuple[list[LeaseEnd], list[Lease], list[Unstored]]:
+            ends, unstored = settle(transaction, self.policy, answers)
+            if unstored:
+                # A write that is surely right: it raises where the database takes none, which is no answer's fault.
+                heartbeats.record(transaction, self.name)
+            claimed = [
                 lease
                 for receiver, limit in capacity.items()
                 for lease in leases.claim(transaction, receiver, limit, self.lease, self.name)
             ]
+            return ends, claimed, unstored
 
         held_until = self._lease_end()
-        ends, claimed = self.database.transact(work)
+        ends, claimed, unstored = self.database.transact(work)
         self._held.add(claimed, held_until)
-        self._report([lease for lease, _ in answers], ends)
+        settled = [lease for lease, _ in answers]
+        if unstored:
+            self.database.close()  # should it be the connection's fault, the next try has another
+            settled = [lease for lease in settled if lease not in {each.lease for each in unstored}]
+        self._report(settled, ends)
         self._report_expired(claimed)
-        return ends, claimed
+        return ends, claimed, unstored
 
     def deliver_transactional(self, batch: list[Lease]) -> list[LeaseEnd]:
         """Invoke and settle in one transaction. Raises DatabaseUnavailable; then nothing was done, all stay held."""
@@ -155,13 +168,13 @@ class Dispatcher:
         """Say that this dispatcher is alive, and let every lease it holds run on from now."""
         held, held_until = self._held.all(), self._lease_end()
 
-        def work(transaction: Transaction) -> list[Lease]:
+        def work(transaction: Transaction) -> dict[Lease, bool]:
             heartbeats.record(transaction, self.name)
             return leases.extend(transaction, held, self.lease)
 
-        lost = self.database.transact(work)
-        self._held.drop(lost)
-        self._held.extend(held, held_until)
+        found = self.database.transact(work)
+        self._held.drop(lease for lease, holds in found.items() if not holds)
+        self._held.extend(found, held_until)
 
     def abandon(self, given_up: Iterable[Lease]) -> None:
         """Hold these leases no longer: what is not settled yet runs out, and another dispatcher takes it over."""

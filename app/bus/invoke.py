@@ -38,6 +38,9 @@ class NotBegun:
     """The receiver was not called: the delivery is due again at once, and no attempt is spent."""
 
 
+UNSTORED_WAIT_SECONDS = 30.0
+"""Until the next try of a delivery whose transactional receiver did what could not be stored, and so is undone."""
+
 Answer = Done | Discard | RetryAfter | Failure | NotBegun
 
 
@@ -104,6 +107,12 @@ class Invoker:
         if self.clock.now() - lease.created_at > self.missing_after:
             return Failure(None, reason, final=True)
         return RetryAfter(MISSING_RECEIVER_WAIT_SECONDS, reason)
+
+
+def undone(error: Exception) -> RetryAfter:
+    """The answer for a receiver whose transaction could not be committed: no attempt was spent."""
+    reason = error.reason if isinstance(error, DatabaseUnavailable) else f"{type(error).__name__}: {error}"
+    return RetryAfter(UNSTORED_WAIT_SECONDS, f"what it did can't be stored: {reason}".partition("\n")[0])
 
 
 def bug(error: Exception) -> Failure:

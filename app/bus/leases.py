@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from app.bus import breaker
 from app.bus.tables import UNFINISHED, Attempt, Delivery, StoredEvent
 from app.db import Prepared, Reader, Transaction, table, utc
-from app.errors import LeaseLost
+from app.errors import LeaseLost, TransactionLost
 from app.states import DeliveryState, Outcome
 
 HELD = update(table(Delivery)).where(
@@ -198,15 +198,28 @@ def record_unknown(transaction: Transaction, delivery_id: int, token: int, lease
     )
 
 
-def extend(transaction: Transaction, leases: Iterable[Lease], lease: timedelta) -> list[Lease]:
-    """Let the leases run for ``lease`` from now. Returns those that were lost meanwhile: they stay lost."""
+def extend(transaction: Transaction, leases: list[Lease], lease: timedelta) -> dict[Lease, bool]:
+    """Let the leases run for ``lease`` from now. Returns for each whether it holds: those that were lost stay lost.
+
+    Of a row that can't be written nothing is returned; it keeps no other from being extended. Raises TransactionLost.
+    """
     due_at = transaction.now + lease
 
-    def is_lost(one: Lease) -> bool:
+    def holds(one: Lease) -> bool:
         values = {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}
-        return bool(EXTEND(transaction, values).rowcount != 1)
+        return bool(EXTEND(transaction, values).rowcount == 1)
 
-    return [one for one in leases if is_lost(one)]
+    if not leases:
+        return {}
+    try:
+        with transaction.savepoint():
+            return {one: holds(one) for one in leases}
+    except TransactionLost:
+        raise
+    except Exception:
+        if len(leases) == 1:
+            return {}
+    return {one: holds for each in leases for one, holds in extend(transaction, [each], lease).items()}
 
 
 @functools.cache

@@ -24,6 +24,9 @@ events_pruned = lifecycle.signal("events_pruned", "Old finished events were dele
 dispatcher_started = lifecycle.signal("dispatcher_started", "`name`.")
 dispatcher_stopped = lifecycle.signal("dispatcher_stopped", "`name`, `unfinished`: receivers still running.")
 dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispatcher itself; it goes on. `error`.")
+answer_unstored = lifecycle.signal(
+    "answer_unstored", "An answer can't be stored, and is kept. `lease`, `error`, `failures`: tries so far."
+)
 database_lost = lifecycle.signal("database_lost", "The dispatcher can't reach the database. `error`.")
 database_back = lifecycle.signal("database_back", "The dispatcher reaches the database again.")
 

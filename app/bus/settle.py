@@ -4,6 +4,7 @@ Events that an answer publishes are recorded in the transaction that ends the le
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 
 from app import signal
@@ -13,7 +14,7 @@ from app.bus.invoke import Answer, Failure, Invoker, NotBegun, bug, find_subscri
 from app.bus.leases import Lease, LeaseEnd
 from app.bus.outbox import caused_by, recording_savepoint
 from app.db import Transaction
-from app.errors import AppError, LeaseLost
+from app.errors import AppError, LeaseLost, TransactionLost
 from app.retry import Policy
 from app.states import DeliveryState, Outcome
 from app.text import storable
@@ -22,36 +23,49 @@ SHORTEST_WAIT_SECONDS = 1.0
 """Of a receiver that asks to be tried again: less would be a busy loop."""
 
 
-def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, Answer]]) -> list[LeaseEnd]:
+@dataclass(frozen=True, slots=True)
+class Unstored:
+    """An answer that the database did not take, and why. What its receiver did is done, so it is to be kept."""
+
+    lease: Lease
+    answer: Answer
+    error: Exception
+
+
+def settle(
+    transaction: Transaction, policy: Policy, answers: list[tuple[Lease, Answer]]
+) -> tuple[list[LeaseEnd], list[Unstored]]:
     """End the leases as their receivers answered; in one go, and where that can't be, one by one.
 
-    Of a lease that was lost nothing stays, and none is returned. An answer that can't be stored, because it publishes
-    what is no event, say, is a failed attempt.
+    Of a lease that was lost nothing stays, and none is returned. An answer that is wrong by itself, because it
+    publishes what is no event, say, is a failed attempt. Raises TransactionLost.
     """
     if not answers:
-        return []
+        return [], []
     try:
         with recording_savepoint(transaction):
             ends = [conclude(transaction, policy, lease, answer) for lease, answer in answers]
             leases.end(transaction, ends)
-            return ends
+            return ends, []
+    except TransactionLost:
+        raise
     except Exception as error:
-        if transaction.dialect.is_transient(error):
-            raise
-        if len(answers) > 1:
-            return [end for each in answers for end in settle(transaction, policy, [each])]
-        return _settle_otherwise(transaction, policy, *answers[0], error)
+        if len(answers) == 1:
+            return _settle_otherwise(transaction, policy, *answers[0], error)
+    each_by_itself = [settle(transaction, policy, [each]) for each in answers]
+    return [end for ends, _ in each_by_itself for end in ends], [one for _, left in each_by_itself for one in left]
 
 
 def _settle_otherwise(
     transaction: Transaction, policy: Policy, lease: Lease, answer: Answer, error: Exception
-) -> list[LeaseEnd]:
+) -> tuple[list[LeaseEnd], list[Unstored]]:
     """The lease could not be ended by its own answer."""
     if isinstance(error, LeaseLost):
-        return []
-    if isinstance(error, AppError) or isinstance(answer, Failure):
-        raise error
-    return settle(transaction, policy, [(lease, bug(error))])
+        return [], []
+    is_of_the_answer = transaction.dialect.trouble(error) is None and not isinstance(error, AppError)
+    if is_of_the_answer and not isinstance(answer, Failure):
+        return settle(transaction, policy, [(lease, bug(error))])
+    return [], [Unstored(lease, answer, error)]
 
 
 def deliver_within(transaction: Transaction, policy: Policy, invoker: Invoker, batch: list[Lease]) -> list[LeaseEnd]:
@@ -115,7 +129,7 @@ def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, fa
         with recording_savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))
     except Exception as error:
-        if transaction.dialect.is_transient(error):
+        if transaction.dialect.trouble(error) is not None:
             raise
         detail = f"{detail}; and when_dead failed: {bug(error).detail}"
     return LeaseEnd(lease, DeliveryState.DEAD, outcome, detail)

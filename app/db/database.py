@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar, cast
 
 from blinker import Signal
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Connection, Engine, ExceptionContext, event, make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.clock import Clock
 from app.db.admission import Admission
-from app.db.dialect import Dialect, unavailable
+from app.db.dialect import CONDEMNING, Dialect, unavailable
 from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
 from app.db.prepared import Reader
@@ -45,6 +44,7 @@ class Database:
         ``signal.send`` finds the transaction."""
         chosen = SQLite if self.url.get_backend_name() == "sqlite" else PostgreSQL
         self.dialect: Dialect = chosen(self.url, timeout, pool_size)
+        event.listen(self.engine, "handle_error", self._tell_sqlalchemy)
         reading = self.engine.execution_options(**self.dialect.snapshot)
         self._reading_session = sessionmaker(reading, expire_on_commit=False, info={"dialect": self.dialect})
         self._start_afresh()
@@ -126,7 +126,9 @@ class Database:
         connection = connection or self.engine.connect()
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
+            if self._condemns(error):
+                connection.invalidate()
             connection.close()  # which rolls back
             raise
         if len(self._idle_writers) < IDLE_WRITERS:
@@ -141,6 +143,10 @@ class Database:
             connection = self.engine.raw_connection()
             try:
                 yield Reader(connection.dbapi_connection, self.dialect)
+            except Exception as error:
+                if self._condemns(error):
+                    connection.invalidate()
+                raise
             finally:
                 connection.close()
         except Exception as error:
@@ -154,10 +160,22 @@ class Database:
         try:
             with self._reading_session() as session:
                 yield session
-        except (DBAPIError, PoolTimeout) as error:
+        except Exception as error:
             if not self.dialect.is_transient(error):
                 raise
             raise unavailable(self.dialect, error) from error
+
+    def _condemns(self, error: BaseException) -> bool:
+        """Whether the connection that met the error is to be used no more; the idle ones are closed then."""
+        if self.dialect.trouble(error) not in CONDEMNING:
+            return False
+        self._close_idle()
+        return True
+
+    def _tell_sqlalchemy(self, context: ExceptionContext) -> None:
+        """Called by SQLAlchemy for an error of a statement of its own; it throws the connection away by itself."""
+        if context.connection is not None and self._condemns(context.original_exception):
+            context.is_disconnect = True
 
     def check_schema(self) -> None:
         """Raises SchemaBehind or SchemaAhead when the database is not at the code's revision, DatabaseUnavailable when
@@ -203,6 +221,12 @@ class Database:
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        while self._idle_writers:
-            self._idle_writers.pop().close()
+        self._close_idle()
         self.dialect.close()
+
+    def _close_idle(self) -> None:
+        """Close the connections that nobody uses; those in use are closed when they are returned."""
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle_writers.pop().close()
+        self.engine.dispose()

@@ -4,15 +4,37 @@
 """
 
 from contextlib import AbstractContextManager
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DisconnectionError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, DatabaseUnusable, TransactionLost
+
+CONNECTION_BROKE = "8s2b"
+"""SQLAlchemy's code of an error that follows from a connection that broke earlier in the transaction."""
+
+
+class Trouble(Enum):
+    """What a database's error means for the transaction that met it. Each dialect has one table from codes to these."""
+
+    STATEMENT = "the statement, or a value in it, is at fault: tried again it fails again"
+    MOMENT = "others were in the way: the transaction is run again, on the same connection"
+    SERVER = "the database is at fault: the transaction is run again, on a new connection"
+    DISK = "as SERVER, but it does not pass within a request"
+
+
+PASSING = frozenset({Trouble.MOMENT, Trouble.SERVER, Trouble.DISK})
+"""It is nobody's fault, and ends without anybody changing the statement."""
+
+CONDEMNING = frozenset({Trouble.SERVER, Trouble.DISK})
+"""The connection that met it is used no more, nor are those that lie idle: they may all lead to a server that has
+stopped writing, or to a file that was replaced."""
 
 
 class Listener(Protocol):
@@ -67,12 +89,12 @@ class Dialect(Protocol):
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        """Whether the database is in trouble and the trouble passes; else the statement is wrong."""
+    def trouble(self, error: BaseException) -> Trouble | None:
+        """What the error means; None where it is none of this database's: a Python error, or a value that its driver
+        refuses before anything is sent. An error that the table does not name counts as SERVER."""
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        """Whether the disk is full or fails, which does not pass within a request."""
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the database is in trouble and the trouble passes."""
 
     def cure(self, error: BaseException) -> str | None:
         """What an operator can do about trouble with the database; None where that is not known."""
@@ -122,9 +144,17 @@ def unavailable(dialect: Dialect, error: BaseException) -> DatabaseUnavailable:
 
 def driver_error(error: BaseException) -> BaseException:
     """The driver's error: a prepared statement raises it as it is, SQLAlchemy wraps it."""
+    if isinstance(error, TransactionLost) and error.__cause__ is not None:
+        error = error.__cause__
     return getattr(error, "orig", None) or error
 
 
-def is_connection_trouble(error: BaseException) -> bool:
-    """Whether no connection could be had, or one broke: of that the drivers give no code."""
-    return isinstance(error, PoolTimeout | OperationalError) or type(driver_error(error)).__name__ == "OperationalError"
+def trouble_without_code(error: BaseException, driver: ModuleType) -> Trouble | None:
+    """What an error means that carries no code of the database's."""
+    if isinstance(error, PoolTimeout | DisconnectionError | DatabaseUnusable | TransactionLost):
+        return Trouble.SERVER
+    if isinstance(error, PendingRollbackError) and error.code == CONNECTION_BROKE:
+        return Trouble.SERVER
+    refusals = (driver.DataError, driver.IntegrityError, driver.NotSupportedError, driver.ProgrammingError)
+    found = driver_error(error)
+    return Trouble.SERVER if isinstance(found, driver.Error) and not isinstance(found, refusals) else None

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from app.db.admission import Admission
-from app.db.dialect import Dialect, unavailable
+from app.db.dialect import Dialect, Trouble, unavailable
 from app.db.transaction import Transaction, run_within
 from app.errors import DatabaseUnavailable
 
@@ -171,7 +171,7 @@ class GroupCommit:
     def _retry_later(self, work: Work, error: Exception, attempt: int) -> None:
         """Give up what may wait no longer, in the queue too, which waits for the same database; then back off."""
         seconds = random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-        hopeless = self._dialect.is_disk_trouble(error)
+        hopeless = self._dialect.trouble(error) is Trouble.DISK
         with self._lock:
             for each in [work, *self._queue]:
                 if hopeless or not self._admission.may_wait(each.began, seconds):

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Text,
     cast,
     create_engine,
+    event,
     func,
     text,
     tuple_,
@@ -24,25 +25,42 @@ from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.types import TypeDecorator
 
-from app.db.dialect import Listener, driver_error, is_connection_trouble
-from app.errors import DatabaseUnavailable
+from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
+from app.errors import DatabaseUnavailable, DatabaseUnusable
 
-TRANSIENT = {
-    "40001": "serialization failure",
-    "40P01": "deadlock detected",
-    "55P03": "lock not available: lock_timeout",
-    "53100": "disk full",
-    "53200": "out of memory",
-    "53300": "too many connections",
-    "53400": "configuration limit exceeded",
-    "57014": "query canceled",
-    "57P01": "admin shutdown",
-    "57P02": "crash shutdown",
-    "57P03": "cannot connect now",
-    "57P05": "idle session timeout",
-    "25P03": "idle in transaction timeout: the process was stopped in the middle of a transaction",
+TROUBLE = {
+    "0A": (Trouble.SERVER, "not supported: by a standby, or by a plan that was made before a migration"),
+    "08": (Trouble.SERVER, "connection exception"),
+    "20": (Trouble.STATEMENT, "case not found"),
+    "21": (Trouble.STATEMENT, "cardinality violation"),
+    "22": (Trouble.STATEMENT, "data exception"),
+    "23": (Trouble.STATEMENT, "integrity constraint violation"),
+    "25": (Trouble.SERVER, "invalid transaction state: the server only reads, or ended a transaction that idled"),
+    "26": (Trouble.SERVER, "a prepared statement is gone: a pooler changed the connection behind it"),
+    "27": (Trouble.STATEMENT, "triggered data change violation"),
+    "28": (Trouble.SERVER, "invalid authorization"),
+    "2F": (Trouble.STATEMENT, "SQL routine exception"),
+    "38": (Trouble.STATEMENT, "external routine exception"),
+    "39": (Trouble.STATEMENT, "external routine invocation exception"),
+    "3D": (Trouble.SERVER, "the database is not there"),
+    "40": (Trouble.MOMENT, "transaction rollback: deadlock, serialization failure"),
+    "42": (Trouble.STATEMENT, "syntax error or access rule violation"),
+    "42501": (Trouble.SERVER, "insufficient privilege: of the role, and given back by its administrator"),
+    "42P05": (Trouble.SERVER, "a prepared statement is there already: a pooler changed the connection behind it"),
+    "44": (Trouble.STATEMENT, "WITH CHECK OPTION violation"),
+    "53": (Trouble.SERVER, "insufficient resources: memory, connections"),
+    "53100": (Trouble.DISK, "disk full"),
+    "54": (Trouble.STATEMENT, "program limit exceeded: a value is too long for its index"),
+    "55": (Trouble.SERVER, "object not in prerequisite state"),
+    "55P03": (Trouble.MOMENT, "lock not available: lock_timeout"),
+    "57": (Trouble.SERVER, "operator intervention: shutdown, crash, start"),
+    "57014": (Trouble.MOMENT, "query canceled"),
+    "58": (Trouble.SERVER, "system error"),
+    "58030": (Trouble.DISK, "I/O error"),
+    "P0": (Trouble.STATEMENT, "raised by a function or a trigger"),
+    "XX": (Trouble.SERVER, "internal error, damaged data or index"),
 }
-"""SQLSTATEs of trouble that passes. So does all of class 08, which is about connections."""
+"""By SQLSTATE, else by its class, the first two characters. All others are SERVER."""
 
 LOCK_TIMEOUT_SECONDS = 2.0
 """How long a statement waits for a row. Then the works that shared the transaction run each in their own, so that a row
@@ -54,6 +72,14 @@ IDLE_TIMEOUT_SECONDS = 60
 
 CONNECT_TIMEOUT_SECONDS = 5
 """For the connection that listens."""
+
+OLDEST_VERSION = 13_00_00
+"""Of the server: it has pg_current_xact_id()."""
+
+SERVER = "SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('synchronous_commit')"
+
+FORMATS = {"DateStyle": "ISO, MDY", "TimeZone": "UTC"}
+"""What psycopg reads times by. A pooler carries these two over from one of the server's sessions to the next."""
 
 MIGRATION_LOCK = 7_203_481
 """The key of an advisory lock: any number that nothing else locks on the same database."""
@@ -67,12 +93,21 @@ class PostgreSQL:
 
     def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
         self.snapshot: dict[str, Any] = {"isolation_level": "REPEATABLE READ"}
-        lock_timeout = int(1000 * min(timeout_seconds, LOCK_TIMEOUT_SECONDS))
-        idle_timeout = 1000 * IDLE_TIMEOUT_SECONDS
+        self.pooled = False
+        """Whether a pooler, such as PgBouncer, stands between: of two transactions on one connection, each may then be
+        another session of the server's."""
+        self._limits = {
+            "lock_timeout": milliseconds(min(timeout_seconds, LOCK_TIMEOUT_SECONDS)),
+            "idle_in_transaction_session_timeout": milliseconds(IDLE_TIMEOUT_SECONDS),
+            "synchronous_commit": "local",
+        }
+        """What holds for a transaction that writes. The server's ``synchronous_commit`` is raised to ``local`` where it
+        is ``off``, and kept as it was found where it is more."""
         self.engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
             hide_parameters=True,
+            isolation_level="READ COMMITTED",  # each transaction says so itself, whatever the server's default is
             pool_pre_ping=True,
             pool_timeout=timeout_seconds,
             connect_args={
@@ -81,15 +116,58 @@ class PostgreSQL:
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
-                "options": f"-c lock_timeout={lock_timeout} -c idle_in_transaction_session_timeout={idle_timeout}",
+                "client_encoding": "utf8",
             },
         )
+        event.listen(self.engine, "connect", self._configure)
+
+    def _configure(self, driver: Any, _: Any) -> None:
+        """Called for each new connection. Raises DatabaseUnusable where the server is not what is relied on."""
+        try:
+            self._examine(driver)
+            self._set(driver, FORMATS if self.pooled else FORMATS | self._limits)
+            driver.commit()
+        except BaseException as error:
+            driver.close()
+            if self.trouble(error) is Trouble.STATEMENT:
+                raise DatabaseUnusable(f"DATABASE_URL names no PostgreSQL, but what says: {error}; name one") from error
+            raise
+
+    def _examine(self, driver: Any) -> None:
+        """See what the server is, and whether a pooler stands before it: that makes up process numbers of its own."""
+        process, encoding, synchronous_commit = driver.execute(SERVER).fetchone()
+        if driver.info.server_version < OLDEST_VERSION:
+            raise DatabaseUnusable(
+                f"the server at DATABASE_URL is PostgreSQL {driver.info.server_version // 10_000}; name one of version "
+                f"{OLDEST_VERSION // 10_000} or newer"
+            )
+        if encoding != "UTF8":
+            raise DatabaseUnusable(
+                f"the database {driver.info.dbname!r} is encoded in {encoding}, which can't hold every text; make one "
+                "by 'createdb --encoding=UTF8 --template=template0 NAME', and name it in DATABASE_URL"
+            )
+        self.pooled = process != driver.info.backend_pid
+        if self.pooled:
+            driver.prepare_threshold = None
+        self._limits["synchronous_commit"] = "local" if synchronous_commit == "off" else synchronous_commit
+
+    def _set(self, driver: Any, wanted: dict[str, str], *, is_local: bool = False) -> None:
+        """Set what is relied on, and read it back; for the running transaction where ``is_local``."""
+        settings = ", ".join(f"set_config('{name}', %s, {is_local})" for name in wanted)
+        found = driver.execute(f"SELECT {settings}", list(wanted.values())).fetchone()
+        for (name, value), has in zip(wanted.items(), found, strict=True):
+            if has != value:
+                raise DatabaseUnusable(
+                    f"the server at DATABASE_URL refuses {name}={value!r} (it stays {has!r}); name one that takes it"
+                )
 
     def write_queue(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def begin_write(self, driver: Any) -> None:
-        """Nothing: psycopg begins a transaction with its first statement."""
+        """psycopg begins a transaction with its first statement."""
+        if self.pooled:
+            self._set(driver, self._limits, is_local=True)
 
     def check_commit(self) -> None:
         """Nothing: the server knows its files."""
@@ -104,15 +182,15 @@ class PostgreSQL:
         pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()
         return pipeline
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        state = getattr(driver_error(error), "sqlstate", None)
-        if state is None:
-            return is_connection_trouble(error)
-        return state in TRANSIENT or state.startswith("08")
+    def trouble(self, error: BaseException) -> Trouble | None:
+        driver: Any = self.engine.dialect.dbapi
+        found = driver_error(error)
+        if not isinstance(found, driver.Error) or (state := found.sqlstate) is None:
+            return trouble_without_code(error, driver)
+        return (TROUBLE.get(state) or TROUBLE.get(state[:2]) or (Trouble.SERVER,))[0]
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return False
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) in PASSING
 
     def cure(self, error: BaseException) -> str | None:
         """None: the server's words say what is wrong."""
@@ -189,6 +267,15 @@ class _Listener:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as PostgreSQL shows it: in the largest unit that leaves no remainder."""
+    count = int(1000 * seconds)
+    for unit, size in (("min", 60_000), ("s", 1000)):
+        if count % size == 0:
+            return f"{count // size}{unit}"
+    return f"{count}ms"
 
 
 class UtcTimestamp(TypeDecorator[datetime]):

@@ -22,10 +22,15 @@ MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 def prepare(database: Database) -> None:
     """At every start: a database file is brought up to date; a server's database must be so already.
 
-    Raises SchemaBehind, SchemaAhead, DatabaseUnusable for a file, DatabaseUnavailable for a server.
+    Raises SchemaBehind, SchemaAhead, DatabaseUnusable, and for a server DatabaseUnavailable.
     """
     if database.dialect.file is None:
-        database.check_schema()
+        try:
+            database.check_schema()
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, DatabaseUnusable):
+                raise error.__cause__ from None
+            raise
         return
     try:
         try:

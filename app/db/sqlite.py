@@ -18,7 +18,7 @@ from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
 from app.db.sqlite_file import DBMOVED, DatabaseFile, is_pinned
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
@@ -31,14 +31,32 @@ WAL_RESET_BUG = (
     "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
 )
 
-DAMAGE = {11: "CORRUPT", 26: "NOTADB"}
-"""Primary result codes of a file that is damaged (sqlite.org/rescode.html)."""
+TROUBLE = {
+    1: (Trouble.STATEMENT, "ERROR: wrong SQL, or a table that is not there"),
+    4: (Trouble.MOMENT, "ABORT"),
+    5: (Trouble.MOMENT, "BUSY"),
+    6: (Trouble.MOMENT, "LOCKED"),
+    8: (Trouble.DISK, "READONLY"),
+    9: (Trouble.MOMENT, "INTERRUPT"),
+    10: (Trouble.DISK, "IOERR"),
+    11: (Trouble.DISK, "CORRUPT"),
+    12: (Trouble.STATEMENT, "NOTFOUND"),
+    13: (Trouble.DISK, "FULL"),
+    15: (Trouble.MOMENT, "PROTOCOL: too much contention for a lock"),
+    17: (Trouble.MOMENT, "SCHEMA: another process has just changed it"),
+    18: (Trouble.STATEMENT, "TOOBIG"),
+    19: (Trouble.STATEMENT, "CONSTRAINT"),
+    20: (Trouble.STATEMENT, "MISMATCH"),
+    21: (Trouble.STATEMENT, "MISUSE"),
+    25: (Trouble.STATEMENT, "RANGE"),
+    26: (Trouble.DISK, "NOTADB"),
+}
+"""By primary result code (sqlite.org/rescode.html). All others, such as CANTOPEN, are SERVER: the
+file is opened anew."""
 
-TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"} | DAMAGE
-"""Those of trouble with the database and not with the statement: it passes, if only when somebody mends it."""
+DAMAGE = {11, 26}
+"""Codes of a file that is damaged."""
 
-DISK_TROUBLE = {8, 10, 13} | DAMAGE.keys()
-"""Those of them that do not pass within a request."""
 
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """To what size the WAL shrinks again, once no reader holds it any more."""
@@ -109,19 +127,22 @@ class SQLite:
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        code = _primary_code(error)
-        return code in TRANSIENT if code is not None else is_connection_trouble(error)
+    def trouble(self, error: BaseException) -> Trouble | None:
+        code = _code(error)
+        if code is None:
+            return trouble_without_code(error, driver_module())
+        return TROUBLE.get(code & 0xFF, (Trouble.SERVER,))[0]
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return _primary_code(error) in DISK_TROUBLE
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) in PASSING
 
     def cure(self, error: BaseException) -> str | None:
-        code = _primary_code(error)
-        if code in DAMAGE:
+        code = _code(error)
+        if code is None or code == DBMOVED:
+            return None
+        if code & 0xFF in DAMAGE:
             return f"{self.file.name} is damaged: stop the service, and restore a backup with 'flask db restore'"
-        if code in (*DISK_TROUBLE, CANTOPEN) and driver_error(error).sqlite_errorcode != DBMOVED:  # type: ignore[attr-defined]
+        if code & 0xFF == CANTOPEN or self.trouble(error) is Trouble.DISK:
             return self._cure_of_the_disk()
         return None
 
@@ -267,6 +288,7 @@ def _make_private(file: Path) -> None:
         file.touch(mode=0o600, exist_ok=False)
 
 
-def _primary_code(error: BaseException) -> int | None:
-    code = getattr(driver_error(error), "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+def _code(error: BaseException) -> int | None:
+    """SQLite's extended result code; None of an error that is not its own."""
+    found = driver_error(error)
+    return getattr(found, "sqlite_errorcode", None) if isinstance(found, driver_module().Error) else None

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.db.dialect import Dialect
 from app.db.prepared import Prepared
+from app.errors import TransactionLost
 
 T = TypeVar("T")
 AddedRows = dict[Prepared, list[dict[str, Any]]]
@@ -45,7 +46,10 @@ class Transaction:
 
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
-        """The block's writes stay or go together: an exception undoes them, and is passed on."""
+        """The block's writes stay or go together: an exception undoes them, and is passed on.
+
+        Raises TransactionLost where it can't be undone by itself: the whole transaction has to be run again.
+        """
         self.flush()
         self.insert_rows()
         self.driver.execute("SAVEPOINT part")
@@ -53,14 +57,25 @@ class Transaction:
             yield
             self.flush()
             self.insert_rows()
-        except Exception:
+        except Exception as error:
             self._added_rows.clear()
-            if self._session is not None:
-                self._session.undo()
-            self.driver.execute("ROLLBACK TO SAVEPOINT part")
-            self.driver.execute("RELEASE SAVEPOINT part")
+            with self._or_lost(error):
+                if self._session is not None:
+                    self._session.undo()
+                self.driver.execute("ROLLBACK TO SAVEPOINT part")
+                self.driver.execute("RELEASE SAVEPOINT part")
             raise
-        self.driver.execute("RELEASE SAVEPOINT part")
+        with self._or_lost():
+            self.driver.execute("RELEASE SAVEPOINT part")
+
+    @contextlib.contextmanager
+    def _or_lost(self, why: Exception | None = None) -> Iterator[None]:
+        """Raises TransactionLost where the block fails, for the savepoint is gone then, and the whole transaction with
+        it: the connection broke, or SQLite has rolled back by itself. On it the next statement would stand alone."""
+        try:
+            yield
+        except Exception as error:
+            raise TransactionLost from why or error
 
     def add_row(self, statement: Prepared, row: dict[str, Any]) -> None:
         """Insert the row by a prepared INSERT, later: one statement inserts the rows of all works that share the

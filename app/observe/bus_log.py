@@ -108,6 +108,10 @@ class BusLog:
     def dispatcher_failed(self, _: Bus, error: BaseException) -> None:
         self.log(logging.ERROR, "dispatcher failed", {}, error)
 
+    def answer_unstored(self, _: Bus, lease: Lease, error: Exception, failures: int) -> None:
+        reason = error.reason if isinstance(error, DatabaseUnavailable) else str(error).partition("\n")[0]
+        self.log(logging.ERROR, "result not stored", _of(lease) | {"reason": reason, "tries": failures})
+
     def database_lost(self, _: Bus, error: DatabaseUnavailable) -> None:
         self.log(logging.ERROR, "database lost", {"reason": error.reason})
 

@@ -36,6 +36,8 @@ Function = Callable[[Transaction], Any]
 
 BUSY = sqlite_module().OperationalError("database is locked")
 BUSY.sqlite_errorcode = 5
+FAILING_DISK = sqlite_module().OperationalError("disk I/O error")
+FAILING_DISK.sqlite_errorcode = 10
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize(
@@ -318,13 +320,21 @@ def test_on_postgresql_a_work_that_hangs_holds_up_neither_requests_nor_a_dispatc
 
 
 @on_sqlite
-@pytest.mark.parametrize("error", [sqlite_module().DatabaseError("malformed"), PermissionError("no"), Stopped()])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (sqlite_module().IntegrityError("refused"), sqlite_module().IntegrityError),
+        (FAILING_DISK, DatabaseUnavailable),
+        (PermissionError("no"), PermissionError),
+        (Stopped(), Stopped),
+    ],
+)
 def test_a_transaction_that_cannot_even_begin_is_no_success_and_stops_nobody_after_it(
-    database: WatchedDatabase, error: BaseException
+    database: WatchedDatabase, error: BaseException, raised: type[BaseException]
 ) -> None:
     """A file is damaged, say: an order must not be answered as if it were stored."""
     database.begin_fault = lambda: error
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         database.transact(adds("a"))
     database.begin_fault = lambda: None
     assert database.transact(adds("b")) == "b"
@@ -332,10 +342,10 @@ def test_a_transaction_that_cannot_even_begin_is_no_success_and_stops_nobody_aft
 
 
 def test_a_shared_commit_that_never_succeeds_is_an_error_to_all(callers: Callers) -> None:
-    malformed = sqlite_module().DatabaseError("malformed")
-    callers.database.commit_fault = lambda: malformed if callers.database.batches[1:] else None
+    refused = sqlite_module().IntegrityError("refused")
+    callers.database.commit_fault = lambda: refused if callers.database.batches[1:] else None
     results = callers.do(adds("a"), adds("b"), adds("c"))
-    assert [str(result) for result in results] == ["malformed"] * 3
+    assert [str(result) for result in results] == ["refused"] * 3
     assert users(callers.database) == []
 
 

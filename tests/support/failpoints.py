@@ -74,10 +74,10 @@ def _claim_of_some(settle_and_claim: Callable[..., Any]) -> Callable[..., Any]:
     """It is called also where there is nothing to claim."""
 
     def wrapped(*arguments: Any) -> Any:
-        ends, claimed = settle_and_claim(*arguments)
+        ends, claimed, unstored = settle_and_claim(*arguments)
         if claimed:
             reach("after-claim")
-        return ends, claimed
+        return ends, claimed, unstored
 
     return wrapped
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.db.dialect import Trouble
 from app.db.group_commit import LARGEST_BATCH, GroupCommit, Work
 from app.errors import DatabaseUnavailable
 
@@ -20,11 +21,14 @@ class DiskFull(Exception):
 class OneWriter:
     one_writer = True
 
-    def is_transient(self, error: BaseException) -> bool:
-        return isinstance(error, Busy | DiskFull)
+    def trouble(self, error: BaseException) -> Trouble | None:
+        return {Busy: Trouble.MOMENT, DiskFull: Trouble.DISK}.get(type(error))
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return isinstance(error, DiskFull)
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) is not None
+
+    def cure(self, error: BaseException) -> None:
+        pass
 
 
 class EndlessAdmission:

@@ -15,8 +15,9 @@ from datetime import timedelta
 from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
-from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun
+from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun, undone
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
+from app.engine.inprocess.unsettled import UnsettledAnswers
 from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
 from app.signal import ReceiverOptions, subscriptions
@@ -43,6 +44,9 @@ HIGH_CONTENTION = 0.5
 DEFER_SECONDS = 0.2
 """How long a claim is put off, at full write contention, because requests come first."""
 
+MOST_UNSTORED = 20
+"""Answers that can't be stored: with so many it is hardly the answers' fault, and nothing more is claimed."""
+
 STOP_GRACE_SECONDS = 0.5
 """Time that a stop allows for settling, beyond its wait for receivers."""
 
@@ -67,8 +71,8 @@ class Worker:
         self.wake_others = wake_others
         self.prune = prune
         self._pools: dict[str, ReceiverPool] = {}
-        self._answers: list[tuple[Lease, Answer]] = []
-        """From receivers' threads, to be settled."""
+        self._answers = UnsettledAnswers()
+        """From receivers' threads."""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stop_by = float("inf")
@@ -137,39 +141,47 @@ class Worker:
         """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
         self._take_back_unbegun()
         if self.stopping:
-            if self._answers:
+            if not (pause := self._answers.seconds_until_due()):
                 self._settle_and_claim({})
-            return 0 if self._is_done() else max(0.0, self._stop_by - time.monotonic())
+            return 0 if self._is_done() else max(0.0, min(pause, self._stop_by - time.monotonic()))
         self._keep_house()
         due = self.dispatcher.next_due()
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
         capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
-        if self._answers or capacity:
+        if self._answers.separated >= MOST_UNSTORED:
+            capacity = {}
+        if capacity or not self._answers.seconds_until_due():
             self._defer_to_requests()
             return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
         self._share_load(saturated=bool(overdue))
         return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
     def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
-        """Returns whether anything was settled or claimed. Answers wait while the database can't store them."""
-        with self._lock:
-            answers = self._answers[:]
+        """Returns whether anything was settled or claimed. What can't be stored waits, whatever the reason."""
+        answers, alone = self._answers.take()
         try:
-            _, claimed = self.dispatcher.settle_and_claim(answers, capacity)
-        except DatabaseUnavailable:
-            raise
-        except Exception:  # a fault of ours: let the leases run out rather than try the same for ever
-            self._forget(answers)
-            self.dispatcher.abandon([lease for lease, _ in answers])
-            raise
-        self._forget(answers)
+            _, claimed, unstored = self.dispatcher.settle_and_claim(answers, {} if alone else capacity)
+        except Exception as error:
+            if not alone:
+                self._answers.separate(answers)
+                raise
+            self._step_back(*answers[0], error)
+            if isinstance(error, DatabaseUnavailable):
+                raise
+            return True
+        for each in unstored:
+            self._step_back(each.lease, each.answer, each.error)
+        left = {each.lease for each in unstored}
+        self._answers.settled([each for each in answers if each[0] not in left])
         self._hand_out(claimed)
         return bool(answers or claimed)
 
-    def _forget(self, settled: list[tuple[Lease, Answer]]) -> None:
-        with self._lock:
-            del self._answers[: len(settled)]
+    def _step_back(self, lease: Lease, answer: Answer, error: Exception) -> None:
+        """Say so, the more rarely the more often it has failed."""
+        failures = self._answers.step_back(lease, answer)
+        if failures.bit_count() == 1:
+            self._report_unstored(lease, error, failures)
 
     def _hand_out(self, claimed: list[Lease]) -> None:
         for batch in self.dispatcher.batches(claimed):
@@ -179,7 +191,7 @@ class Worker:
         soonest = min([timedelta(seconds=self.poll_seconds), *waits]).total_seconds()
         if any(pool.waiting for pool in self._pools.values()):
             soonest = min(soonest, STALLED_SECONDS)
-        return min(soonest, max(0.0, self._next_prune - time.monotonic()))
+        return min(soonest, max(0.0, self._next_prune - time.monotonic()), self._answers.seconds_until_due())
 
     def _defer_to_requests(self) -> None:
         """Under write contention wait a little: orders come first, and deliveries catch up."""
@@ -245,24 +257,45 @@ class Worker:
         """To the loop, which settles them."""
         with self._lock:
             if not self._ended.is_set():
-                self._answers += answers
+                self._answers.add(*answers)
                 return
         self.dispatcher.settle(list(answers))  # stop() did not wait so long, but the lease may hold still
 
     def _deliver_transactional(self, batch: list[Lease]) -> None:
-        """Until it is stored: an outage of the database undoes the receivers' work together with its record."""
-        with self._reporting_faults():
-            try:
-                while True:
-                    try:
-                        self.dispatcher.deliver_transactional(batch)
-                        return
-                    except DatabaseUnavailable as error:
-                        self._note_database_lost(error)
-                        if self._stopping.wait(RETRY_SECONDS):
-                            return
-            finally:
-                self.dispatcher.abandon(batch)
+        """Together, and where that can't be stored, one by one: what can't be stored holds up no other.
+
+        Trouble of the database undoes the receivers' work together with its record, so they are called again.
+        """
+        if self._try_transactional(batch) is None:
+            return
+        for n, lease in enumerate(batch):
+            if not self._await_database():
+                self.dispatcher.abandon(batch[n:])
+                return
+            if (error := self._try_transactional([lease])) is not None:
+                self._report_unstored(lease, error, 1)
+                self._hand_back((lease, undone(error)))
+
+    def _try_transactional(self, batch: list[Lease]) -> Exception | None:
+        """Returns why it could not be stored; the leases are held then."""
+        try:
+            self.dispatcher.deliver_transactional(batch)
+        except DatabaseUnavailable as error:
+            self._note_database_lost(error)
+            return error
+        except Exception as error:
+            return error
+        except BaseException:
+            self.dispatcher.abandon(batch)
+            raise
+        return None
+
+    def _await_database(self) -> bool:
+        """Until the loop has found it back; False at a stop."""
+        while self._database_lost:
+            if self._stopping.wait(RETRY_SECONDS):
+                return False
+        return True
 
     # Heartbeat, outages and faults
 
@@ -283,6 +316,10 @@ class Worker:
             yield
         except Exception as error:
             self._report_fault(error)
+
+    def _report_unstored(self, lease: Lease, error: Exception, failures: int) -> None:
+        sender = self.dispatcher.sender
+        lifecycle.report(lifecycle.answer_unstored, sender, lease=lease, error=error, failures=failures)
 
     def _report_fault(self, error: Exception) -> None:
         lifecycle.report(lifecycle.dispatcher_failed, self.dispatcher.sender, error=error)

@@ -16,7 +16,7 @@ from app.db import Transaction
 from app.errors import AttemptFailed, DatabaseUnavailable
 from app.retry import Policy
 from app.states import Outcome
-from app.text import storable
+from app.text import described, storable, words_of
 
 MISSING_RECEIVER_WAIT_SECONDS = 60.0
 """After so long a delivery without a receiver is looked at again, and after so long it counts as being without one."""
@@ -54,7 +54,7 @@ class Invoker:
     """Of the lifecycle signals that are sent here."""
 
     def invoke(self, lease: Lease, transaction: Transaction | None = None) -> Answer:
-        """The receiver's answer; what it raises is a Failure. ``transaction`` is for a receiver that takes one.
+        """The receiver's answer; whatever it raises is a Failure. ``transaction`` is for a receiver that takes one.
 
         Raises only what is the database's trouble and not the receiver's.
         """
@@ -65,8 +65,8 @@ class Invoker:
             return refusal
         try:
             event = signal.decode(lease.type, lease.version, lease.data)
-        except ValueError as error:
-            return Failure(Outcome.BUG, storable(f"undecodable event: {error}"), final=True)
+        except BaseException as error:  # decode's own ValueError, or whatever the event's class raises
+            return Failure(Outcome.BUG, storable(f"undecodable event: {words_of(error)}"), final=True)
         return self._call(subscription, lease, event, transaction)
 
     def _refusal(self, lease: Lease) -> Failure | None:
@@ -85,17 +85,17 @@ class Invoker:
                 answer = subscription.receiver(lease.source, **_arguments(subscription, lease, event, transaction))
                 if transaction is not None:
                     transaction.flush()
+                return _checked(answer)
         except AttemptFailed as error:
             held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
-            return Failure(error.outcome, storable(str(error)), final=held)
+            return Failure(error.outcome, storable(words_of(error)), final=held)
         except DatabaseUnavailable as error:  # no fault of this delivery's
-            return RetryAfter(DATABASE_WAIT_SECONDS, str(error))
-        except Exception as error:
+            return RetryAfter(DATABASE_WAIT_SECONDS, words_of(error))
+        except BaseException as error:  # foreign code may raise SystemExit too, and this thread serves others
             if transaction is not None and transaction.dialect.is_transient(error):
                 raise
             lifecycle.report(lifecycle.receiver_raised, self.sender, lease=lease, error=error)
             return bug(error)
-        return _checked(answer)
 
     def _without_receiver(self, lease: Lease) -> Answer:
         """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""
@@ -106,8 +106,8 @@ class Invoker:
         return RetryAfter(MISSING_RECEIVER_WAIT_SECONDS, reason)
 
 
-def bug(error: Exception) -> Failure:
-    return Failure(Outcome.BUG, storable(f"{type(error).__name__}: {error}"))
+def bug(error: BaseException) -> Failure:
+    return Failure(Outcome.BUG, storable(described(error)))
 
 
 def find_subscription(lease: Lease) -> signal.Subscription | None:

@@ -5,6 +5,7 @@ reports. ``InProcessEngine.wake`` listens to ``deliveries_due``; ``observe.bus_l
 method of the same name.
 """
 
+import contextlib
 import logging
 
 from blinker import NamedSignal, Namespace
@@ -33,5 +34,6 @@ def report(signal: NamedSignal, sender: object, **facts: object) -> None:
     for listener in list(signal.receivers_for(sender)):
         try:
             listener(sender, **facts)
-        except Exception:
-            log.exception("a listener of %s failed", signal.name)
+        except BaseException:  # foreign code, in a thread that serves others
+            with contextlib.suppress(BaseException):  # the very handler that failed may be the log's
+                log.exception("a listener of %s failed", signal.name)

@@ -35,7 +35,7 @@ def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, 
             ends = [conclude(transaction, policy, lease, answer) for lease, answer in answers]
             leases.end(transaction, ends)
             return ends
-    except Exception as error:
+    except BaseException as error:  # an answer is foreign code too: what it publishes is encoded here
         if transaction.dialect.is_transient(error):
             raise
         if len(answers) > 1:
@@ -44,7 +44,7 @@ def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, 
 
 
 def _settle_otherwise(
-    transaction: Transaction, policy: Policy, lease: Lease, answer: Answer, error: Exception
+    transaction: Transaction, policy: Policy, lease: Lease, answer: Answer, error: BaseException
 ) -> list[LeaseEnd]:
     """The lease could not be ended by its own answer."""
     if isinstance(error, LeaseLost):
@@ -76,11 +76,16 @@ def _deliver_one(transaction: Transaction, policy: Policy, invoker: Invoker, lea
             return conclude(transaction, policy, lease, answer)
     except _Undo as undo:
         answer = undo.answer
-    except Exception as error:
+    except BaseException as error:  # the same
         if transaction.dialect.is_transient(error):
             raise
         answer = bug(error)
-    return conclude(transaction, policy, lease, answer)
+    try:
+        return conclude(transaction, policy, lease, answer)
+    except BaseException as error:  # RetryAfter("soon"), say: it must not fail the others of the batch
+        if isinstance(answer, Failure) or transaction.dialect.is_transient(error):
+            raise
+        return conclude(transaction, policy, lease, bug(error))
 
 
 class _Undo(Exception):
@@ -114,7 +119,7 @@ def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, fa
     try:
         with recording_savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))
-    except Exception as error:
+    except BaseException as error:  # when_dead is foreign code
         if transaction.dialect.is_transient(error):
             raise
         detail = f"{detail}; and when_dead failed: {bug(error).detail}"
@@ -128,7 +133,7 @@ def _death_notice(lease: Lease, reason: str) -> list[signal.Event]:
         return []
     try:
         event = signal.decode(lease.type, lease.version, lease.data)
-    except ValueError:
+    except BaseException:  # as in Invoker.invoke
         return []
     notice = subscription.when_dead(event, reason)
     if type(notice).__name__ not in signal.SIGNALS:

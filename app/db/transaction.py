@@ -53,7 +53,7 @@ class Transaction:
             yield
             self.flush()
             self.insert_rows()
-        except Exception:
+        except BaseException:  # SystemExit from a receiver, say: its thread goes on with the transaction
             self._added_rows.clear()
             if self._session is not None:
                 self._session.undo()

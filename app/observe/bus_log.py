@@ -43,7 +43,7 @@ class BusLog:
         exc_info = (type(error), error, error.__traceback__) if error else None
         record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info, extra={"facts": facts})
         # A handler of somebody else's that raises must not answer 500 to an order that is stored.
-        with suppress(Exception):
+        with suppress(BaseException):
             LOGGER.handle(record)
 
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:

@@ -1,8 +1,11 @@
 """The bus: what is remembered, what is delivered, and what happens when a receiver fails."""
 
+import asyncio
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -19,6 +22,7 @@ from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import confirm_order, place_order, records, set_email
+from tests.support.logging import handling
 from tests.support.shop import Shop, not_begun
 from tests.support.waiting import somebody_waits, until
 
@@ -317,6 +321,135 @@ def test_what_nobody_expected_is_reported_with_its_traceback(shop: Shop) -> None
         shop.dispatch()
     assert raised == [("failing", bug)]
     assert bug.__traceback__ is not None
+
+
+class GeventTimeout(BaseException):
+    """As gevent's, and pytest's own outcomes: no Exception."""
+
+
+class Wordless(Exception):
+    """Its words can't be had."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+FOREIGN: dict[str, tuple[BaseException, str]] = {
+    "SystemExit": (SystemExit(1), "SystemExit: 1"),
+    "SystemExit without a code": (SystemExit(), "SystemExit: raised without a word"),
+    "CancelledError": (asyncio.CancelledError(), "CancelledError: raised without a word"),
+    "KeyboardInterrupt": (KeyboardInterrupt(), "KeyboardInterrupt: raised without a word"),
+    "GeneratorExit": (GeneratorExit(), "GeneratorExit: raised without a word"),
+    "StopIteration": (StopIteration(7), "StopIteration: 7"),
+    "a BaseException of its own": (GeventTimeout("3 seconds"), "GeventTimeout: 3 seconds"),
+    "MemoryError": (MemoryError(), "MemoryError: raised without a word"),
+    "words that raise": (Wordless(), "Wordless: its words can't be shown, because that raises SystemExit"),
+}
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_whatever_a_receiver_raises_is_its_own_failed_attempt(shop: Shop, kind: str, transactional: bool) -> None:
+    """The others of its batch are done, of its own work nothing stays, and its thread goes on."""
+    error, reason = FOREIGN[kind]
+
+    def work(event: OrderCreated) -> None:
+        if event.order_id == "2":
+            raise error
+
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        set_email(transaction, f"user of {event.order_id}", "a@b.example")
+        transaction.flush()
+        work(event)
+
+    def outside(sender: str, event: OrderCreated) -> None:
+        work(event)
+
+    shop.only(inside if transactional else outside, name="foreign")
+    for order_id in "123":
+        shop.place_order(order_id)
+    shop.dispatch()
+    states = {(delivery.state, delivery.reason) for delivery in shop.deliveries("foreign")}
+    assert states == {("done", None), ("ready", reason)}
+    assert shop.count("users") == (2 if transactional else 0)
+    assert shop.execute_scalar("SELECT outcome FROM attempts WHERE outcome != 'ok'") == "bug"
+
+
+class LazyAnswer:
+    """An answer that raises as soon as it is looked at, as a proxy outside its context does."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise self.error
+
+
+class LazyEvent:
+    """What is published and raises when it is stored."""
+
+    def __str__(self) -> str:
+        raise SystemExit("too late")
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (lambda: LazyAnswer(SystemExit("late")), "SystemExit: late"),
+        (lambda: RetryAfter("soon", "no number"), "TypeError: "),  # type: ignore[arg-type]
+        (lambda: Done(replace(SENT, recipient=LazyEvent())), "SystemExit: too late"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_answer_that_raises_when_it_is_used_is_a_failed_attempt(
+    shop: Shop, answer: Callable[[], Any], reason: str, transactional: bool
+) -> None:
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
+        return answer() if event.order_id == "1" else None
+
+    def outside(sender: str, event: OrderCreated) -> Any:
+        return answer() if event.order_id == "1" else None
+
+    shop.only(inside if transactional else outside, name="lazy")
+    for order_id in "12":
+        shop.place_order(order_id)
+    shop.dispatch()
+    first, second = shop.deliveries("lazy")
+    assert (first.state, second.state) == ("ready", "done")
+    assert (first.reason or "").startswith(reason)
+
+
+def test_what_hangs_around_a_receiver_may_raise_anything_too(shop: Shop) -> None:
+    """The teardown of its application context, a listener, somebody's log handler."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise GeventTimeout("the log")
+
+    def leave(*_: object, **__: object) -> None:
+        raise SystemExit("at the end of the context")
+
+    shop.app.teardown_appcontext(leave)
+    shop.only(Failing(times=0))
+    shop.place_order()
+    with handling(Handler()), lifecycle.delivery_settled.connected_to(leave):
+        shop.dispatch()
+    assert (shop.delivery("failing").state, shop.delivery("failing").reason) == (
+        "ready",
+        "SystemExit: at the end of the context",
+    )
+
+
+def test_when_dead_may_raise_anything_too(shop: Shop) -> None:
+    def announce(event: OrderCreated, reason: str) -> NotificationSent:
+        raise SystemExit(3)
+
+    shop.only(Failing(error=Refused("never")), when_dead=announce)
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.reason) == ("dead", "never; and when_dead failed: SystemExit: 3")
 
 
 def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
@@ -723,26 +856,6 @@ def test_a_lease_that_ran_out_before_it_was_begun_is_left_to_others(shop: Shop, 
     shop.dispatcher.heartbeat()
     assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
     assert calls == ["1001"]
-
-
-def test_a_lease_whose_thread_ended_is_left_to_others(shop: Shop) -> None:
-    """Whatever ended it: were the lease extended, nobody would ever try the delivery again."""
-    calls: list[str] = []
-
-    def receiver(sender: str, event: OrderCreated) -> None:
-        calls.append(event.order_id)
-        if len(calls) == 1:
-            raise GeneratorExit
-
-    shop.only(receiver)
-    shop.place_order()
-    (lease,) = shop.dispatcher.claim({"receiver": 1})
-    with pytest.raises(GeneratorExit):
-        shop.dispatcher.invoke(lease)
-    for _ in range(3):
-        shop.clock.advance(10)
-        shop.dispatcher.heartbeat()
-    assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
 
 
 def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:

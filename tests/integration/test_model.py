@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.answers import Discard, Done, RetryAfter
 from app.bus import Dispatcher, Filter, lifecycle, operate, queries
@@ -60,7 +60,7 @@ INSIDE = {"inside", "heard"}
 
 
 class Killed(BaseException):
-    """The process ends in the middle of a receiver."""
+    """The process ends in the middle of a receiver. Should this be caught, a dead process still does nothing more."""
 
 
 class Starts(str):
@@ -382,6 +382,9 @@ class Bench:
         self.plan: dict[Lease, tuple[Answer, Callable[[], None]]] = {}
         self.calls: Counter[int] = Counter()
         self.reported: list[str] = []
+        self.dead = False
+        """Whether the process that runs now was killed: it calls nobody and commits nothing any more."""
+        self._commit, shop.database.commit = shop.database.commit, self._commit_alive  # type: ignore[method-assign]
         shop.only(self.inside, name="inside")
         shop.receive(self.outside, name="outside", when_dead=announce)
         shop.receive(self.careful, name="careful", hold_unknown=True, when_dead=announce_nonsense)
@@ -400,7 +403,14 @@ class Bench:
     def careful(self, sender: str, event: Event, delivery: Lease) -> Any:
         return self._act(delivery, None)
 
+    def _commit_alive(self, connection: Connection) -> None:
+        if self.dead:
+            raise Killed
+        self._commit(connection)
+
     def _act(self, lease: Lease, transaction: Transaction | None) -> Any:
+        if self.dead:
+            raise Killed
         self.calls[lease.delivery_id] += 1
         answer, meanwhile = self.plan[lease]
         if transaction is not None and answer.state != "discarded":
@@ -409,6 +419,7 @@ class Bench:
                 {"effect": f"effect of {lease.delivery_id}, called {self.calls[lease.delivery_id]} times"},
             )
         meanwhile()
+        self.dead = answer is KILLED
         return answer.act(transaction)
 
     def on_events_recorded(self, _: object, events: list[Any]) -> None:
@@ -585,17 +596,17 @@ class BusMachine(RuleBasedStateMachine):
         before, now = self.bench.calls.copy(), self.clock.now()
         try:
             settled = worker.dispatcher.deliver(batch)
-        except Killed:
-            assert killers
-            self.workers[self.workers.index(worker)] = self._new_worker()
-        except DatabaseUnavailable:
-            assert away
+        except (Killed, DatabaseUnavailable):
+            assert killers or away
         else:
             assert not killers
             moment = now if inside else self.clock.now()
             expected = [self.model.settle(lease, self.model.verdict(lease) or plan[lease], moment) for lease in held]
             seen = [(done.lease.delivery_id, done.state, done.outcome) for done in settled]
             assert seen == [result for result in expected if result is not None]
+        if killers:
+            self.bench.dead = False
+            self.workers[self.workers.index(worker)] = self._new_worker()
         self._database_returns()
         assert self.bench.calls - before == Counter(lease.delivery_id for lease in called)
         for lease in batch:

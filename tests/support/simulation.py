@@ -83,7 +83,8 @@ class Violation(AssertionError):
 
 
 class Killed(BaseException):
-    """A process ends between two of its instructions. No Exception: nobody's ``except`` sees a ``kill -9``."""
+    """A process ends between two of its instructions. Some ``except`` may see it, where a ``kill -9`` is seen by none;
+    but no statement of a dead actor comes through any more, and no mail."""
 
 
 def settings(folder: Any, **more: Any) -> Settings:
@@ -245,12 +246,14 @@ class World:
         self.stack.append(actor)
         try:
             result = Context().run(work)
-        except (DatabaseUnavailable, Killed) as error:
+        except (Exception, Killed) as error:
+            if not (actor.dead or isinstance(error, DatabaseUnavailable)):
+                raise
             result = error
         finally:
             self.stack.pop()
             actor.fault = earlier
-        if actor.dead:
+        if actor.dead:  # whatever caught its death, and went on for a while: none of its statements came through
             result = Killed()
         if isinstance(result, DatabaseUnavailable | Killed):
             self.tell(f"    {actor.name} ends with {type(result).__name__}")
@@ -805,6 +808,8 @@ class MailServer:
             self._leases.pop()
 
     def deliver(self, mail: OutgoingMail) -> None:
+        if self.world.stack and self.world.stack[-1].dead:
+            raise Killed
         self.world.watch_lease(self._leases[-1])
         if self.world.healed:
             return self._accept(mail)

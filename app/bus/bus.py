@@ -43,7 +43,7 @@ class Bus:
         """A new dispatcher with this application's settings."""
         missing_after = timedelta(seconds=self.settings.missing_receiver_seconds)
         invoker = Invoker(
-            self._app_context, self.options, self.policy, self.database.clock, missing_after=missing_after, sender=self
+            self._app_context, self.options, self.database.clock, missing_after=missing_after, sender=self
         )
         return Dispatcher(self.database, self.policy, invoker, lease_seconds=self.settings.lease_seconds, sender=self)
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 
 from app.bus import heartbeats, leases, lifecycle
+from app.bus.claim import Claim
 from app.bus.held_leases import HeldLeases
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, is_transactional
 from app.bus.leases import Lease, LeaseEnd
@@ -18,6 +19,10 @@ from app.signal import subscriptions
 
 BATCH = 20
 """How many deliveries to transactional receivers share a transaction: it bounds how long one holds the write lock."""
+
+ALONE_SECONDS = 0.25
+"""For so long before and after a delivery in doubt is begun, no other is begun in its process. What kills a process does
+so at once, mostly; what takes longer, such as a mail that hangs, shall hold up nobody."""
 
 FORGOTTEN_AFTER = timedelta(days=1)
 """A dispatcher without a heartbeat for so long is removed from the table."""
@@ -40,6 +45,9 @@ class Dispatcher:
         self.lease = timedelta(seconds=lease_seconds)
         self.sender = sender
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
+        self.in_doubt_waits = False
+        """Whether the last claim passed over a delivery in doubt: the next one claims it, alone."""
+        self._one_is_alone = False
         self._held = HeldLeases()
 
     @property
@@ -47,7 +55,7 @@ class Dispatcher:
         return self.database.clock
 
     def run_once(self) -> list[LeaseEnd]:
-        """One round in the calling thread: claim a batch for each receiver, invoke, settle. Returns what it did."""
+        """One round in the calling thread: claim for each receiver, invoke, settle. Returns what it did."""
         claimed = self.claim(dict.fromkeys(subscriptions(), BATCH))
         return [end for batch in self.batches(claimed) for end in self.deliver(batch)]
 
@@ -78,9 +86,20 @@ class Dispatcher:
             return leases.next_due(reader, subscriptions())
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
-        """Lease due deliveries, for each receiver as many as ``capacity`` says, in one transaction."""
+        """Lease due deliveries, for each receiver as many as ``capacity`` says; or one that is in doubt, alone."""
         _, claimed = self.settle_and_claim([], capacity)
+        if not claimed:  # there is only the other kind, perhaps
+            _, claimed = self.settle_and_claim([], capacity)
         return claimed
+
+    def rest_seconds(self, answers: list[tuple[Lease, Answer]]) -> float:
+        """For how long nothing is to be claimed, once these answers are settled, so that what is in doubt is alone."""
+        if not (self.in_doubt_waits or self._one_is_alone):
+            return 0
+        last_claim = self._held.last_claim({lease for lease, _ in answers})
+        rest = max(0.0, last_claim + ALONE_SECONDS - self.clock.monotonic())
+        self._one_is_alone &= rest > 0
+        return rest
 
     def claim_without_receiver(self) -> list[Lease]:
         """Lease what has been overdue for a while because no process knows its receiver: it shall become visible."""
@@ -98,11 +117,7 @@ class Dispatcher:
         """
         if not self._holds(lease):
             return None
-        try:
-            return self.invoker.invoke(lease)
-        except BaseException:
-            self.abandon([lease])  # extended for nobody, it would never be tried again
-            raise
+        return self.invoker.invoke(lease)
 
     # Settle
 
@@ -116,23 +131,29 @@ class Dispatcher:
     ) -> tuple[list[LeaseEnd], list[Lease]]:
         """Settle and claim in one transaction: what is answered makes way for what is due.
 
-        Raises DatabaseUnavailable; then nothing has changed, and the answers' leases stay held.
+        Claims nothing while ``rest_seconds(answers)`` last. Raises DatabaseUnavailable; then nothing has changed, and
+        the answers' leases stay held.
         """
+        alone = self.in_doubt_waits
+        wanted = {} if self.rest_seconds(answers) else capacity
 
-        def work(transaction: Transaction) -> tuple[list[LeaseEnd], list[Lease]]:
+        def work(transaction: Transaction) -> tuple[list[LeaseEnd], Claim]:
             ends = settle(transaction, self.policy, answers)
-            return ends, [
-                lease
-                for receiver, limit in capacity.items()
-                for lease in leases.claim(transaction, receiver, limit, self.lease, self.name)
-            ]
+            claim = Claim(transaction, self.policy, self.lease, self.name, alone)
+            for receiver, limit in wanted.items():
+                claim.take(receiver, limit)
+            return ends, claim
 
-        held_until = self._lease_end()
-        ends, claimed = self.database.transact(work)
-        self._held.add(claimed, held_until)
+        now = self.clock.monotonic()  # before the transaction, so that no lease ends later than its row says
+        ends, claim = self.database.transact(work)
+        self._held.add(claim.leases, now, now + self.lease.total_seconds())
+        if wanted:
+            self.in_doubt_waits = claim.in_doubt_waits and not alone  # in between, the others have their turn
+            self._one_is_alone = alone and bool(claim.leases)
         self._report([lease for lease, _ in answers], ends)
-        self._report_expired(claimed)
-        return ends, claimed
+        for end in claim.expired:
+            lifecycle.report(lifecycle.delivery_settled, self.sender, end=end)
+        return ends, claim.leases
 
     def deliver_transactional(self, batch: list[Lease]) -> list[LeaseEnd]:
         """Invoke and settle in one transaction. Raises DatabaseUnavailable; then nothing was done, all stay held."""
@@ -145,7 +166,7 @@ class Dispatcher:
 
     def heartbeat(self) -> None:
         """Say that this dispatcher is alive, and let every lease it holds run on from now."""
-        held, held_until = self._held.all(), self._lease_end()
+        held, held_until = self._held.all(), self.clock.monotonic() + self.lease.total_seconds()
 
         def work(transaction: Transaction) -> list[Lease]:
             heartbeats.record(transaction, self.name)
@@ -162,10 +183,6 @@ class Dispatcher:
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
         self.database.transact(lambda t: heartbeats.remove(t, self.name, t.now - FORGOTTEN_AFTER))
-
-    def _lease_end(self) -> float:
-        """By the monotonic clock. To be taken before the transaction, so that it is never later than the row's."""
-        return self.clock.monotonic() + self.lease.total_seconds()
 
     def _holds(self, lease: Lease) -> bool:
         """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""
@@ -186,11 +203,6 @@ class Dispatcher:
         for lease in settled:
             if lease not in ended:
                 self._report_lost(lease)
-
-    def _report_expired(self, claimed: list[Lease]) -> None:
-        for lease in claimed:
-            if lease.expired:
-                lifecycle.report(lifecycle.lease_expired, self.sender, lease=lease)
 
     def _report_lost(self, lease: Lease) -> None:
         lifecycle.report(lifecycle.lease_lost, self.sender, lease=lease)

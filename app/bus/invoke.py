@@ -14,7 +14,6 @@ from app.bus.outbox import caused_by
 from app.clock import Clock
 from app.db import Transaction
 from app.errors import AttemptFailed, DatabaseUnavailable
-from app.retry import Policy
 from app.states import Outcome
 from app.text import described, storable, words_of
 
@@ -47,7 +46,6 @@ class Invoker:
 
     context: Callable[[], AbstractContextManager[Any]]
     options: Mapping[str, signal.ReceiverOptions]
-    policy: Policy
     clock: Clock
     missing_after: timedelta
     sender: object
@@ -61,21 +59,13 @@ class Invoker:
         subscription = find_subscription(lease)
         if subscription is None:
             return self._without_receiver(lease)
-        if refusal := self._refusal(lease):
-            return refusal
+        if lease.in_doubt and self.options[lease.receiver].hold_unknown:
+            return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
         try:
             event = signal.decode(lease.type, lease.version, lease.data)
         except BaseException as error:  # decode's own ValueError, or whatever the event's class raises
             return Failure(Outcome.BUG, storable(f"undecodable event: {words_of(error)}"), final=True)
         return self._call(subscription, lease, event, transaction)
-
-    def _refusal(self, lease: Lease) -> Failure | None:
-        """Why the receiver is not called: earlier attempts ended without a result."""
-        if lease.in_doubt and self.options[lease.receiver].hold_unknown:
-            return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
-        if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
-            return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
-        return None
 
     def _call(
         self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None

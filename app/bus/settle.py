@@ -21,6 +21,12 @@ from app.text import storable
 SHORTEST_WAIT_SECONDS = 1.0
 """Of a receiver that asks to be tried again: less would be a busy loop."""
 
+NO_RESULT = "no result: its process died, or was held up past the lease"
+
+GIVEN_UP = (
+    "given up: tried alone, its attempts end without a result, as if the receiver killed its process or never returned"
+)
+
 
 def settle(transaction: Transaction, policy: Policy, answers: list[tuple[Lease, Answer]]) -> list[LeaseEnd]:
     """End the leases as their receivers answered; in one go, and where that can't be, one by one.
@@ -93,6 +99,20 @@ class _Undo(Exception):
         self.answer = answer
 
 
+def settle_expired(transaction: Transaction, policy: Policy, expired: list[Lease]) -> list[LeaseEnd]:
+    """End leases that ran out, in place of the dispatchers that left no result. Their rows are locked."""
+    ends = [_conclude_expired(transaction, policy, lease) for lease in expired]
+    leases.end(transaction, ends)
+    return ends
+
+
+def _conclude_expired(transaction: Transaction, policy: Policy, lease: Lease) -> LeaseEnd:
+    """What was tried alone has failed. What was not is due at once, and then alone."""
+    if lease.in_doubt and find_subscription(lease) is not None:
+        return _conclude_failure(transaction, policy, lease, Failure(Outcome.UNKNOWN, NO_RESULT), given_up=GIVEN_UP)
+    return LeaseEnd(lease, DeliveryState.READY, Outcome.UNKNOWN, NO_RESULT)
+
+
 def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Answer) -> LeaseEnd:
     """The end of one lease by its answer. Published events are recorded here; leases.end() stores the end itself."""
     match answer:
@@ -111,11 +131,15 @@ def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Ans
             return _conclude_failure(transaction, policy, lease, answer)
 
 
-def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, failure: Failure) -> LeaseEnd:
+def _conclude_failure(
+    transaction: Transaction, policy: Policy, lease: Lease, failure: Failure, given_up: str | None = None
+) -> LeaseEnd:
+    """``given_up`` is the reason of a delivery that goes dead, where it is not the failure's own detail."""
     outcome, detail = failure.outcome, failure.detail
     seconds = None if failure.final else policy.wait(lease.spent + 1, str(outcome))
     if seconds is not None:
         return LeaseEnd(lease, DeliveryState.READY, outcome, detail, transaction.now + timedelta(seconds=seconds))
+    detail = given_up or detail
     try:
         with recording_savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))

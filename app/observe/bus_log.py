@@ -79,9 +79,6 @@ class BusLog:
     def lease_lost(self, _: Bus, lease: Lease) -> None:
         self.log(logging.WARNING, "lease lost", _of(lease))
 
-    def lease_expired(self, _: Bus, lease: Lease) -> None:
-        self.log(logging.WARNING, "lease taken over", _of(lease))
-
     def receiver_raised(self, _: Bus, lease: Lease, error: BaseException) -> None:
         self.log(logging.ERROR, "receiver raised", _of(lease), error)
 

@@ -15,7 +15,8 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, LeaseEnd, leases, lifecycle
+from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
+from app.bus.claim import Claim
 from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction
@@ -661,11 +662,12 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
     others: list[Lease] = []
 
     def claim(transaction: Transaction) -> list[Lease]:
-        taken = leases.claim(transaction, "plain", 1, timedelta(seconds=30), "first")
+        first = Claim(transaction, shop.policy, timedelta(seconds=30), "first", alone=False)
+        first.take("plain", 1)
         other = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({"plain": 5})))
         other.start()
         other.join(4)
-        return taken
+        return first.leases
 
     taken = shop.database.transact(claim)
     assert [lease.order_id for lease in taken + others] == ["1", "2"]
@@ -744,7 +746,7 @@ def test_what_is_leased_is_not_claimed_again_until_the_lease_ends(shop: Shop) ->
     assert second.claim({"failing": 5}) == []
     shop.clock.advance(0.1)
     (taken,) = second.claim({"failing": 5})
-    assert (taken.expired, taken.token, taken.spent) == (True, lease.token + 1, 1)
+    assert (taken.in_doubt, taken.token, taken.spent) == (True, lease.token + 1, 0)
     assert shop.outcomes("failing") == ["unknown"]
 
 
@@ -898,17 +900,109 @@ def test_what_cannot_be_given_back_is_held_until_it_is_given_up(
     assert shop.outcomes("failing") == (["ok"] if tries_again else ["unknown", "ok"])
 
 
+# After a death nobody knows whose fault it was
+
+
+def claim_and_die(shop: Shop, limit: int = 20) -> list[Lease]:
+    """A process claims deliveries to ``failing``, and dies; its leases run out."""
+    claimed = shop.bus.dispatcher().claim({"failing": limit})
+    shop.clock.advance(30)
+    return claimed
+
+
 def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:
+    """Once it was tried alone, each attempt is charged, and waits as the policy says."""
     shop.only(Failing(times=0), when_dead=lambda event, reason: SENT)
     shop.place_order()
-    for _ in range(3):
-        assert len(shop.bus.dispatcher().claim({"failing": 1})) == 1  # and dies
+    claim_and_die(shop)
+    for spent in range(3):
+        (lease,) = claim_and_die(shop)
+        assert (lease.spent, lease.in_doubt) == (spent, True)
+        assert claim_and_die(shop) == []
         shop.clock.advance(30)
-    (settled,) = shop.dispatch()[:1]
-    assert (settled.state, settled.outcome) == ("dead", None)
-    assert shop.outcomes("failing") == ["unknown"] * 3
-    assert "as if it killed the process" in (shop.delivery("failing").reason or "")
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.attempts) == ("dead", 3)
+    assert shop.outcomes("failing") == ["unknown"] * 4
+    assert "given up: tried alone, its attempts end without a result" in (delivery.reason or "")
     assert len(shop.timeline()) == 2
+
+
+def test_what_was_claimed_together_with_a_killer_is_not_given_up_with_it(shop: Shop) -> None:
+    """Though a single attempt is all that anybody has. The others are charged for what they did, and nothing else."""
+    shop.policy.attempts = 1
+    shop.only(Failing(times=0))
+    for order_id in "12345":
+        shop.place_order(order_id)
+    assert len(claim_and_die(shop)) == 5
+    alone = []
+    while leases := shop.dispatcher.claim({"failing": 20}):
+        (lease,) = leases
+        alone.append(lease.order_id)
+        if lease.order_id == "3":
+            shop.dispatcher.abandon(leases)  # as its process died
+            shop.clock.advance(30)
+        else:
+            shop.dispatcher.deliver(leases)
+    assert alone == ["1", "2", "3", "4", "5"]
+    found = [(delivery.state, delivery.attempts) for delivery in shop.deliveries("failing")]
+    assert found == [("done", 1), ("done", 1), ("dead", 1), ("done", 1), ("done", 1)]
+
+
+def test_the_expired_attempt_tells_when_it_began_and_who_made_it(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order()
+    (lease,) = claim_and_die(shop)
+    shop.dispatch()
+    columns = "lease_token, outcome, detail, dispatcher"
+    with shop.database.read() as session:
+        first, second = session.execute(text(f"SELECT {columns} FROM attempts ORDER BY attempt_id"))
+    reason = "no result: its process died, or was held up past the lease"
+    assert first == (lease.token, "unknown", reason, lease.leased_by)
+    assert (second.lease_token, second.outcome) == (lease.token + 1, "ok")
+
+
+def test_what_is_in_doubt_begins_while_nothing_else_does(shop: Shop) -> None:
+    """Not before what has just begun had time to kill the process, and nothing begins until it had its own."""
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    claim_and_die(shop)
+    me = shop.dispatcher
+    shop.place_order("2")
+    (other,) = me.claim({"failing": 20})
+    assert (other.order_id, other.in_doubt) == ("2", False)
+
+    assert me.claim({"failing": 20}) == []
+    shop.clock.advance(me.rest_seconds([]))
+    (alone,) = me.claim({"failing": 20})
+    assert (alone.order_id, alone.in_doubt) == ("1", True)
+
+    shop.place_order("3")
+    assert me.claim({"failing": 20}) == []
+    shop.clock.advance(me.rest_seconds([]))
+    assert [lease.order_id for lease in me.claim({"failing": 20})] == ["3"]
+
+
+def test_one_in_doubt_and_others_take_turns(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    for order_id in "12":
+        shop.place_order(order_id)
+    claim_and_die(shop)
+    rounds = []
+    for number in range(3, 7):
+        shop.place_order(str(number))
+        rounds.append([end.lease.order_id for end in shop.dispatch()])
+    assert rounds == [["3"], ["1"], ["4", "5"], ["2"]]
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_each_of_several_dispatchers_tries_one_in_doubt_at_a_time(shop: Shop, others: int) -> None:
+    shop.only(Failing(times=0))
+    for number in range(8):
+        shop.place_order(str(number))
+    claim_and_die(shop)
+    claimed = [shop.bus.dispatcher().claim({"failing": 20}) for _ in range(others)]
+    assert [len(leases) for leases in claimed] == [1] * others
+    assert len({leases[0].delivery_id for leases in claimed}) == others
 
 
 @pytest.mark.parametrize("jump", [-7200, 7200])

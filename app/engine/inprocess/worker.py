@@ -145,11 +145,12 @@ class Worker:
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
         capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
-        if self._answers or capacity:
+        rest = self.dispatcher.rest_seconds(self._answers[:]) if capacity else 0
+        if self._answers or (capacity and not rest):
             self._defer_to_requests()
             return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
         self._share_load(saturated=bool(overdue))
-        return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
+        return rest or self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
     def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
         """Returns whether anything was settled or claimed. Answers wait while the database can't store them."""
@@ -165,7 +166,7 @@ class Worker:
             raise
         self._forget(answers)
         self._hand_out(claimed)
-        return bool(answers or claimed)
+        return bool(answers or claimed) or self.dispatcher.in_doubt_waits
 
     def _forget(self, settled: list[tuple[Lease, Answer]]) -> None:
         with self._lock:
@@ -205,9 +206,9 @@ class Worker:
                 lifecycle.report(lifecycle.events_pruned, self.dispatcher.sender, count=count)
 
     def _take_back_unbegun(self) -> None:
-        """Prefetched deliveries: behind a receiver that hangs, and all of them at a stop."""
+        """Prefetched deliveries: behind a receiver that hangs; all of them at a stop, and before one that is in doubt."""
         for pool in self._pools.values():
-            if self.stopping or pool.stalled:
+            if self.stopping or pool.stalled or self.dispatcher.in_doubt_waits:
                 self._hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
 
     def _is_done(self) -> bool:

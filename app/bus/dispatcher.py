@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from operator import attrgetter
 
@@ -21,8 +21,8 @@ BATCH = 20
 """How many deliveries to transactional receivers share a transaction: it bounds how long one holds the write lock."""
 
 ALONE_SECONDS = 0.25
-"""For so long before and after a delivery in doubt is begun, no other is begun in its process. What kills a process does
-so at once, mostly; what takes longer, such as a mail that hangs, shall hold up nobody."""
+"""For so long before and after a delivery in doubt is begun, no other is begun in its process. What kills a process
+does so at once, mostly; what takes longer, such as a mail that hangs, shall hold up nobody."""
 
 FORGOTTEN_AFTER = timedelta(days=1)
 """A dispatcher without a heartbeat for so long is removed from the table."""
@@ -164,9 +164,17 @@ class Dispatcher:
 
     # Hold
 
-    def heartbeat(self) -> None:
-        """Say that this dispatcher is alive, and let every lease it holds run on from now."""
-        held, held_until = self._held.all(), self.clock.monotonic() + self.lease.total_seconds()
+    def heartbeat(self, at_work: Collection[Lease] | None = None) -> None:
+        """Say that this dispatcher is alive, and let every lease it holds run on from now.
+
+        Where ``at_work`` is given, only these: a lease that no thread has shall run out.
+        """
+        now = self.clock.monotonic()
+        held, held_until = self._held.all(), now + self.lease.total_seconds()
+        if at_work is not None:
+            idle = set(held).difference(at_work)
+            self._held.drop([lease for lease in idle if not self._held.holds(lease, now)])
+            held = [lease for lease in held if lease not in idle]
 
         def work(transaction: Transaction) -> list[Lease]:
             heartbeats.record(transaction, self.name)

@@ -70,6 +70,7 @@ class Invoker:
     def _call(
         self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
     ) -> Answer:
+        lease.running = True
         try:
             with self.context(), caused_by(lease):
                 answer = subscription.receiver(lease.source, **_arguments(subscription, lease, event, transaction))
@@ -86,6 +87,8 @@ class Invoker:
                 raise
             lifecycle.report(lifecycle.receiver_raised, self.sender, lease=lease, error=error)
             return bug(error)
+        finally:
+            lease.running = False
 
     def _without_receiver(self, lease: Lease) -> Answer:
         """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""

@@ -100,6 +100,8 @@ class Lease:
     correlation_id: str
     occurred_at: datetime
     data: bytes | str
+    running: bool = False
+    """Whether code of its receiver runs at this moment, in whichever thread."""
 
     @property
     def in_doubt(self) -> bool:

@@ -159,7 +159,11 @@ def _death_notice(lease: Lease, reason: str) -> list[signal.Event]:
         event = signal.decode(lease.type, lease.version, lease.data)
     except BaseException:  # as in Invoker.invoke
         return []
-    notice = subscription.when_dead(event, reason)
+    lease.running = True
+    try:
+        notice = subscription.when_dead(event, reason)
+    finally:
+        lease.running = False
     if type(notice).__name__ not in signal.SIGNALS:
         raise TypeError(f"it returned {notice!r}, which is no event that a signal carries")
     return [notice]

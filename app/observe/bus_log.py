@@ -82,6 +82,9 @@ class BusLog:
     def receiver_raised(self, _: Bus, lease: Lease, error: BaseException) -> None:
         self.log(logging.ERROR, "receiver raised", _of(lease), error)
 
+    def receiver_still_runs(self, _: Bus, lease: Lease, seconds: float) -> None:
+        self.log(logging.WARNING, "receiver still running", _of(lease) | {"seconds": round(seconds)})
+
     def receiver_missing(self, _: Bus, lease: Lease) -> None:
         self.log(logging.ERROR, "receiver missing", _of(lease))
 
@@ -100,6 +103,9 @@ class BusLog:
 
     def dispatcher_failed(self, _: Bus, error: BaseException) -> None:
         self.log(logging.ERROR, "dispatcher failed", {}, error)
+
+    def process_given_up(self, _: Bus, reason: str) -> None:
+        self.log(logging.CRITICAL, "ending this process", {"reason": reason})
 
     def database_lost(self, _: Bus, error: DatabaseUnavailable) -> None:
         self.log(logging.ERROR, "database lost", {"reason": error.reason})

@@ -762,6 +762,19 @@ def test_a_lease_is_extended_while_the_receiver_runs(shop: Shop) -> None:
     assert [settled.state for settled in first.deliver([lease])] == ["done"]
 
 
+def test_a_lease_that_no_thread_has_is_not_extended(shop: Shop) -> None:
+    """Were it extended, nobody would ever try the delivery again."""
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    shop.place_order("2")
+    held = shop.dispatcher.claim({"failing": 2})
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.heartbeat(held[1:])
+    assert [end.lease.order_id for end in shop.bus.dispatcher().run_once()] == ["1"]
+    assert [end.lease.order_id for end in shop.dispatcher.deliver(held)] == ["2"]
+
+
 def test_a_late_process_settles_nothing(shop: Shop) -> None:
     """It was paused past its lease while its receiver ran; another has done the work meanwhile."""
     late, other = shop.bus.dispatcher(), shop.bus.dispatcher()

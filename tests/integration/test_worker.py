@@ -581,12 +581,11 @@ def test_a_thread_that_ends_by_itself_is_replaced(shop: LiveShop, monkeypatch: p
     shop.only(lambda sender, event: None, name="quick")
     running = shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
-    wake = running.wakeup.wake
+    wake, failures = running.wakeup.wake, [MemoryError()]
 
     def fail() -> None:
-        if threading.current_thread().name == "quick":
-            monkeypatch.setattr(running.wakeup, "wake", wake)
-            raise MemoryError
+        if failures and threading.current_thread().name == "quick":
+            raise failures.pop()
         wake()
 
     monkeypatch.setattr(running.wakeup, "wake", fail)

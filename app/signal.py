@@ -50,6 +50,8 @@ class ReceiverOptions:
 
     concurrency: int = 1
     """How many deliveries to it one process tries at once. A transactional receiver has one thread whatever it says."""
+    timeout_seconds: float | None = None
+    """How long it may take until its thread is written off; None for RECEIVER_TIMEOUT."""
     hold_unknown: bool = False
     """An attempt whose process died may or may not have had its effect: repeat it, or leave it to a person."""
 

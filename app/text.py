@@ -22,6 +22,19 @@ def storable(text: str) -> str:
     return text[:STORED_CHARACTERS].replace("\0", "").encode(errors="replace").decode()
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception says. Raises nothing, though the exception's own ``__str__`` may."""
+    try:
+        return str(error).strip()
+    except BaseException as failure:  # foreign code
+        return f"its words can't be shown, because that raises {type(failure).__name__}"
+
+
+def described(error: BaseException) -> str:
+    """An exception's type, and what it says."""
+    return f"{type(error).__name__}: {words_of(error) or 'raised without a word'}"
+
+
 def printable(text: str) -> str:
     """Each character that does something rather than being seen, such as a line break, as U+FFFD."""
     if text.isprintable():

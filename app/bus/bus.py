@@ -45,7 +45,7 @@ class Bus:
         """A new dispatcher with this application's settings."""
         missing_after = timedelta(seconds=self.settings.missing_receiver_seconds)
         invoker = Invoker(
-            self._app_context, self.options, self.policy, self.database.clock, missing_after=missing_after, sender=self
+            self._app_context, self.options, self.database.clock, missing_after=missing_after, sender=self
         )
         lease_seconds = self.settings.lease_seconds
         heartbeat_seconds = heartbeats.pause_seconds(lease_seconds, self.settings.ready_lag_seconds)

@@ -2,11 +2,12 @@
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from operator import attrgetter
 
 from app.bus import heartbeats, leases, lifecycle
+from app.bus.claim import Claim
 from app.bus.held_leases import HeldLeases
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, is_transactional
 from app.bus.leases import Lease, LeaseEnd
@@ -19,6 +20,10 @@ from app.signal import subscriptions
 
 BATCH = 20
 """How many deliveries to transactional receivers share a transaction: it bounds how long one holds the write lock."""
+
+ALONE_SECONDS = 0.25
+"""For so long before and after a delivery in doubt is begun, no other is begun in its process. What kills a process
+does so at once, mostly; what takes longer, such as a mail that hangs, shall hold up nobody."""
 
 FORGOTTEN_AFTER = timedelta(days=1)
 """A dispatcher without a heartbeat for so long is removed from the table."""
@@ -49,6 +54,9 @@ class Dispatcher:
         self.heartbeat_seconds = heartbeat_seconds
         self.sender = sender
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
+        self.in_doubt_waits = False
+        """Whether the last claim passed over a delivery in doubt: the next one claims it, alone."""
+        self._one_is_alone = False
         self._held = HeldLeases()
 
     @property
@@ -56,7 +64,7 @@ class Dispatcher:
         return self.database.clock
 
     def run_once(self) -> list[LeaseEnd]:
-        """One round in the calling thread: claim a batch for each receiver, invoke, settle. Returns what it did."""
+        """One round in the calling thread: claim for each receiver, invoke, settle. Returns what it did."""
         claimed = self.claim(dict.fromkeys(subscriptions(), BATCH))
         return [end for batch in self.batches(claimed) for end in self.deliver(batch)]
 
@@ -87,9 +95,20 @@ class Dispatcher:
             return leases.next_due(reader, subscriptions())
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
-        """Lease due deliveries, for each receiver as many as ``capacity`` says, in one transaction."""
+        """Lease due deliveries, for each receiver as many as ``capacity`` says; or one that is in doubt, alone."""
         _, claimed, _ = self.settle_and_claim([], capacity)
+        if not claimed:  # there is only the other kind, perhaps
+            _, claimed, _ = self.settle_and_claim([], capacity)
         return claimed
+
+    def rest_seconds(self, answers: list[tuple[Lease, Answer]]) -> float:
+        """For how long nothing is to be claimed, once these answers are settled, so that what is in doubt is alone."""
+        if not (self.in_doubt_waits or self._one_is_alone):
+            return 0
+        last_claim = self._held.last_claim({lease for lease, _ in answers})
+        rest = max(0.0, last_claim + ALONE_SECONDS - self.clock.monotonic())
+        self._one_is_alone &= rest > 0
+        return rest
 
     def claim_without_receiver(self) -> list[Lease]:
         """Lease what has been overdue for a while because no process knows its receiver: it shall become visible."""
@@ -107,11 +126,7 @@ class Dispatcher:
         """
         if not self._holds(lease):
             return None
-        try:
-            return self.invoker.invoke(lease)
-        except BaseException:
-            self.abandon([lease])  # extended for nobody, it would never be tried again
-            raise
+        return self.invoker.invoke(lease)
 
     # Settle
 
@@ -129,31 +144,36 @@ class Dispatcher:
         """Settle and claim in one transaction: what is answered makes way for what is due.
 
         Returns how leases ended, the new ones, and the answers that could not be stored, whose leases stay held.
-        Raises DatabaseUnavailable; then nothing has changed, and all the answers' leases stay held.
+        Claims nothing while ``rest_seconds(answers)`` last. Raises DatabaseUnavailable; then nothing has changed, and
+        all the answers' leases stay held.
         """
+        alone = self.in_doubt_waits
+        wanted = {} if self.rest_seconds(answers) else capacity
 
-        def work(transaction: Transaction) -> tuple[list[LeaseEnd], list[Lease], list[Unstored]]:
+        def work(transaction: Transaction) -> tuple[list[LeaseEnd], Claim, list[Unstored]]:
             ends, unstored = settle(transaction, self.policy, answers)
             if unstored:
                 # A write that is surely right: it raises where the database takes none, which is no answer's fault.
                 heartbeats.record(transaction, self.name)
-            claimed = [
-                lease
-                for receiver, limit in capacity.items()
-                for lease in leases.claim(transaction, receiver, limit, self.lease, self.name)
-            ]
-            return ends, claimed, unstored
+            claim = Claim(transaction, self.policy, self.lease, self.name, alone)
+            for receiver, limit in wanted.items():
+                claim.take(receiver, limit)
+            return ends, claim, unstored
 
-        held_until = self._lease_end()
-        ends, claimed, unstored = self.database.transact(work)
-        self._held.add(claimed, held_until)
+        now = self.clock.monotonic()  # before the transaction, so that no lease ends later than its row says
+        ends, claim, unstored = self.database.transact(work)
+        self._held.add(claim.leases, now, now + self.lease.total_seconds())
+        if wanted:
+            self.in_doubt_waits = claim.in_doubt_waits and not alone  # in between, the others have their turn
+            self._one_is_alone = alone and bool(claim.leases)
         settled = [lease for lease, _ in answers]
         if unstored:
-            self.database.close()  # should it be the connection's fault, the next try has another
+            self.database.close_idle()  # should it be the connection's fault, the next try has another
             settled = [lease for lease in settled if lease not in {each.lease for each in unstored}]
         self._report(settled, ends)
-        self._report_expired(claimed)
-        return ends, claimed, unstored
+        for end in claim.expired:
+            lifecycle.report(lifecycle.delivery_settled, self.sender, end=end)
+        return ends, claim.leases, unstored
 
     def deliver_transactional(self, batch: list[Lease]) -> list[LeaseEnd]:
         """Invoke and settle in one transaction. Raises DatabaseUnavailable; then nothing was done, all stay held."""
@@ -164,9 +184,17 @@ class Dispatcher:
 
     # Hold
 
-    def heartbeat(self) -> None:
-        """Say that this dispatcher is alive, and let every lease it holds run on from now."""
-        held, held_until = self._held.all(), self._lease_end()
+    def heartbeat(self, at_work: Collection[Lease] | None = None) -> None:
+        """Say that this dispatcher is alive, and let every lease it holds run on from now.
+
+        Where ``at_work`` is given, only these: a lease that no thread has shall run out.
+        """
+        now = self.clock.monotonic()
+        held, held_until = self._held.all(), now + self.lease.total_seconds()
+        if at_work is not None:
+            idle = set(held).difference(at_work)
+            self._held.drop([lease for lease in idle if not self._held.holds(lease, now)])
+            held = [lease for lease in held if lease not in idle]
 
         def work(transaction: Transaction) -> dict[Lease, bool]:
             heartbeats.record(transaction, self.name)
@@ -183,10 +211,6 @@ class Dispatcher:
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
         self.database.transact(lambda t: heartbeats.remove(t, self.name, t.now - FORGOTTEN_AFTER))
-
-    def _lease_end(self) -> float:
-        """By the monotonic clock. To be taken before the transaction, so that it is never later than the row's."""
-        return self.clock.monotonic() + self.lease.total_seconds()
 
     def _holds(self, lease: Lease) -> bool:
         """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""
@@ -207,11 +231,6 @@ class Dispatcher:
         for lease in settled:
             if lease not in ended:
                 self._report_lost(lease)
-
-    def _report_expired(self, claimed: list[Lease]) -> None:
-        for lease in claimed:
-            if lease.expired:
-                lifecycle.report(lifecycle.lease_expired, self.sender, lease=lease)
 
     def _report_lost(self, lease: Lease) -> None:
         lifecycle.report(lifecycle.lease_lost, self.sender, lease=lease)

@@ -1,4 +1,4 @@
-"""The deliveries table as a queue: claim under a lease, extend, end under the lease's fencing token.
+"""The deliveries table as a queue: what is due, held under a lease, extended, ended under the lease's fencing token.
 
 Every function works in a running transaction. A fencing token (Martin Kleppmann, "How to do distributed locking", 2016)
 grows with each lease, so a dispatcher that was paused past its lease ends nothing: its token is no longer the row's.
@@ -58,11 +58,9 @@ CLAIM = Prepared(
     .values(
         state=DeliveryState.LEASED,
         lease_token=bindparam("token"),
-        attempts=bindparam("spent"),
         due_at=bindparam("until"),
         leased_at=bindparam("now"),
         leased_by=bindparam("who"),
-        outcome=bindparam("last"),
     )
 )
 EXTEND = Prepared(HELD.values(due_at=bindparam("due_at")))
@@ -83,14 +81,14 @@ class Lease:
     token: int
     receiver: str
     spent: int
-    """Attempts counted before this one, in the present budget."""
+    """Attempts charged before this one, in the present budget."""
     outcome: str | None
     """Of the attempt before this one."""
     created_at: datetime
     leased_at: datetime
     leased_by: str
     expired: bool
-    """Whether it was taken over from a dispatcher whose lease ran out: that attempt's outcome is unknown."""
+    """Whether it ran out, and its dispatcher has left no result."""
     probe: bool
     """Whether an open circuit breaker let it through, to see whether the backend is back."""
     event_id: str
@@ -102,11 +100,13 @@ class Lease:
     correlation_id: str
     occurred_at: datetime
     data: bytes | str
+    running: bool = False
+    """Whether code of its receiver runs at this moment, in whichever thread."""
 
     @property
     def in_doubt(self) -> bool:
-        """Whether nobody knows how the attempt before it ended, and no person has had it retried since."""
-        return self.outcome == Outcome.UNKNOWN and self.spent > 0
+        """Whether nobody knows how the attempt before it ended: then it is tried alone."""
+        return self.outcome == Outcome.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,11 @@ class LeaseEnd:
     reason: str | None = None
     due_at: datetime | None = None
 
+    @property
+    def charged(self) -> bool:
+        """Whether an attempt is spent. Not where others shared the process that died, and it may be their fault."""
+        return self.outcome is not None and (self.lease.in_doubt or not self.lease.expired)
+
 
 def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
     """For each receiver that has unfinished deliveries, when the earliest may be claimed."""
@@ -128,73 +133,50 @@ def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
     return {receiver: max(due_at, probes.get(receiver, due_at)) for receiver, due_at in due.items()}
 
 
-def claim(transaction: Transaction, receiver: str, limit: int, lease: timedelta, dispatcher: str) -> list[Lease]:
-    """Lease up to ``limit`` due deliveries of ``receiver`` to the dispatcher of that name, the most overdue first.
+def find_due(transaction: Transaction, receiver: str, limit: int, dispatcher: str, *, probe: bool) -> list[Lease]:
+    """Up to ``limit`` due deliveries of ``receiver``, the most overdue first, and locked until the transaction ends.
 
-    Rows that another dispatcher is claiming at this moment are passed over, not waited for. An open circuit breaker
-    lets one through at most.
+    Each as the lease that the dispatcher of that name may ``hold``; one that is ``expired`` as the lease that ran out.
+    Rows that another dispatcher is claiming at this moment are passed over, not waited for.
     """
-    probe = breaker.take_probe(transaction, receiver, lease)
-    if probe is False:
-        return []
-    due = FIND_DUE(transaction, {"name": receiver, "now": transaction.now, "most": 1 if probe else limit})
-    leases = [_lease(transaction, row, receiver, dispatcher, probe=bool(probe)) for row in due.fetchall()]
-    if leases:
-        until = transaction.now + lease
-        CLAIM.many(transaction, [_claimed(each, until) for each in leases])
-    elif probe:
-        breaker.give_back_probe(transaction, receiver)
-    return leases
+    due = FIND_DUE(transaction, {"name": receiver, "now": transaction.now, "most": limit})
+    return [_lease(transaction, row, receiver, dispatcher, probe) for row in due.fetchall()]
 
 
-def _claimed(lease: Lease, until: datetime) -> dict[str, Any]:
+def hold(transaction: Transaction, leases: list[Lease], lease: timedelta) -> None:
+    """From now on, and for so long, the deliveries are leased."""
+    until = transaction.now + lease
+    CLAIM.many(transaction, [_held(each, until) for each in leases])
+
+
+def _held(lease: Lease, until: datetime) -> dict[str, Any]:
     return {
         "of_delivery": lease.delivery_id,
         "token": lease.token,
-        "spent": lease.spent,
         "until": until,
         "now": lease.leased_at,
         "who": lease.leased_by,
-        "last": lease.outcome,
     }
 
 
-def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, *, probe: bool) -> Lease:
+def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, probe: bool) -> Lease:
     """From a row of FIND_DUE."""
     delivery_id, token, state, attempts, outcome, created_at, leased_at, leased_by, occurred_at, data, *event = row
     expired = state == DeliveryState.LEASED
-    if expired:
-        record_unknown(transaction, delivery_id, token, utc(leased_at), leased_by)
     return Lease(
         delivery_id=delivery_id,
-        token=token + 1,
+        token=token if expired else token + 1,
         receiver=receiver,
-        spent=attempts + expired,
-        outcome=Outcome.UNKNOWN if expired else outcome,
+        spent=attempts,
+        outcome=outcome,
         created_at=utc(created_at),
-        leased_at=transaction.now,
-        leased_by=dispatcher,
+        leased_at=utc(leased_at) if expired else transaction.now,
+        leased_by=leased_by if expired else dispatcher,
         expired=expired,
         probe=probe,
         occurred_at=utc(occurred_at),
         data=data,
         **dict(zip(EVENT, event, strict=True)),
-    )
-
-
-def record_unknown(transaction: Transaction, delivery_id: int, token: int, leased_at: datetime, leased_by: str) -> None:
-    """Record the attempt of a dispatcher that did not come back: nobody knows how far it got."""
-    INSERT_ATTEMPT(
-        transaction,
-        {
-            "delivery_id": delivery_id,
-            "lease_token": token,
-            "outcome": Outcome.UNKNOWN,
-            "detail": "the dispatcher died, or hung past its lease, before it recorded a result",
-            "started_at": leased_at,
-            "ended_at": transaction.now,
-            "dispatcher": leased_by,
-        },
     )
 
 
@@ -240,7 +222,7 @@ def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
 
 
 def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
-    """End leases as it says there; where there is an outcome, the attempt is counted and recorded.
+    """End leases as it says there; where there is an outcome, the attempt is recorded.
 
     Raises LeaseLost when any has been taken over; the caller has to undo what this did to the others.
     """
@@ -249,7 +231,8 @@ def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
     if END.many(transaction, [_ended(each, transaction.now) for each in ends]) != len(ends):
         raise LeaseLost
     for each in ends:
-        breaker.note_outcome(transaction, each.lease.receiver, each.outcome, probe=each.lease.probe)
+        if not each.lease.expired:  # the death of a process says nothing of the receiver's backend
+            breaker.note_outcome(transaction, each.lease.receiver, each.outcome, probe=each.lease.probe)
     attempts = [_attempt(each, transaction.now) for each in ends if each.outcome is not None]
     if attempts:
         INSERT_ATTEMPT.many(transaction, attempts)
@@ -260,7 +243,7 @@ def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:
         "of_delivery": end.lease.delivery_id,
         "under_token": end.lease.token,
         "state": str(end.state),  # sqlite3 takes far longer to bind a StrEnum
-        "attempts": end.lease.spent + (end.outcome is not None),
+        "attempts": end.lease.spent + end.charged,
         "outcome": str(end.outcome) if end.outcome else end.lease.outcome,
         "reason": end.reason,
         "due_at": end.due_at or now,

@@ -5,6 +5,7 @@ reports. ``InProcessEngine.wake`` listens to ``deliveries_due``; ``observe.bus_l
 method of the same name.
 """
 
+import contextlib
 import logging
 
 from blinker import NamedSignal, Namespace
@@ -14,10 +15,10 @@ lifecycle = Namespace()
 
 events_recorded = lifecycle.signal("events_recorded", "Events were stored by one commit. `events`: of Recorded.")
 deliveries_due = lifecycle.signal("deliveries_due", "A commit made deliveries due now. Engines wake at it.")
-delivery_settled = lifecycle.signal("delivery_settled", "A lease ended. `end`: LeaseEnd.")
+delivery_settled = lifecycle.signal("delivery_settled", "A lease ended, or had run out. `end`: LeaseEnd.")
 lease_lost = lifecycle.signal("lease_lost", "A result came too late: another dispatcher has taken over. `lease`.")
-lease_expired = lifecycle.signal("lease_expired", "Its dispatcher died or hung; another takes over. `lease`.")
 receiver_raised = lifecycle.signal("receiver_raised", "A receiver raised an unexpected exception. `lease`, `error`.")
+receiver_still_runs = lifecycle.signal("receiver_still_runs", "A receiver runs for long. `lease`, `seconds`.")
 receiver_missing = lifecycle.signal("receiver_missing", "A delivery's receiver isn't connected. `lease`.")
 operator_acted = lifecycle.signal("operator_acted", "A person did something. `action`, `which`, `count`, `by`.")
 events_pruned = lifecycle.signal("events_pruned", "Old finished events were deleted. `count`.")
@@ -27,6 +28,7 @@ dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispat
 answer_unstored = lifecycle.signal(
     "answer_unstored", "An answer can't be stored, and is kept. `lease`, `error`, `failures`: tries so far."
 )
+process_given_up = lifecycle.signal("process_given_up", "Only the process' end helps; it ends now. `reason`.")
 database_lost = lifecycle.signal("database_lost", "The dispatcher can't reach the database. `error`.")
 database_back = lifecycle.signal("database_back", "The dispatcher reaches the database again.")
 
@@ -39,5 +41,6 @@ def report(signal: NamedSignal, sender: object, **facts: object) -> None:
     for listener in list(signal.receivers_for(sender)):
         try:
             listener(sender, **facts)
-        except Exception:
-            log.exception("a listener of %s failed", signal.name)
+        except BaseException:  # foreign code, in a thread that serves others
+            with contextlib.suppress(BaseException):  # the very handler that failed may be the log's
+                log.exception("a listener of %s failed", signal.name)

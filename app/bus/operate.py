@@ -119,7 +119,7 @@ def act_on_batch(
     if not ids:
         return 0, newest
     values: dict[str, Any] = (
-        {"state": DeliveryState.READY, "due_at": now, "attempts": 0, "settled_at": None}
+        {"state": DeliveryState.READY, "due_at": now, "attempts": 0, "outcome": None, "settled_at": None}
         if action == "retry"
         else {"state": DeliveryState.DISCARDED, "settled_at": now, "reason": reason}
     )

@@ -59,7 +59,7 @@ def recording_savepoint(transaction: Transaction) -> Iterator[None]:
     try:
         with transaction.savepoint():
             yield
-    except Exception:
+    except BaseException:
         del transaction.facts.get("recorded", [])[recorded:]
         raise
 

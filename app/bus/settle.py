@@ -22,6 +22,12 @@ from app.text import storable
 SHORTEST_WAIT_SECONDS = 1.0
 """Of a receiver that asks to be tried again: less would be a busy loop."""
 
+NO_RESULT = "no result: its process died, or was held up past the lease"
+
+GIVEN_UP = (
+    "given up: tried alone, its attempts end without a result, as if the receiver killed its process or never returned"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Unstored:
@@ -29,7 +35,7 @@ class Unstored:
 
     lease: Lease
     answer: Answer
-    error: Exception
+    error: BaseException
 
 
 def settle(
@@ -49,7 +55,7 @@ def settle(
             return ends, []
     except TransactionLost:
         raise
-    except Exception as error:
+    except BaseException as error:  # an answer is foreign code too: what it publishes is encoded here
         if len(answers) == 1:
             return _settle_otherwise(transaction, policy, *answers[0], error)
     each_by_itself = [settle(transaction, policy, [each]) for each in answers]
@@ -57,7 +63,7 @@ def settle(
 
 
 def _settle_otherwise(
-    transaction: Transaction, policy: Policy, lease: Lease, answer: Answer, error: Exception
+    transaction: Transaction, policy: Policy, lease: Lease, answer: Answer, error: BaseException
 ) -> tuple[list[LeaseEnd], list[Unstored]]:
     """The lease could not be ended by its own answer."""
     if isinstance(error, LeaseLost):
@@ -90,16 +96,35 @@ def _deliver_one(transaction: Transaction, policy: Policy, invoker: Invoker, lea
             return conclude(transaction, policy, lease, answer)
     except _Undo as undo:
         answer = undo.answer
-    except Exception as error:
+    except BaseException as error:  # the same
         if transaction.dialect.is_transient(error):
             raise
         answer = bug(error)
-    return conclude(transaction, policy, lease, answer)
+    try:
+        return conclude(transaction, policy, lease, answer)
+    except BaseException as error:  # RetryAfter("soon"), say: it must not fail the others of the batch
+        if isinstance(answer, Failure) or transaction.dialect.is_transient(error):
+            raise
+        return conclude(transaction, policy, lease, bug(error))
 
 
 class _Undo(Exception):
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+
+
+def settle_expired(transaction: Transaction, policy: Policy, expired: list[Lease]) -> list[LeaseEnd]:
+    """End leases that ran out, in place of the dispatchers that left no result. Their rows are locked."""
+    ends = [_conclude_expired(transaction, policy, lease) for lease in expired]
+    leases.end(transaction, ends)
+    return ends
+
+
+def _conclude_expired(transaction: Transaction, policy: Policy, lease: Lease) -> LeaseEnd:
+    """What was tried alone has failed. What was not is due at once, and then alone."""
+    if lease.in_doubt and find_subscription(lease) is not None:
+        return _conclude_failure(transaction, policy, lease, Failure(Outcome.UNKNOWN, NO_RESULT), given_up=GIVEN_UP)
+    return LeaseEnd(lease, DeliveryState.READY, Outcome.UNKNOWN, NO_RESULT)
 
 
 def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Answer) -> LeaseEnd:
@@ -120,15 +145,19 @@ def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Ans
             return _conclude_failure(transaction, policy, lease, answer)
 
 
-def _conclude_failure(transaction: Transaction, policy: Policy, lease: Lease, failure: Failure) -> LeaseEnd:
+def _conclude_failure(
+    transaction: Transaction, policy: Policy, lease: Lease, failure: Failure, given_up: str | None = None
+) -> LeaseEnd:
+    """``given_up`` is the reason of a delivery that goes dead, where it is not the failure's own detail."""
     outcome, detail = failure.outcome, failure.detail
     seconds = None if failure.final else policy.wait(lease.spent + 1, str(outcome))
     if seconds is not None:
         return LeaseEnd(lease, DeliveryState.READY, outcome, detail, transaction.now + timedelta(seconds=seconds))
+    detail = given_up or detail
     try:
         with recording_savepoint(transaction):
             _publish(lease, _death_notice(lease, detail))
-    except Exception as error:
+    except BaseException as error:  # when_dead is foreign code
         if transaction.dialect.trouble(error) is not None:
             raise
         detail = f"{detail}; and when_dead failed: {bug(error).detail}"
@@ -142,9 +171,13 @@ def _death_notice(lease: Lease, reason: str) -> list[signal.Event]:
         return []
     try:
         event = signal.decode(lease.type, lease.version, lease.data)
-    except ValueError:
+    except BaseException:  # as in Invoker.invoke
         return []
-    notice = subscription.when_dead(event, reason)
+    lease.running = True
+    try:
+        notice = subscription.when_dead(event, reason)
+    finally:
+        lease.running = False
     if type(notice).__name__ not in signal.SIGNALS:
         raise TypeError(f"it returned {notice!r}, which is no event that a signal carries")
     return [notice]

@@ -62,7 +62,7 @@ class Delivery(Base):
     leased_at: Mapped[datetime | None] = mapped_column(UtcTime)
     leased_by: Mapped[str | None] = mapped_column(String(100))
     outcome: Mapped[str | None] = mapped_column(String(16))
-    """Of the latest attempt."""
+    """Of the latest attempt; none after a retry by a person."""
     reason: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime] = mapped_column(UtcTime)
     settled_at: Mapped[datetime | None] = mapped_column(UtcTime)

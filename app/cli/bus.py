@@ -38,7 +38,11 @@ def run() -> None:
     engine.start()
     while engine.alive and not stop.wait(STOP_CHECK_SECONDS):
         pass
-    if not engine.stop():
+    ended_by_itself = not stop.is_set()
+    finished = engine.stop()
+    if ended_by_itself:
+        raise click.ClickException("the dispatcher ended by itself; see its log, and start it again")
+    if not finished:
         raise click.ClickException("some receivers were still running; their deliveries will be tried again")
 
 

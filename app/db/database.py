@@ -169,7 +169,7 @@ class Database:
         """Whether the connection that met the error is to be used no more; the idle ones are closed then."""
         if self.dialect.trouble(error) not in CONDEMNING:
             return False
-        self._close_idle()
+        self.close_idle()
         return True
 
     def _tell_sqlalchemy(self, context: ExceptionContext) -> None:
@@ -221,10 +221,10 @@ class Database:
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        self._close_idle()
+        self.close_idle()
         self.dialect.close()
 
-    def _close_idle(self) -> None:
+    def close_idle(self) -> None:
         """Close the connections that nobody uses; those in use are closed when they are returned."""
         with contextlib.suppress(IndexError):
             while True:

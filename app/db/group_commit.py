@@ -46,7 +46,7 @@ class Work:
         self.woken.acquire()
         self.done = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.facts: dict[str, Any] = {}
 
     def run(self, transaction: Transaction, before: Callable[[Transaction], None] | None) -> None:
@@ -54,7 +54,7 @@ class Work:
         self.facts = transaction.facts
         self.result = self.context.run(run_within, transaction, self.function, before)
 
-    def finish(self, error: Exception | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         self.error, self.done = error, True
         self.woken.release()
 
@@ -143,7 +143,7 @@ class GroupCommit:
         while not batch[0].done:
             try:
                 self._run_batch(partial(self._fill, batch))
-            except Exception as error:
+            except BaseException as error:  # SystemExit from another thread's work is that thread's
                 if len(batch) > 1:
                     self._separate(batch)
                 elif self._dialect.is_transient(error):
@@ -168,7 +168,7 @@ class GroupCommit:
             self._queue.extendleft(reversed(batch[1:]))
         del batch[1:]
 
-    def _retry_later(self, work: Work, error: Exception, attempt: int) -> None:
+    def _retry_later(self, work: Work, error: BaseException, attempt: int) -> None:
         """Give up what may wait no longer, in the queue too, which waits for the same database; then back off."""
         seconds = random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
         hopeless = self._dialect.trouble(error) is Trouble.DISK
@@ -180,12 +180,12 @@ class GroupCommit:
         if not work.done:
             time.sleep(seconds)
 
-    def _unavailable(self, cause: Exception) -> DatabaseUnavailable:
+    def _unavailable(self, cause: BaseException) -> DatabaseUnavailable:
         error = unavailable(self._dialect, cause)
         error.__cause__ = cause
         return error
 
-    def _finish(self, batch: list[Work], error: Exception | None = None) -> None:
+    def _finish(self, batch: list[Work], error: BaseException | None = None) -> None:
         self._admission.transaction_ended()
         for each in batch:
             each.finish(error)

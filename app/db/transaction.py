@@ -57,7 +57,7 @@ class Transaction:
             yield
             self.flush()
             self.insert_rows()
-        except Exception as error:
+        except BaseException as error:  # SystemExit from a receiver, say: its thread goes on with the transaction
             self._added_rows.clear()
             with self._or_lost(error):
                 if self._session is not None:
@@ -69,7 +69,7 @@ class Transaction:
             self.driver.execute("RELEASE SAVEPOINT part")
 
     @contextlib.contextmanager
-    def _or_lost(self, why: Exception | None = None) -> Iterator[None]:
+    def _or_lost(self, why: BaseException | None = None) -> Iterator[None]:
         """Raises TransactionLost where the block fails, for the savepoint is gone then, and the whole transaction with
         it: the connection broke, or SQLite has rolled back by itself. On it the next statement would stand alone."""
         try:

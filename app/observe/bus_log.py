@@ -45,7 +45,7 @@ class BusLog:
         exc_info = (type(error), error, error.__traceback__) if error else None
         record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info, extra={"facts": facts})
         # A handler of somebody else's that raises must not answer 500 to an order that is stored.
-        with suppress(Exception):
+        with suppress(BaseException):
             LOGGER.handle(record)
 
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
@@ -81,11 +81,11 @@ class BusLog:
     def lease_lost(self, _: Bus, lease: Lease) -> None:
         self.log(logging.WARNING, "lease lost", _of(lease))
 
-    def lease_expired(self, _: Bus, lease: Lease) -> None:
-        self.log(logging.WARNING, "lease taken over", _of(lease))
-
     def receiver_raised(self, _: Bus, lease: Lease, error: BaseException) -> None:
         self.log(logging.ERROR, "receiver raised", _of(lease), error)
+
+    def receiver_still_runs(self, _: Bus, lease: Lease, seconds: float) -> None:
+        self.log(logging.WARNING, "receiver still running", _of(lease) | {"seconds": round(seconds)})
 
     def receiver_missing(self, _: Bus, lease: Lease) -> None:
         self.log(logging.ERROR, "receiver missing", _of(lease))
@@ -108,9 +108,12 @@ class BusLog:
     def dispatcher_failed(self, _: Bus, error: BaseException) -> None:
         self.log(logging.ERROR, "dispatcher failed", {}, error)
 
-    def answer_unstored(self, _: Bus, lease: Lease, error: Exception, failures: int) -> None:
+    def answer_unstored(self, _: Bus, lease: Lease, error: BaseException, failures: int) -> None:
         reason = error.reason if isinstance(error, DatabaseUnavailable) else str(error).partition("\n")[0]
         self.log(logging.ERROR, "result not stored", _of(lease) | {"reason": reason, "tries": failures})
+
+    def process_given_up(self, _: Bus, reason: str) -> None:
+        self.log(logging.CRITICAL, "ending this process", {"reason": reason})
 
     def database_lost(self, _: Bus, error: DatabaseUnavailable) -> None:
         self.log(logging.ERROR, "database lost", {"reason": error.reason})

@@ -24,5 +24,9 @@ def connect_all() -> None:
 
 def options(settings: Settings) -> dict[str, ReceiverOptions]:
     """The receivers' options under these settings, where they differ from the defaults."""
-    mail = ReceiverOptions(concurrency=settings.mail_threads, hold_unknown=settings.mail_on_unknown == "hold")
+    mail = ReceiverOptions(
+        concurrency=settings.mail_threads,
+        timeout_seconds=max(settings.receiver_timeout, 4 * settings.mail_timeout),  # it has three times MAIL_TIMEOUT
+        hold_unknown=settings.mail_on_unknown == "hold",
+    )
     return {"send_email_notification": mail}

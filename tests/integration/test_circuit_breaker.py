@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from app.bus import Dispatcher, leases
+from app.bus import Dispatcher
+from app.bus.claim import Claim
 from app.db import Transaction
 from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated
@@ -117,10 +118,11 @@ def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Server) -> N
     second = threading.Thread(target=lambda: others.extend(claim(shop.bus.dispatcher())))
 
     def first(transaction: Transaction) -> int:
-        claimed = leases.claim(transaction, "server", 4, timedelta(seconds=30), "first")
+        mine = Claim(transaction, shop.policy, timedelta(seconds=30), "first", alone=False)
+        mine.take("server", 4)
         second.start()
         until(lambda: somebody_waits(shop.database))
-        return len(claimed)
+        return len(mine.leases)
 
     assert shop.database.transact(first) == 1
     second.join(20)

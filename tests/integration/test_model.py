@@ -24,10 +24,10 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, lifecycle, operate, queries
+from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle, operate, queries, settle
 from app.bus.leases import Lease
 from app.db import Base, Transaction
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, Refused, TimedOut, Unreachable
@@ -60,7 +60,7 @@ INSIDE = {"inside", "heard"}
 
 
 class Killed(BaseException):
-    """The process ends in the middle of a receiver."""
+    """The process ends in the middle of a receiver. Should this be caught, a dead process still does nothing more."""
 
 
 class Starts(str):
@@ -129,9 +129,11 @@ ANSWERS = {
 }
 OK, KILLED = ANSWERS["ok"], ANSWERS["killed"]
 HELD = Answer(lambda _: None, "dead", None, Starts("its last attempt's outcome is unknown"))
-GIVEN_UP = Answer(lambda _: None, "dead", None, Starts("given up: its attempts end without a result"))
 UNDECODABLE = Answer(lambda _: None, "dead", "bug", Starts("undecodable event: "))
 """Settled without a call of the receiver."""
+EXPIRED = Answer(lambda _: None, "ready", "unknown", settle.NO_RESULT)
+GIVEN_UP = Answer(lambda _: None, "dead", "unknown", settle.GIVEN_UP)
+"""Settled in place of a process that left no result, though it had tried the delivery alone."""
 
 
 # The model
@@ -224,29 +226,55 @@ class Model:
         self.reported += 1
         return event
 
-    def claim(self, receiver: str, limit: int, taken: list[Lease], now: datetime, who: str) -> None:
-        """``taken`` is what the bus took: of several that are due at one time it may choose."""
+    def expire(self, lease: Lease, now: datetime) -> None:
+        """The bus found that ``lease`` had run out. An attempt is charged only where it was in doubt before."""
+        owed = self[lease.delivery_id]
+        assert (owed.state, owed.token, owed.due_at <= now) == ("leased", lease.token, True)
+        if owed.outcome == "unknown":
+            self.settle(lease, GIVEN_UP if owed.attempts + 1 >= BUDGET else EXPIRED, now)
+        else:
+            owed.tries.append((owed.token, "unknown"))
+            owed.state, owed.due_at, owed.outcome, owed.reason = "ready", now, "unknown", settle.NO_RESULT
+
+    def claim(self, capacity: dict[str, int], taken: list[Lease], now: datetime, who: str) -> None:
+        """``taken`` is what the bus took: of several that are due at one time it may choose. What is in doubt is taken
+        alone."""
+        alone = any(self[lease.delivery_id].outcome == "unknown" for lease in taken)
+        assert not alone or len(taken) == 1
+        for receiver, limit in capacity.items():
+            self._claim(receiver, limit, [lease for lease in taken if lease.receiver == receiver], now, alone)
+        for lease in taken:
+            owed = self[lease.delivery_id]
+            owed.state, owed.token, owed.due_at = "leased", owed.token + 1, now + LEASE
+            owed.leased_at, owed.leased_by = now, who
+            seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
+            assert seen == (owed.token, owed.attempts, False, lease.receiver in self.breakers, owed.event.event_id, who)
+            assert lease.in_doubt == (owed.outcome == "unknown")
+
+    def _claim(self, receiver: str, limit: int, taken: list[Lease], now: datetime, alone: bool) -> None:
         breaker = self.breakers.get(receiver)
         if breaker is not None:
             limit = min(limit, 1) if breaker.probe_at <= now else 0
         due = [owed for owed in self.deliveries if owed.receiver == receiver and owed.unfinished and owed.due_at <= now]
+        sure = [owed for owed in due if owed.state == "ready" and owed.outcome != "unknown"]
         chosen = [self[lease.delivery_id] for lease in taken]
-        assert len(chosen) == min(limit, len(due))
-        assert all(owed in due for owed in chosen)
-        left = [owed.due_at for owed in due if owed not in chosen]
-        assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
+        if not alone:
+            assert all(owed in sure for owed in chosen)
+            assert min(limit, len(due)) - (len(due) - len(sure)) <= len(chosen) <= limit or not chosen
+            left = [owed.due_at for owed in sure if owed not in chosen]
+            assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
+        else:
+            assert all(owed in due and owed.state == "ready" for owed in chosen)
         if breaker is not None and breaker.probe_at <= now:
-            breaker.probe_at = breaker.at_latest = now + LEASE if chosen else now
-        for lease, owed in zip(taken, chosen, strict=True):
-            expired = owed.state == "leased"
-            if expired:
-                owed.tries.append((owed.token, "unknown"))
-                owed.attempts, owed.outcome = owed.attempts + 1, "unknown"
-            owed.state, owed.token, owed.due_at = "leased", owed.token + 1, now + LEASE
-            owed.leased_at, owed.leased_by = now, who
-            seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
-            assert seen == (owed.token, owed.attempts, expired, breaker is not None, owed.event.event_id, who)
-            assert lease.in_doubt == (owed.outcome == "unknown" and owed.attempts > 0)
+            breaker.probe_at, breaker.at_latest = (now + LEASE, now + LEASE) if chosen else (breaker.probe_at, now)
+
+    def nothing_is_due(self, capacity: dict[str, int], now: datetime) -> bool:
+        """To those that have capacity, and no breaker that keeps them back."""
+        free = [name for name, limit in capacity.items() if limit and self._lets_through(name, now)]
+        return not any(owed.receiver in free and owed.unfinished and owed.due_at <= now for owed in self.deliveries)
+
+    def _lets_through(self, receiver: str, now: datetime) -> bool:
+        return receiver not in self.breakers or self.breakers[receiver].at_latest <= now
 
     def holds(self, lease: Lease) -> bool:
         held = [(owed.state, owed.token) for owed in self.deliveries if owed.delivery_id == lease.delivery_id]
@@ -267,8 +295,6 @@ class Model:
         """What is settled without a call of the receiver; None when it is to be called."""
         if lease.in_doubt and lease.receiver == "careful":
             return HELD
-        if lease.expired and lease.spent >= BUDGET:
-            return GIVEN_UP
         return UNDECODABLE if is_damaged(lease) else None
 
     def settle(self, lease: Lease, answer: Answer, now: datetime) -> tuple[int, str, str | None] | None:
@@ -279,7 +305,7 @@ class Model:
         state = answer.state
         if state == "ready" and answer.outcome is not None and lease.spent + 1 >= BUDGET:
             state = "dead"
-        if answer.outcome == "unknown" and lease.receiver == "careful":
+        if answer.outcome == "unknown" and lease.receiver == "careful" and not lease.expired:
             state = "dead"
         due_at = now + timedelta(seconds=answer.wait) if state == "ready" else None
         reason = answer.reason
@@ -304,6 +330,8 @@ class Model:
         self._note_outcome(lease, outcome, now)
 
     def _note_outcome(self, lease: Lease, outcome: str | None, now: datetime) -> None:
+        if lease.expired:
+            return
         breaker = self.breakers.get(lease.receiver)
         if outcome in DOWN:
             breaker = self.breakers.setdefault(lease.receiver, Breaker(1, now, now))
@@ -346,6 +374,7 @@ class Model:
         chosen = self.chosen(which, ("dead", "discarded"))
         for owed in chosen:
             owed.state, owed.due_at, owed.attempts, owed.settled_at = "ready", now, 0, None
+            owed.outcome = None
         self.acts.append(("retry", len(chosen), now))
         return len(chosen)
 
@@ -382,6 +411,11 @@ class Bench:
         self.plan: dict[Lease, tuple[Answer, Callable[[], None]]] = {}
         self.calls: Counter[int] = Counter()
         self.reported: list[str] = []
+        self.expired: list[Lease] = []
+        """Leases that were found to have run out, since this was last cleared."""
+        self.dead = False
+        """Whether the process that runs now was killed: it calls nobody and commits nothing any more."""
+        self._commit, shop.database.commit = shop.database.commit, self._commit_alive  # type: ignore[method-assign]
         shop.only(self.inside, name="inside")
         shop.receive(self.outside, name="outside", when_dead=announce)
         shop.receive(self.careful, name="careful", hold_unknown=True, when_dead=announce_nonsense)
@@ -400,7 +434,14 @@ class Bench:
     def careful(self, sender: str, event: Event, delivery: Lease) -> Any:
         return self._act(delivery, None)
 
+    def _commit_alive(self, connection: Connection) -> None:
+        if self.dead:
+            raise Killed
+        self._commit(connection)
+
     def _act(self, lease: Lease, transaction: Transaction | None) -> Any:
+        if self.dead:
+            raise Killed
         self.calls[lease.delivery_id] += 1
         answer, meanwhile = self.plan[lease]
         if transaction is not None and answer.state != "discarded":
@@ -409,10 +450,15 @@ class Bench:
                 {"effect": f"effect of {lease.delivery_id}, called {self.calls[lease.delivery_id]} times"},
             )
         meanwhile()
+        self.dead = answer is KILLED
         return answer.act(transaction)
 
     def on_events_recorded(self, _: object, events: list[Any]) -> None:
         self.reported.extend(event.event_id for event in events)
+
+    def on_delivery_settled(self, _: object, end: LeaseEnd) -> None:
+        if end.lease.expired:
+            self.expired.append(end.lease)
 
     def clean(self) -> None:
         self.shop.clock.time, self.shop.clock.seconds = START, 1000.0
@@ -528,10 +574,15 @@ class BusMachine(RuleBasedStateMachine):
 
     def _claim(self, worker: Worker, capacity: dict[str, int]) -> None:
         deadline = self.clock.monotonic() + LEASE.total_seconds()
+        self.bench.expired.clear()
         leases = worker.dispatcher.claim(capacity)
-        for receiver, limit in capacity.items():
-            taken = [lease for lease in leases if lease.receiver == receiver]
-            self.model.claim(receiver, limit, taken, self.clock.now(), worker.dispatcher.name)
+        for lease in self.bench.expired:
+            self.model.expire(lease, self.clock.now())
+        if self.bench.expired:  # of some that went dead there is news, which may have been claimed at once
+            self._meet(*self._events_and_deliveries())
+        if not leases and not self.bench.expired and not worker.dispatcher.rest_seconds([]):
+            assert self.model.nothing_is_due(capacity, self.clock.now())
+        self.model.claim(capacity, leases, self.clock.now(), worker.dispatcher.name)
         worker.held.update(dict.fromkeys(leases, deadline))
 
     @precondition(lambda self: any(worker.held for worker in self.workers))
@@ -585,17 +636,17 @@ class BusMachine(RuleBasedStateMachine):
         before, now = self.bench.calls.copy(), self.clock.now()
         try:
             settled = worker.dispatcher.deliver(batch)
-        except Killed:
-            assert killers
-            self.workers[self.workers.index(worker)] = self._new_worker()
-        except DatabaseUnavailable:
-            assert away
+        except (Killed, DatabaseUnavailable):
+            assert killers or away
         else:
             assert not killers
             moment = now if inside else self.clock.now()
             expected = [self.model.settle(lease, self.model.verdict(lease) or plan[lease], moment) for lease in held]
             seen = [(done.lease.delivery_id, done.state, done.outcome) for done in settled]
             assert seen == [result for result in expected if result is not None]
+        if killers:
+            self.bench.dead = False
+            self.workers[self.workers.index(worker)] = self._new_worker()
         self._database_returns()
         assert self.bench.calls - before == Counter(lease.delivery_id for lease in called)
         for lease in batch:
@@ -695,10 +746,9 @@ class BusMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_tables_hold_what_the_model_says(self) -> None:
+        self._meet(*self._events_and_deliveries())
         with self.database.read() as session:
-            found, _ = queries.feed(session, None, 1000)
             tables = {name: session.execute(table).mappings().all() for name, table in TABLES.items()}
-        self._meet(found, tables["deliveries"])
         rows = {row["delivery_id"]: row for row in tables["deliveries"]}
         for owed in self.model.deliveries:
             wanted = owed.row()
@@ -713,6 +763,11 @@ class BusMachine(RuleBasedStateMachine):
         acts = sorted((row["act_id"], row["action"], row["deliveries"]) for row in tables["operator_acts"])
         assert [act[1:] for act in acts] == [act[:2] for act in self.model.acts]
         self._compare_effects([row["user_id"] for row in tables["users"]])
+
+    def _events_and_deliveries(self) -> tuple[Any, Any]:
+        with self.database.read() as session:
+            found, _ = queries.feed(session, None, 1000)
+            return found, session.execute(TABLES["deliveries"]).mappings().all()
 
     def _meet(self, found: Any, deliveries: Any) -> None:
         """Every event in its place, and its deliveries; those that are new get to be known by their ids."""
@@ -780,5 +835,9 @@ def profile() -> settings:
 def test_the_bus_does_what_its_model_says(shop: Shop) -> None:
     shop.policy = shop.bus.policy = FixedWait(WAIT.total_seconds(), BUDGET)
     bench = Bench(shop)
-    with quiet(), lifecycle.events_recorded.connected_to(bench.on_events_recorded):
+    with (
+        quiet(),
+        lifecycle.events_recorded.connected_to(bench.on_events_recorded),
+        lifecycle.delivery_settled.connected_to(bench.on_delivery_settled),
+    ):
         run_state_machine_as_test(lambda: BusMachine(bench), settings=profile())

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.bus import lifecycle, prune
+from app.bus import Lease, lifecycle, prune
 from app.clock import Clock
-from app.db import Database
-from app.engine.inprocess import pool, wakeup, worker
+from app.db import Database, Transaction
+from app.engine.inprocess import pool, wakeup, watch, worker
 from app.engine.inprocess.wakeup_sender import WakeupSender
-from app.errors import DatabaseUnavailable, Unreachable
+from app.errors import DatabaseUnavailable, Refused, Unreachable
 from app.events import OrderCreated, order_created
 from app.observe.lines import LineHandler
 from config import Settings
@@ -435,6 +435,185 @@ def test_a_fault_while_it_waits_ends_nothing_either(shop: LiveShop, monkeypatch:
     monkeypatch.setattr(running.wakeup, "wait", wait)
     shop.place_order()
     until(lambda: shop.order().notification == "sent")
+
+
+# Receivers that do not return, and threads that end
+
+
+@pytest.fixture
+def ended(shop: LiveShop) -> threading.Event:
+    """The watchdog has ended the process, or would have."""
+    ended = threading.Event()
+    shop.engine.end_process = ended.set
+    return ended
+
+
+@contextlib.contextmanager
+def reasons_of_the_end() -> Iterator[list[str]]:
+    reasons: list[str] = []
+
+    def listener(_: object, reason: str) -> None:
+        reasons.append(reason)
+
+    with lifecycle.process_given_up.connected_to(listener):
+        yield reasons
+
+
+class HangingFor(Hanging):
+    """It hangs for one order, and is quick for all others."""
+
+    def __call__(self, sender: str, event: OrderCreated) -> None:
+        if event.order_id == "hangs":
+            super().__call__(sender, event)
+
+
+def test_a_receiver_that_does_not_return_is_written_off(shop: LiveShop, ended: threading.Event) -> None:
+    """The only thread of the receiver: another goes on in its stead, and the attempt reads unknown."""
+    hanging = HangingFor()
+    shop.policy.seconds, shop.policy.attempts = 0.1, 2
+    shop.only(hanging, timeout_seconds=1)
+    shop.engine.start()
+    shop.place_order("hangs")
+    assert hanging.entered.acquire(timeout=10)
+    for n in range(5):
+        shop.place_order(f"{n}")
+    until(lambda: [delivery.state for delivery in shop.deliveries()] == ["dead"] + ["done"] * 5, 30)
+    dead = shop.deliveries()[0]
+    assert (dead.attempts, dead.outcome) == (2, "unknown")
+    assert (dead.reason or "").startswith("the receiver has not returned after ")
+    hanging.let_go.set()
+    shop.place_order("later")
+    until(lambda: shop.deliveries()[-1].state == "done")
+    assert shop.deliveries()[0].state == "dead", "what it said later changes nothing"
+    assert not ended.is_set()
+
+
+def test_a_receiver_that_does_not_return_is_held_for_a_person_where_that_is_wanted(shop: LiveShop) -> None:
+    hanging = Hanging()
+    shop.only(hanging, timeout_seconds=1, hold_unknown=True)
+    shop.engine.start()
+    shop.place_order()
+    until(lambda: shop.delivery("hanging").state == "dead", 30)
+    hanging.let_go.set()
+    assert (hanging.calls, shop.delivery("hanging").outcome) == (1, "unknown")
+
+
+def test_a_receiver_that_hangs_in_its_transaction_ends_the_process(shop: LiveShop, ended: threading.Event) -> None:
+    """Nothing else frees its locks."""
+    let_go = threading.Event()
+
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        let_go.wait(60)
+
+    shop.only(inside, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        shop.place_order()
+        assert ended.wait(30)
+    let_go.set()
+    assert "inside has not returned for order 1001 after " in reasons[0]
+    assert reasons[0].endswith("and holds a transaction open")
+
+
+def test_a_when_dead_that_hangs_ends_the_process(shop: LiveShop, ended: threading.Event) -> None:
+    let_go = threading.Event()
+
+    def refused(sender: str, event: OrderCreated) -> None:
+        raise Refused
+
+    def announce(event: OrderCreated, reason: str) -> Any:
+        let_go.wait(60)
+        raise RuntimeError
+
+    shop.only(refused, when_dead=announce, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        shop.place_order()
+        assert ended.wait(30)
+    let_go.set()
+    assert "refused has not returned for order 1001 after " in reasons[0]
+
+
+def test_many_threads_that_hang_end_the_process_once_the_others_are_done(
+    shop: LiveShop, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_HANGING", 1)
+    hanging = Hanging()
+    shop.policy.seconds = 3600
+    shop.receive(hanging, concurrency=2, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        for n in range(2):
+            shop.place_order(f"{n}")
+        assert ended.wait(30)
+    hanging.let_go.set()
+    assert reasons[0].endswith("as 1 others before")
+    assert {delivery.state for delivery in shop.deliveries()} == {"done", "ready"}
+    assert alive_dispatchers(shop) == 0
+
+
+def test_what_runs_for_long_is_told_of(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and then more and more rarely."""
+    monkeypatch.setattr(watch, "WARN_SECONDS", 1)
+    told: list[tuple[str, float]] = []
+
+    def listener(_: object, lease: Lease, seconds: float) -> None:
+        told.append((lease.order_id, seconds))
+
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.engine.start()
+    with lifecycle.receiver_still_runs.connected_to(listener):
+        shop.place_order()
+        until(lambda: len(told) == 2)
+    hanging.let_go.set()
+    assert [order_id for order_id, _ in told] == ["1001", "1001"]
+    assert told[1][1] >= 2 * told[0][1] >= 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_by_itself_is_replaced(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults: list[BaseException] = []
+
+    def listener(_: object, error: BaseException) -> None:
+        faults.append(error)
+
+    shop.only(lambda sender, event: None, name="quick")
+    running = shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    wake, failures = running.wakeup.wake, [MemoryError()]
+
+    def fail() -> None:
+        if failures and threading.current_thread().name == "quick":
+            raise failures.pop()
+        wake()
+
+    monkeypatch.setattr(running.wakeup, "wake", fail)
+    with lifecycle.dispatcher_failed.connected_to(listener):
+        for n in range(3):
+            shop.place_order(f"{n}")
+            until(lambda n=n: [delivery.state for delivery in shop.deliveries()] == ["done"] * (n + 1))  # type: ignore[misc]
+        until(lambda: faults)
+    assert [str(fault) for fault in faults] == [
+        "a thread for quick ended by itself, with 0 deliveries that are not settled"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dispatcher_whose_own_thread_ends_ends_the_process(
+    shop: LiveShop, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(running.dispatcher, "next_due", no_memory)
+    monkeypatch.setattr(lifecycle, "report", no_memory)
+    running.wakeup.wake()
+    assert ended.wait(20)
+    assert not running.alive
 
 
 class Unwritable:

@@ -103,7 +103,9 @@ class Shop:
 
     def receive(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:
         """Connect a receiver, with the bus's options for it, for the length of the test."""
-        options = {option: how.pop(option) for option in ("concurrency", "hold_unknown") if option in how}
+        options = {
+            option: how.pop(option) for option in ("concurrency", "hold_unknown", "timeout_seconds") if option in how
+        }
         signal.connect(receiver, **how)
         self.bus.options[how.get("name") or receiver.__name__] = ReceiverOptions(**options)
         self._connected.callback(signal.disconnect, receiver)

@@ -31,6 +31,7 @@ import app.db.group_commit
 from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
 from app.bus.invoke import is_transactional
 from app.bus.leases import Lease
+from app.bus.settle import GIVEN_UP, NO_RESULT
 from app.clock import TimeOrderedIds, uuid7
 from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
@@ -83,7 +84,8 @@ class Violation(AssertionError):
 
 
 class Killed(BaseException):
-    """A process ends between two of its instructions. No Exception: nobody's ``except`` sees a ``kill -9``."""
+    """A process ends between two of its instructions. Some ``except`` may see it, where a ``kill -9`` is seen by none;
+    but no statement of a dead actor comes through any more, and no mail."""
 
 
 def settings(folder: Any, **more: Any) -> Settings:
@@ -208,6 +210,10 @@ class World:
         self.placed: dict[str, Placed] = {}
         self.refused: dict[str, Placed] = {}
         self.addresses: dict[str, str] = {}
+        self.killers: set[str] = set()
+        """Orders whose mail kills the process that sends it, each time, until all is healed."""
+        self.tried_alone: Counter[int] = Counter()
+        """How often each delivery was claimed while it was in doubt."""
         self.pruned: dict[str, dict[Any, Any]] = {"events": {}, "deliveries": {}, "attempts": {}}
         self.reported.clear()
         self.noticed: list[str] = []
@@ -245,12 +251,14 @@ class World:
         self.stack.append(actor)
         try:
             result = Context().run(work)
-        except (DatabaseUnavailable, Killed) as error:
+        except (Exception, Killed) as error:
+            if not (actor.dead or isinstance(error, DatabaseUnavailable)):
+                raise
             result = error
         finally:
             self.stack.pop()
             actor.fault = earlier
-        if actor.dead:
+        if actor.dead:  # whatever caught its death, and went on for a while: none of its statements came through
             result = Killed()
         if isinstance(result, DatabaseUnavailable | Killed):
             self.tell(f"    {actor.name} ends with {type(result).__name__}")
@@ -283,7 +291,10 @@ class World:
         cents = self.dice.choice([0, 10, 30, 1999, 999_999_999_999, self.dice.randint(0, 100_000)])
         email = self.dice.choice([None, None, "a@mail.example", "b@mail.example"])
         order = Placed(f"u{self.dice.randint(1, 3)}", f"{Decimal(cents) / 100:.2f}", email, "")
-        self.post(f"o{next(self._order_numbers)}", order)
+        order_id = f"o{next(self._order_numbers)}"
+        if self.dice.random() < 0.08:
+            self.killers.add(order_id)
+        self.post(order_id, order)
 
     def place_again(self) -> None:
         """A client that does not know whether its order was stored; or another one that takes the same id."""
@@ -368,8 +379,14 @@ class World:
         if not isinstance(leases, list):
             return []
         self.tell(f"    holds {_shown(leases) or 'nothing'}")
+        self._note_claim(leases)
         process.waiting += (batches := process.dispatcher.batches(leases))
         return batches
+
+    def _note_claim(self, leases: list[Lease]) -> None:
+        in_doubt = [lease for lease in leases if lease.in_doubt]
+        demand(not in_doubt or len(leases) == 1, f"claimed together: {_shown(leases)}")
+        self.tried_alone.update(lease.delivery_id for lease in in_doubt)
 
     def attempt(self) -> None:
         process = self._some_process()
@@ -553,7 +570,9 @@ class World:
                 return
             self.clock.advance(max(0.0, (min(due.values()) - self.clock.now()).total_seconds()))
             overdue = [receiver for receiver, due_at in due.items() if due_at <= self.clock.now()]
-            for batch in self.healer.batches(self.healer.claim(dict.fromkeys(overdue, 20))):
+            leases = self.healer.claim(dict.fromkeys(overdue, 20))
+            self._note_claim(leases)
+            for batch in self.healer.batches(leases):
                 with self.server.called_under(batch[0]):
                     self.healer.deliver(batch)
         raise Violation(f"after 300 rounds there is still something to do: {due}")
@@ -646,6 +665,14 @@ class World:
             demand(state == "done" or bool(reason), f"{what} without a reason")
             oks = sum(outcome == "ok" for (owner, _), outcome in outcomes.items() if owner == delivery_id)
             demand(oks == (state == "done"), f"{what}, and {oks} of its attempts are ok")
+        for delivery_id, charged, answered in self.look(
+            "SELECT delivery_id, attempts, (SELECT count(*) FROM attempts WHERE attempts.delivery_id = "
+            f"deliveries.delivery_id AND ifnull(detail, '') NOT IN ('{NO_RESULT}', '{GIVEN_UP}')) FROM deliveries"
+        ):
+            known = answered + self.tried_alone[delivery_id]
+            demand(
+                charged <= known, f"{delivery_id} is charged for {charged} attempts, and has {known} that are its own"
+            )
         ((rows, distinct),) = self.look(
             "SELECT count(*), count(DISTINCT delivery_id || '#' || lease_token) FROM attempts"
         )
@@ -805,9 +832,14 @@ class MailServer:
             self._leases.pop()
 
     def deliver(self, mail: OutgoingMail) -> None:
+        if self.world.stack and self.world.stack[-1].dead:
+            raise Killed
         self.world.watch_lease(self._leases[-1])
         if self.world.healed:
             return self._accept(mail)
+        if self._leases[-1].order_id in self.world.killers:
+            self.world.tell("this mail kills its process")
+            self.world.die()
         self.world.meanwhile()
         match self.mode:
             case "is down":

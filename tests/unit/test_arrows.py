@@ -22,7 +22,7 @@ ALLOWED = {
     "addresses": {"errors"},
     "db": {"clock", "errors"},
     "bus": {"answers", "clock", "db", "errors", "retry", "signal", "states", "text"},
-    "engine": {"bus", "clock", "db", "errors", "signal"},
+    "engine": {"bus", "clock", "db", "errors", "signal", "states"},
     "orders": {"addresses", "db", "errors", "states"},
     "mail": {"addresses", "errors", "text"},
     "receivers": {"addresses", "answers", "db", "events", "mail", "orders", "signal", "states"},

@@ -138,15 +138,39 @@ def test_a_full_disk_is_not_waited_for(commits: Commits) -> None:
     assert commits.batches == ["ab", "a"], "once together, once alone"
 
 
-def test_a_leader_that_is_stopped_leaves_the_others_works_to_them(commits: Commits) -> None:
-    stops = KeyboardInterrupt()
-    commits.fault = lambda names: stops if "a" in names else None
+@pytest.mark.parametrize("whose", ["a", "b"])
+def test_a_work_that_ends_its_thread_harms_neither_its_leader_nor_its_followers(commits: Commits, whose: str) -> None:
+    """A work runs in whichever thread leads; what it raises is its own caller's, SystemExit too."""
+    commits.fault = lambda names: SystemExit(1) if whose in names else None
+    works = commits.submit("abc")
+    for work in works:
+        commits.group.wait(work)
+    assert commits.batches == ["abc", "a", "b", "c"]
+    for name, work in zip("abc", works, strict=True):
+        if name == whose:
+            with pytest.raises(SystemExit):
+                work.outcome()
+        else:
+            assert work.outcome() is None
+
+
+def test_a_leader_that_is_stopped_between_its_tries_leaves_the_others_works_to_them(
+    commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while it waits for a busy database."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    commits.fault = lambda names: Busy() if names == "a" else None
     a, b, c = commits.submit("abc")
+    monkeypatch.setattr("time.sleep", interrupt)
+    commits.fault = lambda names: Busy() if "a" in names else None
     with pytest.raises(KeyboardInterrupt):
         commits.group.wait(a)
     for work in (b, c):
         commits.group.wait(work)
-    assert commits.batches == ["abc", "bc"]
+    assert commits.batches == ["abc", "a", "b", "c"]
 
 
 def test_a_work_without_a_commit_and_without_an_error_is_no_success() -> None:

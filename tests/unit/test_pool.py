@@ -79,6 +79,53 @@ def test_what_no_thread_has_begun_is_taken_back(held: Held) -> None:
     assert not held.pool.waiting
 
 
+def test_what_a_pool_has_is_what_waits_and_what_its_threads_are_at(held: Held) -> None:
+    leases = [a_lease() for _ in range(3)]
+    for lease in leases:
+        held.pool.submit([lease])
+    for _ in range(2):
+        held.begun.get(timeout=20)
+    assert set(held.pool.leases) == set(leases)
+    held.let_go.set()
+    until(lambda: held.pool.leases == [])
+
+
+def test_a_thread_that_hangs_is_written_off_and_another_goes_on_in_its_stead(held: Held) -> None:
+    hanging = [a_lease(), a_lease()]
+    for lease in hanging:
+        held.pool.submit([lease])
+        held.begun.get(timeout=20)
+    assert held.pool.free_slots == 0
+    assert held.pool.write_off(hanging[0])
+    assert not held.pool.write_off(hanging[0])
+    assert (held.pool.leases, held.pool.free_slots) == ([hanging[1]], 1)
+    another = a_lease()
+    held.pool.submit([another])
+    assert held.begun.get(timeout=20) == [another]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ended_by_itself_is_replaced_and_what_it_had_is_known() -> None:
+    done: list[Any] = []
+    woken = threading.Semaphore(0)
+
+    def deliver(batch: list[Lease]) -> None:
+        if batch[0] is first:
+            raise SystemExit
+        done.append(batch)
+
+    first, second = a_lease(), a_lease()
+    pool = ReceiverPool("test", 1, deliver, woken.release)
+    pool.submit([first])
+    assert woken.acquire(timeout=20), "whoever replaces it is told"
+    assert (pool.leases, pool.running) == ([], 0), "nobody has it any more"
+    assert pool.replace_ended() == [[first]]
+    assert pool.replace_ended() == []
+    pool.submit([second])
+    until(lambda: done == [[second]])
+    pool.end()
+
+
 def test_a_thread_that_is_to_end_ends_though_another_takes_work_back(held: Held) -> None:
     for _ in range(2):
         held.pool.submit([a_lease()])

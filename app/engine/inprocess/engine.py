@@ -3,6 +3,7 @@
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 from app.bus import Bus, lifecycle
@@ -20,6 +21,8 @@ class InProcessEngine:
         self.settings = settings
         self.worker: Worker | None = None
         self._stopped = threading.Event()
+        self.end_process: Callable[[], object] = partial(os._exit, 1)
+        """What the watchdog does when nothing else helps. Who watches the process, as gunicorn does, starts another."""
         self._others = WakeupSender(bus.database)
         self._lock = threading.Lock()
         lifecycle.deliveries_due.connect(self.wake, sender=bus)
@@ -39,6 +42,8 @@ class InProcessEngine:
                     self.bus.options,
                     Wakeup(self.bus.database),
                     poll_seconds=self.settings.poll_seconds,
+                    receiver_timeout=self.settings.receiver_timeout,
+                    end_process=self.end_process,
                     wake_others=partial(self._others.wake, everywhere=True),
                     prune=partial(self.bus.prune, batches=1),
                 )

@@ -41,6 +41,10 @@ class UnsettledAnswers:
         """How many are tried by themselves."""
         return len(self._separated)
 
+    def all(self) -> list[tuple[Lease, Answer]]:
+        with self._lock:
+            return self._fresh + [(lease, each.answer) for lease, each in self._separated.items()]
+
     def add(self, *answers: tuple[Lease, Answer]) -> None:
         with self._lock:
             self._fresh += answers

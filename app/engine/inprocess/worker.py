@@ -3,6 +3,9 @@
 Transactional receivers share one thread, because they share the database's write lock. Every other receiver has threads
 of its own, so one that hangs holds up nobody else's deliveries. Their answers go back to the loop, which settles them
 in the transaction in which it claims the next deliveries.
+
+A watchdog looks after the threads. One that ended is replaced, one whose receiver does not return is written off, and
+where that is not enough the process ends: a thread can't be ended, and whoever watches the process starts another.
 """
 
 import contextlib
@@ -15,12 +18,14 @@ from datetime import timedelta
 from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
-from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun, undone
+from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun, is_transactional, undone
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
 from app.engine.inprocess.unsettled import UnsettledAnswers
 from app.engine.inprocess.wakeup import Wakeup
+from app.engine.inprocess.watch import LOOK_SECONDS, Watch
 from app.errors import DatabaseUnavailable
 from app.signal import ReceiverOptions, subscriptions
+from app.states import Outcome
 
 TRANSACTIONAL = "(transactional)"
 """The pool of all receivers that run in a transaction."""
@@ -47,12 +52,22 @@ DEFER_SECONDS = 0.2
 MOST_UNSTORED = 20
 """Answers that can't be stored: with so many it is hardly the answers' fault, and nothing more is claimed."""
 
+MOST_HANGING = 10
+"""Threads that were written off and hang still. With more of them the process ends, to be rid of them."""
+
+LAST_LINE_SECONDS = 1.0
+"""Time that the line about the process' end has: a log that nobody reads shall not keep it from ending."""
+
 STOP_GRACE_SECONDS = 0.5
 """Time that a stop allows for settling, beyond its wait for receivers."""
 
 
 class Worker:
-    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
+    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up.
+
+    ``receiver_timeout`` is how many seconds a receiver may take that has no other limit in its options;
+    ``end_process`` is called when only the process' end helps, and does not return.
+    """
 
     def __init__(
         self,
@@ -61,6 +76,8 @@ class Worker:
         wakeup: Wakeup,
         *,
         poll_seconds: float,
+        receiver_timeout: float,
+        end_process: Callable[[], object],
         wake_others: Callable[[], None],
         prune: Callable[[], int],
     ) -> None:
@@ -68,6 +85,8 @@ class Worker:
         self.options = options
         self.wakeup = wakeup
         self.poll_seconds = poll_seconds
+        self.receiver_timeout = receiver_timeout
+        self.end_process = end_process
         self.wake_others = wake_others
         self.prune = prune
         self._pools: dict[str, ReceiverPool] = {}
@@ -83,10 +102,16 @@ class Worker:
         self._saturated = False
         self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
+        self._watchdog = threading.Thread(target=self._watch, name="dispatcher-watchdog", daemon=True)
+        self._watch_of: Watch[object] = Watch()
+        self._present_round: object = None
+        """Another one each time that the loop comes round; None while it waits."""
+        self._hanging: list[Lease] = []
+        """Those whose threads were written off."""
 
     @property
     def alive(self) -> bool:
-        return self._loop.is_alive()
+        return self._loop.is_alive() and self._heart.is_alive()
 
     @property
     def stopping(self) -> bool:
@@ -97,6 +122,7 @@ class Worker:
         self.wakeup.open()
         self._loop.start()
         self._heart.start()
+        self._watchdog.start()
         lifecycle.report(lifecycle.dispatcher_started, self.dispatcher.sender, name=self.dispatcher.name)
 
     def stop(self, seconds: float) -> bool:
@@ -125,20 +151,24 @@ class Worker:
     def _run(self) -> None:
         self._beat_once()
         while not self._is_done():
+            self._present_round = object()
             try:
                 if self._database_lost:
                     self._recover()
-                if pause := self._round():
+                pause = self._round()
+                self._present_round = None
+                if pause:
                     self.wakeup.wait(pause)
             except DatabaseUnavailable as error:
                 self._note_database_lost(error)
                 self._rest()
-            except Exception as error:  # a fault of ours must not end all dispatching
+            except BaseException as error:  # a fault of ours must not end all dispatching
                 self._report_fault(error)
                 self._rest()
 
     def _round(self) -> float:
         """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
+        self._replace_ended_threads()
         self._take_back_unbegun()
         if self.stopping:
             if not (pause := self._answers.seconds_until_due()):
@@ -151,18 +181,19 @@ class Worker:
         capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
         if self._answers.separated >= MOST_UNSTORED:
             capacity = {}
-        if capacity or not self._answers.seconds_until_due():
+        rest = self.dispatcher.rest_seconds(self._answers.all()) if capacity else 0
+        if (capacity and not rest) or not self._answers.seconds_until_due():
             self._defer_to_requests()
             return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
         self._share_load(saturated=bool(overdue))
-        return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
+        return rest or self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
     def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
         """Returns whether anything was settled or claimed. What can't be stored waits, whatever the reason."""
         answers, alone = self._answers.take()
         try:
             _, claimed, unstored = self.dispatcher.settle_and_claim(answers, {} if alone else capacity)
-        except Exception as error:
+        except BaseException as error:
             if not alone:
                 self._answers.separate(answers)
                 raise
@@ -175,9 +206,9 @@ class Worker:
         left = {each.lease for each in unstored}
         self._answers.settled([each for each in answers if each[0] not in left])
         self._hand_out(claimed)
-        return bool(answers or claimed)
+        return bool(answers or claimed) or self.dispatcher.in_doubt_waits
 
-    def _step_back(self, lease: Lease, answer: Answer, error: Exception) -> None:
+    def _step_back(self, lease: Lease, answer: Answer, error: BaseException) -> None:
         """Say so, the more rarely the more often it has failed."""
         failures = self._answers.step_back(lease, answer)
         if failures.bit_count() == 1:
@@ -217,9 +248,9 @@ class Worker:
                 lifecycle.report(lifecycle.events_pruned, self.dispatcher.sender, count=count)
 
     def _take_back_unbegun(self) -> None:
-        """Prefetched deliveries: behind a receiver that hangs, and all of them at a stop."""
+        """Prefetched deliveries: behind a receiver that hangs, before one in doubt, and all of them at a stop."""
         for pool in self._pools.values():
-            if self.stopping or pool.stalled:
+            if self.stopping or pool.stalled or self.dispatcher.in_doubt_waits:
                 self._hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
 
     def _is_done(self) -> bool:
@@ -276,18 +307,15 @@ class Worker:
                 self._report_unstored(lease, error, 1)
                 self._hand_back((lease, undone(error)))
 
-    def _try_transactional(self, batch: list[Lease]) -> Exception | None:
+    def _try_transactional(self, batch: list[Lease]) -> BaseException | None:
         """Returns why it could not be stored; the leases are held then."""
         try:
             self.dispatcher.deliver_transactional(batch)
         except DatabaseUnavailable as error:
             self._note_database_lost(error)
             return error
-        except Exception as error:
+        except BaseException as error:
             return error
-        except BaseException:
-            self.dispatcher.abandon(batch)
-            raise
         return None
 
     def _await_database(self) -> bool:
@@ -296,6 +324,70 @@ class Worker:
             if self._stopping.wait(RETRY_SECONDS):
                 return False
         return True
+
+    # Threads that end or hang
+
+    def _at_work(self) -> list[Lease]:
+        """What a thread is at or will begin, and what is answered. Read in this order, as one becomes the other."""
+        begun = [lease for pool in list(self._pools.values()) for lease in pool.leases]
+        return begun + [lease for lease, _ in self._answers.all()]
+
+    def _replace_ended_threads(self) -> None:
+        """No fault of a receiver's ends a thread, but one of ours may: what it was at runs out, for others to take."""
+        for name, pool in self._pools.items():
+            for lost in pool.replace_ended():
+                self.dispatcher.abandon(lost)
+                what = f"a thread for {name} ended by itself, with {len(lost)} deliveries that are not settled"
+                self._report_fault(RuntimeError(what))
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            with self._reporting_faults():
+                self._look_after_threads()
+
+    def _look_after_threads(self) -> None:
+        if not (self.alive or self.stopping):
+            self._give_process_up("a thread of the dispatcher itself ended")
+        running = [lease for lease in self._at_work() if lease.running]
+        watched = [*running] if any(map(is_transactional, running)) else [*running, self._present_round]
+        for one, seconds in self._watch_of.look(each for each in watched if each is not None).items():
+            if isinstance(one, Lease):
+                self._look_after_receiver(one, seconds)
+            elif seconds > self.receiver_timeout + 2 * self.dispatcher.database.timeout:
+                self._give_process_up(f"the dispatcher itself has been stuck for {seconds:.0f} s")
+
+    def _look_after_receiver(self, lease: Lease, seconds: float) -> None:
+        if seconds > (self.options[lease.receiver].timeout_seconds or self.receiver_timeout):
+            self._give_up_on(lease, seconds)
+        elif self._watch_of.is_worth_a_warning(lease):
+            lifecycle.report(lifecycle.receiver_still_runs, self.dispatcher.sender, lease=lease, seconds=seconds)
+
+    def _give_up_on(self, lease: Lease, seconds: float) -> None:
+        """Settle the delivery without its thread; but one in a transaction holds locks, which only its end frees."""
+        what = f"{lease.receiver} has not returned for order {lease.order_id} after {seconds:.0f} s"
+        if is_transactional(lease):
+            self._give_process_up(f"{what}, and holds a transaction open")
+        elif self._pool(lease.receiver).write_off(lease):
+            final = self.options[lease.receiver].hold_unknown
+            self._hanging = [*filter(lambda each: each.running, self._hanging), lease]
+            self._hand_back(
+                (lease, Failure(Outcome.UNKNOWN, f"the receiver has not returned after {seconds:.0f} s", final))
+            )
+            self.wakeup.wake()
+            if len(self._hanging) > MOST_HANGING:
+                self.stop(self.receiver_timeout)
+                self._give_process_up(f"{what}, as {len(self._hanging) - 1} others before")
+        elif lease.running:  # in the loop: it is when_dead that hangs
+            self._give_process_up(what)
+
+    def _give_process_up(self, reason: str) -> None:
+        told = threading.Thread(target=self._report_end, args=[reason], daemon=True)
+        told.start()
+        told.join(LAST_LINE_SECONDS)
+        self.end_process()
+
+    def _report_end(self, reason: str) -> None:
+        lifecycle.report(lifecycle.process_given_up, self.dispatcher.sender, reason=reason)
 
     # Heartbeat, outages and faults
 
@@ -306,7 +398,7 @@ class Worker:
     def _beat_once(self) -> None:
         with self._reporting_faults():
             try:
-                self.dispatcher.heartbeat()
+                self.dispatcher.heartbeat(self._at_work())
             except DatabaseUnavailable as error:
                 self._note_database_lost(error)
 
@@ -314,14 +406,14 @@ class Worker:
     def _reporting_faults(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._report_fault(error)
 
-    def _report_unstored(self, lease: Lease, error: Exception, failures: int) -> None:
+    def _report_unstored(self, lease: Lease, error: BaseException, failures: int) -> None:
         sender = self.dispatcher.sender
         lifecycle.report(lifecycle.answer_unstored, sender, lease=lease, error=error, failures=failures)
 
-    def _report_fault(self, error: Exception) -> None:
+    def _report_fault(self, error: BaseException) -> None:
         lifecycle.report(lifecycle.dispatcher_failed, self.dispatcher.sender, error=error)
 
     def _rest(self) -> None:
@@ -344,7 +436,7 @@ class Worker:
         Leases ran out that nobody could extend, though their receivers still run. So each dispatcher extends its own
         first, and gives the others time to do the same before it takes anything over.
         """
-        self.dispatcher.heartbeat()
+        self.dispatcher.heartbeat(self._at_work())
         with self._lock:
             self._database_lost = False
         lifecycle.report(lifecycle.database_back, self.dispatcher.sender)

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Integer, String, bindparam, func, insert, select, update
@@ -120,6 +121,10 @@ class LeaseEnd:
     due_at: datetime | None = None
 
 
+LOCK_ORDER = attrgetter("delivery_id")
+"""Of leases: transactions that lock several deliveries do so in this order, and so cause no deadlock."""
+
+
 def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
     """For each receiver that has unfinished deliveries, when the earliest may be claimed."""
     found = {receiver: EARLIEST(reader, {"name": receiver}).fetchone()[0] for receiver in receivers}
@@ -206,7 +211,7 @@ def extend(transaction: Transaction, leases: Iterable[Lease], lease: timedelta) 
         values = {"of_delivery": one.delivery_id, "under_token": one.token, "due_at": due_at}
         return bool(EXTEND(transaction, values).rowcount != 1)
 
-    return [one for one in leases if is_lost(one)]
+    return [one for one in sorted(leases, key=LOCK_ORDER) if is_lost(one)]
 
 
 @functools.cache
@@ -214,7 +219,7 @@ def select_tokens(count: int) -> Prepared:
     """The fencing tokens of ``count`` leased deliveries, whose rows are locked until the transaction ends."""
     ids: list[Any] = [bindparam(f"id_{n}") for n in range(count)]
     leased = select(Delivery.delivery_id, Delivery.lease_token).where(Delivery.state == DeliveryState.LEASED)
-    return Prepared(leased.where(Delivery.delivery_id.in_(ids)).with_for_update())
+    return Prepared(leased.where(Delivery.delivery_id.in_(ids)).order_by(Delivery.delivery_id).with_for_update())
 
 
 def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:

@@ -1,7 +1,8 @@
 """PostgreSQL, set up as its administrator chose."""
 
 import contextlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,9 @@ CONNECT_TIMEOUT_SECONDS = 5
 MIGRATION_LOCK = 7_203_481
 """The key of an advisory lock: any number that nothing else locks on the same database."""
 
+KEY_LOCKS = 7_203_482
+"""The class of the advisory locks of ``lock_keys``."""
+
 
 class PostgreSQL:
     name = "postgresql"
@@ -93,6 +97,10 @@ class PostgreSQL:
 
     def after_fork(self) -> None:
         """Nothing of its own is open."""
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        hashes = sorted({zlib.crc32(key.encode()) - 2**31 for key in keys})  # all lock in one order
+        driver.execute("SELECT pg_advisory_xact_lock(%s, key) FROM unnest(%s::int[]) AS key", (KEY_LOCKS, hashes))
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()

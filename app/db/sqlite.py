@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import importlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -72,6 +72,9 @@ class SQLite:
 
     def after_fork(self) -> None:
         self._write_queue.after_fork()
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        """Nothing: a transaction that writes is alone."""
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()

@@ -80,6 +80,7 @@ def test_duplicates_over_two_servers_deadlock_nowhere(
 def test_a_users_row_is_locked_after_all_orders_of_the_commit(shop: Shop, database_url: str) -> None:
     """A commit that waits for an order which another server is storing keeps nobody from a user's row."""
     other = Database(database_url)
+    other.transact(lambda transaction: set_email(transaction, "first", "b@users.example"))
     held, let_go = threading.Event(), threading.Event()
 
     def place(transaction: Transaction, order_id: str, user_id: str) -> None:
@@ -103,12 +104,12 @@ def test_a_users_row_is_locked_after_all_orders_of_the_commit(shop: Shop, databa
     assert held.wait(20)
     threads[1].start()
     until(lambda: somebody_waits(shop.database))
-    other.transact(lambda transaction: set_email(transaction, "first", "b@users.example"))
-    assert not let_go.is_set(), "nor did it wait for this"
+    with other.engine.begin() as connection:  # which fails when it would have to wait
+        connection.execute(text("SELECT 1 FROM users WHERE user_id = 'first' FOR UPDATE NOWAIT"))
     let_go.set()
     for thread in threads:
         thread.join(20)
-    assert shop.user("first").email == "a@users.example", "the later commit's"
+    assert shop.user("first").email == "a@users.example"
     other.close()
 
 

@@ -42,6 +42,7 @@ BUS, BREAKER, COMMITS, DATABASE, OPERATE, WORKER, SMTP, TWO = (
     for name in (*("bus", "circuit_breaker", "commits", "db", "operate", "worker", "smtp_faults", "two_applications"),)
 )
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
+LOCKS = "integration/test_lock_order.py::test_"
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
 KILLED_AT = f"{KILLS}nothing_is_lost_when_it_is_killed_at_a_named_point"
 
@@ -163,7 +164,7 @@ MUTANTS = (
         "2",
         "what a savepoint undoes is not inserted later",
         "app/db/transaction.py",
-        "            self._added_rows.clear()\n            if self._session",
+        "            self._postponed.clear()\n            if self._session",
         "            if self._session",
         (SIMULATION, f"{BUS}what_a_failing_receiver_published_is_gone[sqlite]"),
     ),
@@ -598,6 +599,46 @@ MUTANTS = (
         'sorted(works, key=lambda work: work.lock_order or "")',
         "works",
         (f"{COMMITS}works_lock_rows_in_one_order_whichever_came_first[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "orders share a commit in the order of their ids",
+        "app/api/orders.py",
+        "lock_order=order.order_id",
+        "lock_order=order.user_id",
+        (f"{LOCKS}duplicates_over_two_servers_deadlock_nowhere",),
+    ),
+    Mutant(
+        "5",
+        "users' rows are locked after all orders of the commit",
+        "app/orders/records.py",
+        "transaction.postpone(user_id, partial(set_email, transaction, user_id, email))",
+        "set_email(transaction, user_id, email)",
+        (f"{LOCKS}a_users_row_is_locked_after_all_orders_of_the_commit",),
+    ),
+    Mutant(
+        "5",
+        "postponed writes lock rows in one order",
+        "app/db/transaction.py",
+        "sorted(self._postponed.writes, key=itemgetter(0))",
+        "self._postponed.writes",
+        (f"{COMMITS}postponed_writes_come_last_and_in_one_order[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "on PostgreSQL, one process at a time runs transactional receivers of one user",
+        "app/bus/settle.py",
+        "    transaction.dialect.lock_keys(transaction.driver, [lease.user_id for lease in batch])\n",
+        "",
+        (f"{LOCKS}transactional_receivers_of_one_user_run_in_one_process_at_a_time",),
+    ),
+    Mutant(
+        "5",
+        "leases are extended in the order in which they are settled",
+        "app/bus/leases.py",
+        "sorted(leases, key=LOCK_ORDER)",
+        "leases",
+        (f"{LOCKS}leases_are_locked_in_the_order_of_their_numbers",),
     ),
     Mutant(
         "5",

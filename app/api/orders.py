@@ -63,7 +63,7 @@ def _store(order: NewOrder, event_id: str) -> str | None:
             order_created.send(SOURCE, event=event, event_id=event_id)
         return earlier_id
 
-    stored = database().transact(work, lock_order=order.user_id)
+    stored = database().transact(work, lock_order=order.order_id)
     if isinstance(stored, OrderConflict):
         raise stored
     return stored

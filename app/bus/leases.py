@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Integer, String, bindparam, func, insert, select, update
@@ -125,6 +126,10 @@ class LeaseEnd:
         return self.outcome is not None and (self.lease.in_doubt or not self.lease.expired)
 
 
+LOCK_ORDER = attrgetter("delivery_id")
+"""Of leases: transactions that lock several deliveries do so in this order, and so cause no deadlock."""
+
+
 def next_due(reader: Reader, receivers: Iterable[str]) -> dict[str, datetime]:
     """For each receiver that has unfinished deliveries, when the earliest may be claimed."""
     found = {receiver: EARLIEST(reader, {"name": receiver}).fetchone()[0] for receiver in receivers}
@@ -195,7 +200,7 @@ def extend(transaction: Transaction, leases: list[Lease], lease: timedelta) -> d
         return {}
     try:
         with transaction.savepoint():
-            return {one: holds(one) for one in leases}
+            return {one: holds(one) for one in sorted(leases, key=LOCK_ORDER)}
     except TransactionLost:
         raise
     except Exception:
@@ -209,7 +214,7 @@ def select_tokens(count: int) -> Prepared:
     """The fencing tokens of ``count`` leased deliveries, whose rows are locked until the transaction ends."""
     ids: list[Any] = [bindparam(f"id_{n}") for n in range(count)]
     leased = select(Delivery.delivery_id, Delivery.lease_token).where(Delivery.state == DeliveryState.LEASED)
-    return Prepared(leased.where(Delivery.delivery_id.in_(ids)).with_for_update())
+    return Prepared(leased.where(Delivery.delivery_id.in_(ids)).order_by(Delivery.delivery_id).with_for_update())
 
 
 def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:

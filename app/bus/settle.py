@@ -48,6 +48,7 @@ def settle(
     """
     if not answers:
         return [], []
+    answers = sorted(answers, key=lambda each: leases.LOCK_ORDER(each[0]))
     try:
         with recording_savepoint(transaction):
             ends = [conclude(transaction, policy, lease, answer) for lease, answer in answers]
@@ -77,8 +78,10 @@ def _settle_otherwise(
 def deliver_within(transaction: Transaction, policy: Policy, invoker: Invoker, batch: list[Lease]) -> list[LeaseEnd]:
     """Call transactional receivers: their writes and their deliveries' ends stand or fall together.
 
-    Leases that were lost are passed over; none of the others can be lost before the transaction ends.
+    Leases that were lost are passed over; none of the others can be lost before the transaction ends. Of one user's
+    deliveries, those of one transaction run at a time: each locks rows of the user and of the user's orders.
     """
+    transaction.dialect.lock_keys(transaction.driver, [lease.user_id for lease in batch])
     held = leases.lock_held(transaction, batch)
     ends = [_deliver_one(transaction, policy, invoker, lease) for lease in held]
     leases.end(transaction, ends)

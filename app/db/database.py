@@ -17,7 +17,7 @@ from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
 from app.db.prepared import Reader
 from app.db.sqlite import SQLite
-from app.db.transaction import AddedRows, Transaction, in_transaction
+from app.db.transaction import Postponed, Transaction, in_transaction
 from app.errors import NestedTransaction, SchemaAhead, SchemaBehind
 
 T = TypeVar("T")
@@ -76,8 +76,9 @@ class Database:
         PostgreSQL ends the transaction to resolve a deadlock, and when another work that shares it fails. So it must
         have no effects outside the transaction.
 
-        ``lock_order`` is the key of the rows that the work locks. Works that share a transaction run in its order, so
-        that they cause no deadlock with those of other processes. On PostgreSQL, a work without one shares none.
+        ``lock_order`` is the key of the row that the work locks, a unique key that it inserts included. Works that
+        share a transaction run in its order, so that they cause no deadlock with those of other processes; what a work
+        locks beyond that row, it postpones (Transaction.postpone). On PostgreSQL, a work without one shares none.
 
         Raises DatabaseUnavailable after ``timeout``, and sooner while the database is stuck and others wait for it;
         NestedTransaction inside another transaction.
@@ -96,11 +97,11 @@ class Database:
         with self.dialect.write_queue(), self._writer() as connection:
             self.dialect.begin_write(connection.connection.dbapi_connection)
             works = take_works()
-            now, added_rows = self.clock.now(), AddedRows()
+            now, postponed = self.clock.now(), Postponed()
             for work in sorted(works, key=lambda work: work.lock_order or ""):
-                transaction = Transaction(connection, self.dialect, now, added_rows)
+                transaction = Transaction(connection, self.dialect, now, postponed)
                 work.run(transaction, self.before_work)
-            transaction.insert_rows()
+            transaction.write_postponed()
             self.commit(connection)
             self.dialect.check_commit()
             self.written_at = self.clock.monotonic()

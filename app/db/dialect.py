@@ -3,6 +3,7 @@
 ``sqlite.py`` and ``postgresql.py`` answer, each for one of the two. Nothing outside this folder asks which one it is.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from enum import Enum
 from pathlib import Path
@@ -85,6 +86,13 @@ class Dialect(Protocol):
 
     def close(self) -> None:
         """Close what is open; the next use opens it again."""
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        """Hold the keys until the transaction ends, having waited for others that hold one. A single writer need not.
+
+        It is for transactions that lock several rows of one owner: whoever holds the owner's key first can't meet
+        another in the middle.
+        """
 
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""

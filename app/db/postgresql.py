@@ -1,7 +1,8 @@
 """PostgreSQL, set up as its administrator chose."""
 
 import contextlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ FORMATS = {"DateStyle": "ISO, MDY", "TimeZone": "UTC"}
 
 MIGRATION_LOCK = 7_203_481
 """The key of an advisory lock: any number that nothing else locks on the same database."""
+
+KEY_LOCKS = 7_203_482
+"""The class of the advisory locks of ``lock_keys``."""
 
 
 class PostgreSQL:
@@ -177,6 +181,10 @@ class PostgreSQL:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        hashes = sorted({zlib.crc32(key.encode()) - 2**31 for key in keys})  # all lock in one order
+        driver.execute("SELECT pg_advisory_xact_lock(%s, key) FROM unnest(%s::int[]) AS key", (KEY_LOCKS, hashes))
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()

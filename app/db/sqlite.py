@@ -5,7 +5,7 @@ import fcntl
 import importlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -123,6 +123,9 @@ class SQLite:
     def close(self) -> None:
         self.engine.dispose()
         self._database_file.close()
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        """Nothing: a transaction that writes is alone."""
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()

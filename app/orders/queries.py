@@ -12,6 +12,9 @@ from app.orders.models import Order, User
 from app.states import NotificationStatus, OrderStatus
 
 FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
+FIND_CONTENT = Prepared(
+    select(Order.event_id, Order.user_id, Order.total_price, Order.email).where(Order.order_id == bindparam("id"))
+)
 
 
 def find_order(session: Session, order_id: str) -> Order:

@@ -5,6 +5,7 @@ runs them.
 """
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
@@ -12,7 +13,7 @@ from sqlalchemy import bindparam, or_, select, update
 from app.db import Base, Dialect, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound
 from app.orders.models import Order, User
-from app.orders.queries import FIND_EMAIL, find_order
+from app.orders.queries import FIND_CONTENT, FIND_EMAIL
 from app.states import NotificationStatus, OrderStatus
 
 
@@ -82,15 +83,15 @@ def place_order(
     if INSERT_ORDER(transaction, row).rowcount != 1:
         return _earlier_event_id(transaction, order_id, (user_id, total_price, email))
     if email is not None:
-        set_email(transaction, user_id, email)
+        transaction.postpone(user_id, partial(set_email, transaction, user_id, email))
     return None
 
 
 def _earlier_event_id(transaction: Transaction, order_id: str, content: tuple[str, Decimal, str | None]) -> str:
-    stored = find_order(transaction.session, order_id)
-    if (stored.user_id, stored.total_price, stored.email) != content:
+    event_id, user_id, total_price, email = FIND_CONTENT(transaction, {"id": order_id}).fetchone()
+    if (user_id, money(total_price), email) != content:
         raise OrderConflict(f"order {order_id} exists with other content")
-    return stored.event_id
+    return str(event_id)
 
 
 def confirm_order(transaction: Transaction, order_id: str) -> None:

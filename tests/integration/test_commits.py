@@ -180,6 +180,22 @@ def test_works_lock_rows_in_one_order_whichever_came_first(callers: Callers) -> 
     assert done == ["a", "b", "c"]
 
 
+def test_postponed_writes_come_last_and_in_one_order(callers: Callers) -> None:
+    done: list[str] = []
+
+    def of(order_id: str, user_id: str) -> Function:
+        def work(transaction: Transaction) -> None:
+            transaction.postpone(user_id, lambda: done.append(user_id))
+            done.append(order_id)
+
+        work.lock_order = order_id  # type: ignore[attr-defined]
+        return work
+
+    callers.do(of("2", "b"), of("3", "a"), of("1", "c"))
+    assert callers.database.batches == [1, 3]
+    assert done == ["1", "2", "3", "a", "b", "c"]
+
+
 def test_an_error_undoes_its_own_work_only(callers: Callers) -> None:
     def wrong(transaction: Transaction) -> None:
         set_email(transaction, "wrong", "ann@example.com")  # a prepared statement, of which the session knows nothing

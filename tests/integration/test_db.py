@@ -351,7 +351,7 @@ def test_a_reader_of_the_feed_misses_nothing_that_commits_late(postgres_url: str
 
     def slow(transaction: Transaction) -> None:
         _record(transaction, "slow")
-        transaction.insert_rows()  # and with them the transaction's id
+        transaction.write_postponed()  # and with them the transaction's id
         began.set()
         assert go_on.wait(20)
 

@@ -31,15 +31,25 @@ Json = dict[str, Any]
 ENDPOINT_PREFIX = f"{blueprint.name}."
 SCHEMA_REFERENCE = "#/components/schemas/{model}"
 PATH_PARAMETERS: dict[str, Json] = {
-    "order_id": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
-    "user_id": {"type": "string", "pattern": f"^{ID_PATTERN}$"},
-    "delivery_id": {"type": "integer", "minimum": 0},
+    "order_id": {"type": "string", "pattern": f"^{ID_PATTERN}$", "description": "the order's id"},
+    "user_id": {"type": "string", "pattern": f"^{ID_PATTERN}$", "description": "the user's id"},
+    "delivery_id": {"type": "integer", "minimum": 0, "description": "the delivery's number"},
 }
 INFO = {
     "title": "Orders",
     "version": VERSION,
     "description": "Takes orders, and lets everything that follows from an order happen by durable events.",
 }
+TAGS = {
+    "orders": "Place orders, and read them with everything that followed from them.",
+    "users": "Read users' records, into which confirmed orders are counted.",
+    "events": "Follow all events, in the format CloudEvents 1.0.",
+    "deliveries": "For operators: find what waits or was given up, retry it, or discard it.",
+    "health": "Whether the service is alive, and whether it is ready.",
+    "openapi": "This document.",
+}
+"""By the module of the view, in the order in which they are shown."""
+
 SECURITY_SCHEMES = {
     "token": {"type": "http", "scheme": "bearer", "description": "the setting API_TOKEN"},
     "password": {"type": "http", "scheme": "basic", "description": "the setting CONSOLE_PASSWORD"},
@@ -83,6 +93,7 @@ def document(url_map: Map, *, protected: bool) -> Json:
     return {
         "openapi": "3.1.0",
         "info": INFO,
+        "tags": [{"name": name, "description": description} for name, description in TAGS.items()],
         "paths": _paths(url_map, protected),
         "components": {"schemas": _schemas(), "securitySchemes": SECURITY_SCHEMES},
     }
@@ -104,6 +115,7 @@ def _operation(rule: Rule, protected: bool) -> Json:
     responses = _responses(rule, operation)
     return {
         "operationId": name,
+        "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description,
         "parameters": _path_parameters(rule) + _query_parameters(operation.query),
@@ -145,7 +157,15 @@ def _query_parameters(model: type[RequestModel] | None) -> list[Json]:
 
 
 def _parameter(place: str, name: str, schema: Json) -> Json:
-    return {"name": name, "in": place, "required": place == "path", "schema": schema}
+    """The description is the parameter's, where tools show it, rather than its schema's."""
+    rest = {key: value for key, value in schema.items() if key != "description"}
+    return {
+        "name": name,
+        "in": place,
+        "required": place == "path",
+        "description": schema["description"],
+        "schema": rest,
+    }
 
 
 def _request_body(model: type[RequestModel] | None) -> Json:

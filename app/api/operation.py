@@ -1,5 +1,6 @@
 """OpenAPI descriptions of views: a decorator, and a registry of all decorated views."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -38,7 +39,9 @@ class ResponseDoc:
 
 @dataclass(frozen=True)
 class Operation:
-    """View decorator: registers the view's summary, schemas and responses; its docstring is the description.
+    """View decorator: registers the view's summary, schemas and responses.
+
+    The view's docstring is the description, in CommonMark, and its module is the tag.
 
     Responses that all routes of a kind share need not be named: see ALWAYS and its neighbours.
     """
@@ -48,9 +51,11 @@ class Operation:
     body: type[RequestModel] | None = None
     query: type[RequestModel] | None = None
     description: str = ""
+    tag: str = ""
 
     def __call__(self, view: View) -> View:
-        OPERATIONS[view.__name__] = replace(self, description=view.__doc__ or "")
+        tag = view.__module__.rpartition(".")[2]
+        OPERATIONS[view.__name__] = replace(self, description=inspect.getdoc(view) or "", tag=tag)
         return view
 
 

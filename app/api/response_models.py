@@ -176,6 +176,7 @@ class OpenAPIDocument(ResponseModel):
     openapi: str
     info: dict[str, Any]
     servers: list[dict[str, Any]]
+    tags: list[dict[str, str]]
     paths: dict[str, Any]
     components: dict[str, Any]
 

@@ -1,6 +1,8 @@
 """/openapi.json describes every route, nothing else, and is true: see also tests/support/api.py."""
 
 import json
+import re
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -83,10 +85,47 @@ def test_query_parameters_are_described_and_may_be_left_out(document: Any) -> No
     assert list(parameters) == ["user_id", "status", "notification", "limit", "cursor"]
     assert not any(each["required"] for each in parameters.values())
     assert parameters["limit"]["schema"]["maximum"] == 200
-    assert parameters["status"]["schema"] == {
-        "$ref": "#/components/schemas/OrderStatus",
-        "description": "created or confirmed",
-    }
+    assert parameters["status"]["schema"] == {"$ref": "#/components/schemas/OrderStatus"}
+    assert parameters["status"]["description"] == "created or confirmed"
+
+
+def test_every_operation_has_one_tag_and_every_tag_is_described(document: Any) -> None:
+    tags = {operation["operationId"]: operation["tags"] for operation in operations(document)}
+    described = {tag["name"]: tag["description"] for tag in document["tags"]}
+    assert list(described) == ["orders", "users", "events", "deliveries", "health", "openapi"]
+    assert {tag for (tag,) in tags.values()} == set(described)
+    assert all(described.values())
+    assert (tags["create_order"], tags["readyz"], tags["retry_delivery"]) == (["orders"], ["health"], ["deliveries"])
+
+
+def test_every_description_is_text_that_tools_show_as_it_is_meant(document: Any) -> None:
+    """They render CommonMark: a line that is set in would be a block of code, an open backtick would show."""
+    shown = list(texts(document))
+    for operation in operations(document):
+        assert {"summary", "description"} <= operation.keys()
+        assert all(parameter["description"] for parameter in operation["parameters"])
+        assert not any("description" in parameter["schema"] for parameter in operation["parameters"])
+    assert len(shown) > 100
+    for text in shown:
+        assert text == text.strip() != ""
+        assert not re.search(r"\n[ \t]", text)
+        assert text.count("`") % 2 == 0
+
+
+def operations(document: Any) -> list[Any]:
+    return [operation for path in document["paths"].values() for operation in path.values()]
+
+
+def texts(part: Any) -> Iterator[str]:
+    """Every summary and description, wherever in the document."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            if name in ("summary", "description") and isinstance(value, str):
+                yield value
+            yield from texts(value)
+    elif isinstance(part, list):
+        for each in part:
+            yield from texts(each)
 
 
 @pytest.mark.parametrize("states", [DeliveryState, NotificationStatus, OrderStatus, Outcome])

@@ -128,7 +128,7 @@ class Settings(BaseModel):
     @field_validator("instance_path")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+        return _expanded(path)
 
     @field_validator("mail_default_sender")
     @classmethod
@@ -181,8 +181,9 @@ class Settings(BaseModel):
         if not given.get("api_token") and _is_loopback(web_host):
             given.setdefault("trusted_hosts", (web_host,))
         if not given.get("database_url"):
-            folder = Path(given.get("instance_path") or CHECKOUT / "instance").expanduser().absolute()
-            given["database_url"] = f"sqlite:///{folder / 'orders.db'}"
+            with suppress(ValueError):  # INSTANCE_PATH is checked by itself
+                folder = _expanded(Path(given.get("instance_path") or CHECKOUT / "instance"))
+                given["database_url"] = f"sqlite:///{folder / 'orders.db'}"
         return given
 
     @model_validator(mode="after")
@@ -220,6 +221,13 @@ class Settings(BaseModel):
     @property
     def is_sqlite(self) -> bool:
         return self.database_url.startswith("sqlite:")
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("its ~ stands for the home of a user who has none here; write the path out") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,17 +10,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for -c from another folder
 
 import config as service  # gunicorn has a setting of its own named "config"
+from app.errors import NoTemporaryFolder
 from app.observe import logs
-from app.serving import Serving, processes
+from app.serving import Serving, processes, temporary_folder
 
 logs.configure(service.Settings.for_logs())
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
     settings = service.Settings.load()
     logs.announce()
-except service.ConfigError as error:
+    folder = temporary_folder(settings.instance_path)
+except (service.ConfigError, NoTemporaryFolder) as error:
     logs.fail(error)
-serving = Serving(settings)
+serving = Serving(settings, folder)
 
 chdir = str(service.CHECKOUT)
 wsgi_app = "wsgi:app"
@@ -35,7 +37,7 @@ forwarder_headers = ""
 timeout = 30
 graceful_timeout = 20 + math.ceil(settings.shutdown_seconds)  # requests, then running receivers
 control_socket_disable = True  # all instances of a user would share one socket
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 - a heartbeat file, no data
+worker_tmp_dir = str(folder)
 limit_request_line = 4094
 limit_request_fields = 50
 limit_request_field_size = 8190

@@ -12,7 +12,7 @@ class AppError(Exception):
     """Something went wrong in the order service."""
 
     def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or inspect.getdoc(type(self)))
+        super().__init__(message or " ".join((inspect.getdoc(type(self)) or "").split()))
 
 
 class OutsideTransaction(AppError):
@@ -63,6 +63,11 @@ class DatabaseUnusable(AppError):
 
 class TransactionLost(AppError):
     """The database has ended the transaction; all that was done in it is undone."""
+
+
+class NoTemporaryFolder(AppError):
+    """No folder takes a temporary file: /dev/shm, /tmp and INSTANCE_PATH are missing, full or read-only. Make one
+    writable."""
 
 
 class SchemaBehind(AppError):

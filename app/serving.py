@@ -4,6 +4,7 @@ Leader lock: of the processes that gunicorn forks, one holds the lock and dispat
 the lock of a process that died.
 """
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -23,7 +24,7 @@ from sqlalchemy import make_url
 from app.db import Database, pin_file
 from app.db.schema import prepare
 from app.engine import InProcessEngine
-from app.errors import AppError, DatabaseUnavailable
+from app.errors import AppError, DatabaseUnavailable, NoTemporaryFolder
 from app.observe import logs
 from app.streams import Streams
 from config import CHECKOUT, Settings
@@ -75,11 +76,21 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
 
 
+def temporary_folder(instance_path: Path) -> Path:
+    """Where gunicorn's processes have their unnamed files: in memory, because a slow disk would hold up the heartbeats
+    that they are; else where it can be. Raises NoTemporaryFolder."""
+    for folder in (Path("/dev/shm"), None, instance_path):  # noqa: S108 - of unnamed files
+        with contextlib.suppress(OSError):  # read-only, or not there
+            tempfile.TemporaryFile(dir=folder).close()
+            return folder or Path(tempfile.gettempdir())
+    raise NoTemporaryFolder
+
+
 class LeaderLock:
     """A lock on an unnamed file, which all processes inherit from the master."""
 
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as gunicorn runs
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open for as long as gunicorn runs
 
     def acquire(self) -> bool:
         """Take it if it lies free; it is held until this process ends."""
@@ -98,9 +109,10 @@ class Serving:
     """The hooks of one gunicorn. A reload executes gunicorn.conf.py again, which makes a new one for the new processes;
     so they have a leader of their own while the old ones end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        """``folder`` is where an unnamed file can be made."""
         self.settings = settings
-        self.leader_lock = LeaderLock()
+        self.leader_lock = LeaderLock(folder)
         self.is_prepared = False
         self._engine: InProcessEngine | None = None
         """The application's, once a worker has loaded it."""

@@ -253,13 +253,14 @@ def is_safe(version: tuple[int, ...]) -> bool:
 
 
 def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
-    """Set what durability depends on, and read it back: SQLite silently ignores what it can't do."""
+    """Set what the service depends on, and read it back: SQLite silently ignores what it can't do."""
     wanted = {
         "busy_timeout": busy_milliseconds,
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
         "foreign_keys": 1,
         "journal_size_limit": WAL_LIMIT_BYTES,
+        "temp_store": 2,  # MEMORY: in a container there may be no folder for temporary files
     }
     for name, value in wanted.items():
         driver.execute(f"PRAGMA {name}={value}")

@@ -17,6 +17,7 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import Any, TextIO
 
+from app.observe.pipes import DroppingStream
 from app.text import masked, one_line
 
 _PLAIN = re.compile("[A-Za-z0-9._:/,+-]+").fullmatch
@@ -79,7 +80,7 @@ def written_together() -> Iterator[None]:
             handler.write(lines)
 
 
-class LineHandler(logging.StreamHandler[TextIO]):
+class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
     """Writes each record by one call, and fails silently.
 
     A full disk, a pipe that nobody reads, a stream that was closed: what the line tells of has happened all the same.

@@ -15,6 +15,8 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from app.observe.bus_log import BusLog
 from app.observe.lines import JsonFormatter, LineHandler, TextFormatter
+from app.observe.pipes import dropping
+from app.text import printable
 from app.version import VERSION
 from config import Settings
 
@@ -34,7 +36,7 @@ def configure(settings: Settings) -> None:
     """
     root = logging.getLogger()
     if not root.handlers:
-        handler = LineHandler(sys.stderr)
+        handler = LineHandler(dropping(sys.stderr))
         handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
         root.addHandler(handler)
     _choose_level("app", settings.log_level)
@@ -56,7 +58,7 @@ def fail(error: object, code: int = 1) -> NoReturn:
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         PROCESS.critical("%s", error)
     else:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {printable(str(error))}\n")
     sys.exit(code)
 
 
@@ -74,6 +76,9 @@ class GunicornLogger(Logger):  # type: ignore[misc]
         for handler in (*self.error_log.handlers, *self.access_log.handlers):
             if isinstance(handler, logging.StreamHandler):  # a file is one too
                 handler.setFormatter(ours.formatter)
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(dropping(handler.stream))
+        ours.setStream(dropping(sys.stderr))  # gunicorn may have put a file in its place
 
 
 def _choose_level(logger: str, level: str) -> None:

@@ -36,9 +36,15 @@ def test_sqlite_is_durable_and_says_so(sqlite_url: str) -> None:
     with database.read() as session:
         found = {
             name: session.execute(text(f"PRAGMA {name}")).scalar_one()
-            for name in ("journal_mode", "synchronous", "foreign_keys", "journal_size_limit")
+            for name in ("journal_mode", "synchronous", "foreign_keys", "journal_size_limit", "temp_store")
         }
-    assert found == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "journal_size_limit": 64 * 1024**2}
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "journal_size_limit": 64 * 1024**2,
+        "temp_store": 2,
+    }
     database.close()
 
 

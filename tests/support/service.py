@@ -111,6 +111,8 @@ class Service:
         self.port = port or free_port()
         self.settings = {"instance_path": folder / "instance", "port": self.port, "trusted_hosts": NAMES} | settings
         self.cwd = CHECKOUT
+        self.within: list[str] = []
+        """A command that runs the service's, such as one that makes a container for it."""
         self.log_file = folder / f"log-of-{self.port}.txt"
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -130,18 +132,21 @@ class Service:
             self.wait_for_answer(ready or "/readyz")
         return self
 
-    def launch(self, **settings: Any) -> Self:
-        """Start it without waiting for anything. Settings given here are for this start only."""
+    def launch(self, output: int | None = None, **settings: Any) -> Self:
+        """Start it without waiting for anything. Settings given here are for this start only.
+
+        What it prints goes to the descriptor ``output`` in place of ``log``, where one is given.
+        """
         assert self.ended, "it runs already"
         self._log_begin = len(self.log)
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [*WITH_US, sys.executable, "-m", *self.command],
+                [*WITH_US, *self.within, sys.executable, "-m", *self.command],
                 cwd=self.cwd,
                 env=environment(**(self.settings | settings)),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=log if output is None else output,
+                stderr=log if output is None else output,
                 start_new_session=True,
             )
         return self
@@ -149,7 +154,7 @@ class Service:
     def run(self, *command: str, **settings: Any) -> "subprocess.CompletedProcess[str]":
         """Another command with the same settings, such as ``flask db upgrade``, to its end."""
         return subprocess.run(
-            [sys.executable, "-m", *command],
+            [*self.within, sys.executable, "-m", *command],
             cwd=CHECKOUT,
             env=environment(**(self.settings | settings)),
             stdin=subprocess.DEVNULL,

@@ -145,3 +145,9 @@ def test_the_defaults_in_the_readme_are_those_of_the_code(readme: str) -> None:
         "LOG_FORMAT": code.log_format,
         "LOG_LEVEL": code.log_level,
     }
+
+
+def test_a_home_that_is_not_there_is_told() -> None:
+    """As in a container, whose user has neither HOME nor a name."""
+    with pytest.raises(ConfigError, match=r"INSTANCE_PATH is '~nobody-of-this-name/x': its ~ stands for"):
+        Settings.load({"INSTANCE_PATH": "~nobody-of-this-name/x"})

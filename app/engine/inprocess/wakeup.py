@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 LONGEST_SOCKET_FOLDER = 60
 """Characters: an address of a Unix socket holds 104 to 108, and the socket's own name needs its part."""
 
+IN_TEMPORARY_FOLDER = "wake-"
+"""How the sockets' folder is called there, where anybody may have made one of this name."""
+
 CHANNEL = "deliveries"
 """Of PostgreSQL's NOTIFY."""
 
@@ -46,7 +49,8 @@ class Wakeup:
         try:
             self._datagrams = _bind(socket_folder(self.database))
         except OSError as error:
-            log.warning("other processes can't wake this dispatcher, only the poll: %s", error)
+            if self._listener is None:
+                log.warning("other processes can't wake this dispatcher, only the poll: %s", error)
 
     def wake(self) -> None:
         """Wake the worker that waits here."""
@@ -107,11 +111,12 @@ class Wakeup:
             log.warning("other processes can't wake this dispatcher, only the poll: %s", why)
 
 
-def socket_folder(database: Database) -> Path:
+def socket_folder(database: Database) -> Path | None:
     """Where the dispatchers of a database have their sockets on this machine.
 
     It lies beside the database's file, so that all who share the file find it. For PostgreSQL, and where that path is
-    too long for a socket, it lies in the temporary folder, under a name made from the database's.
+    too long for a socket, it lies in the temporary folder, under a name made from the database's. None where no
+    temporary folder is writable: then PostgreSQL's NOTIFY serves, or the poll.
     """
     name = str(database.url)  # without the password
     if (file := database.dialect.file) is not None:
@@ -120,12 +125,18 @@ def socket_folder(database: Database) -> Path:
         if len(str(beside)) <= LONGEST_SOCKET_FOLDER:
             return beside
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"wake-{os.getuid()}-{digest}"
+    try:
+        return Path(tempfile.gettempdir()) / f"{IN_TEMPORARY_FOLDER}{os.getuid()}-{digest}"
+    except FileNotFoundError:
+        return None
 
 
-def _bind(folder: Path) -> socket.socket:
+def _bind(folder: Path | None) -> socket.socket:
+    """Raises OSError."""
+    if folder is None:
+        raise FileNotFoundError("there is no temporary folder that can be written to")
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.parent == Path(tempfile.gettempdir()) and folder.lstat().st_uid != os.getuid():
+    if folder.name.startswith(IN_TEMPORARY_FOLDER) and folder.lstat().st_uid != os.getuid():
         raise PermissionError(f"{folder} is another user's")
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     bound.bind(str(folder / f"{os.getpid()}-{uuid7()[-8:]}"))

@@ -46,6 +46,8 @@ class WakeupSender:
 
     def _find_sockets(self) -> bool:
         """Read the folder again when it has changed. Returns whether there is one."""
+        if self._folder is None:
+            return False
         try:
             changed = self._folder.stat().st_mtime_ns
         except FileNotFoundError:

@@ -91,7 +91,7 @@ class Settings(BaseModel):
     poll_seconds: float = Field(5, ge=0.05, le=300, description="0.05 to 300; the safety net beneath the wake-up")
     shutdown_seconds: float = Field(10, ge=0, le=300, description="0 to 300; how long a stop waits for receivers")
     receiver_timeout: float = Field(60, ge=1, le=86400, description="1 to 86400; how many seconds a receiver may take")
-    ready_lag_seconds: float = Field(60, ge=1, description="at least 1; how overdue a delivery may be for /readyz")
+    ready_lag_seconds: float = Field(60, ge=1, description="at least 1; how late a delivery may be for /readyz")
     missing_receiver_seconds: float = Field(86400, ge=1, description="at least 1; then its deliveries go dead")
     retry_base_seconds: float = Field(5, ge=0.01, le=3600, description="0.01 to 3600; bounds the first wait")
     retry_max_seconds: float = Field(3600, ge=0.01, le=604800, description="0.01 to 604800; bounds every wait")

@@ -41,6 +41,7 @@ BUS, BREAKER, COMMITS, DATABASE, OPERATE, WORKER, SMTP, TWO = (
     f"integration/test_{name}.py::test_"
     for name in (*("bus", "circuit_breaker", "commits", "db", "operate", "worker", "smtp_faults", "two_applications"),)
 )
+READY = "integration/test_readiness.py::test_"
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
 LOCKS = "integration/test_lock_order.py::test_"
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
@@ -785,6 +786,63 @@ MUTANTS = (
         "deliveries=OperatorAct.deliveries + len(ids)",
         "deliveries=OperatorAct.deliveries",
         (f"{OPERATE}an_act_is_recorded_with_when_who_what_why_and_how_many[sqlite]",),
+    ),
+    # Readiness
+    Mutant(
+        "–",
+        "a receiver that hangs makes the service unready",
+        "app/bus/troubles.py",
+        "        if (lease := queue.longest) and self.now - lease.leased_at > self.limits.lag:\n",
+        "        if (lease := queue.longest) and False:\n",
+        (f"{READY}a_receiver_that_hangs[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "a receiver that is missing makes the service unready",
+        "app/bus/troubles.py",
+        "            return self._missing(queue) if waits else None\n",
+        "            return None\n",
+        (f"{READY}a_receiver_that_is_missing[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "a backend that is down makes the service unready, though nothing is overdue",
+        "app/bus/troubles.py",
+        "        if opened_at and self.now - opened_at > self.limits.lag:\n",
+        "        if opened_at and False:\n",
+        (f"{READY}a_backend_that_is_down[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "a heartbeat from before the clock was set back counts for nothing",
+        "app/bus/queries.py",
+        ", DispatcherHeartbeat.seen_at < now + silence)",
+        ",)",
+        (f"{READY}a_clock_that_was_set_back[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "whether the database takes a write is tried",
+        "app/bus/watch.py",
+        "                look.readiness = self._write(look.readiness)\n",
+        "                pass\n",
+        (f"{READY}whether_it_can_be_written_is_tried_only_where_nobody_here_wrote[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "each change of readiness is reported once",
+        "app/bus/watch.py",
+        "        self._reported.update({(trouble.cause, trouble.receiver): trouble for trouble in began})\n",
+        "",
+        (f"{READY}each_change_is_reported_once_however_often_somebody_asks[sqlite]",),
+    ),
+    Mutant(
+        "–",
+        "readiness is answered in time, whatever the database does",
+        "app/bus/watch.py",
+        "        if look.ended.wait(max(0.0, ANSWER_SECONDS - waited)):\n",
+        "        if look.ended.wait():\n",
+        ("unit/test_watch.py::test_a_silent_database_is_told_in_time_to_all_who_ask",),
     ),
     # The records themselves
     Mutant(

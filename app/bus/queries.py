@@ -122,12 +122,14 @@ def receivers_with_unfinished(session: Session) -> Iterator[str]:
 
 
 def _next_receiver(after: str) -> Select[Any]:
-    return select(func.min(Delivery.receiver)).where(UNFINISHED, Delivery.receiver > after)
+    found = select(Delivery.receiver).where(UNFINISHED, Delivery.receiver > after)
+    return found.order_by(Delivery.receiver).limit(1)  # min() reads them all where PostgreSQL has no statistics yet
 
 
 def earliest_due(session: Session, receiver: str) -> datetime | None:
     """When the first of the receiver's unfinished deliveries is or was due; of a leased one, when its lease ends."""
-    return session.scalar(select(func.min(Delivery.due_at)).where(Delivery.receiver == receiver, UNFINISHED))
+    found = select(Delivery.due_at).where(Delivery.receiver == receiver, UNFINISHED)
+    return session.scalar(found.order_by(Delivery.due_at).limit(1))
 
 
 def due_last(session: Session, receiver: str) -> list[Unfinished]:

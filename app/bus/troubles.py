@@ -125,6 +125,7 @@ class _Examination:
     def __init__(self, session: Session, now: datetime, limits: Limits, connected: Mapping[str, Subscription]) -> None:
         self.session, self.now, self.limits, self.connected = session, now, limits, connected
         self.alive = queries.dispatchers(session, now, limits.silence)
+        self.last_heartbeat = queries.last_heartbeat(session)
         self.breakers = queries.open_breakers(session)
         self.queues = [self._queue(receiver) for receiver in queries.receivers_with_unfinished(session)]
 
@@ -158,15 +159,16 @@ class _Examination:
 
     def _no_dispatcher(self) -> Trouble:
         text = "no dispatcher is alive; start one with 'flask bus run'"
-        last = queries.last_heartbeat(self.session)
-        detail = f"the last heartbeat was {last.name}'s, {_ago(self.now - last.seen_at)}" if last else ""
+        last = self.last_heartbeat
+        detail = f"the last heartbeat was {last.name}'s, {_seconds(self.now - last.seen_at)} ago" if last else ""
         return Trouble(Cause.NO_DISPATCHER, text, detail)
 
     def _clock(self) -> Iterator[Trouble]:
         """Moments that have not come yet, though something happened then."""
-        last = queries.last_heartbeat(self.session)
         stored = [each.created_at for queue in self.queues for each in queue.last]
-        ahead = max([*stored, *([last.seen_at] if last else [])], default=self.now) - self.now
+        if self.last_heartbeat:
+            stored.append(self.last_heartbeat.seen_at)
+        ahead = max(stored, default=self.now) - self.now
         if ahead > self.limits.lag:
             yield Trouble(
                 Cause.CLOCK_DIFFERS,
@@ -251,7 +253,3 @@ class _Examination:
 
 def _seconds(duration: timedelta) -> str:
     return f"{duration.total_seconds():.0f} s"
-
-
-def _ago(duration: timedelta) -> str:
-    return f"{_seconds(duration)} ago"

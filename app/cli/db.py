@@ -14,6 +14,8 @@ from app.db.sqlite_backup import Contents
 
 db_group = Group("db", help="The database: its schema, backup and restore.")
 
+FORGET_TRANSACTIONS = "UPDATE events SET transaction_id = 0"
+
 ANY_FILE = click.Path(path_type=Path)
 
 
@@ -54,7 +56,8 @@ def backup(to: Path) -> None:
     """
     file = any_database().dialect.file
     if file is None:
-        raise click.ClickException(f"PostgreSQL has its own: {_postgresql('pg_dump --format=custom --file', to)}")
+        command = f"pg_dump --format=custom --file={shlex.quote(str(to))} {_postgresql_url()}"
+        raise click.ClickException(f"PostgreSQL has its own: {command}")
     contents = sqlite_backup.back_up(file, to, _show_progress)
     output.line(f"{to}: {_size(to)}, checked; {_shown(contents)}")
 
@@ -69,9 +72,11 @@ def restore(source: Path, yes: bool) -> None:
     """
     file = any_database().dialect.file
     if file is None:
-        raise click.ClickException(
-            f"PostgreSQL has its own, into an empty database: {_postgresql('pg_restore --no-owner --dbname', source)}"
-        )
+        url = _postgresql_url()
+        command = f"pg_restore --no-owner --exit-on-error --dbname={url} {shlex.quote(str(source))}"
+        # Another server's transactions are numbered anew: without this, the feed would hold back what is restored.
+        command += f" && psql {url} --command={shlex.quote(FORGET_TRANSACTIONS)}"
+        raise click.ClickException(f"PostgreSQL has its own, into an empty database: {command}")
     with sqlite_backup.restoring(any_database(), source, _show_progress) as found:
         output.line(f"{source}: checked; {_shown(found.contents)}")
         if not yes:
@@ -101,9 +106,8 @@ def _show_progress(done: int, total: int) -> None:
         click.echo(f"\rcopied {100 * done // total} %", nl=done == total, err=True)
 
 
-def _postgresql(command: str, file: Path) -> str:
-    """The command line for this database, without its password: libpq takes it from ~/.pgpass or PGPASSWORD."""
+def _postgresql_url() -> str:
+    """This database's, without its password: libpq takes that from ~/.pgpass or PGPASSWORD."""
     url = any_database().url
-    url = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
-    words = f"{command}={shlex.quote(str(url if 'dbname' in command else file))}"
-    return f"{words} {shlex.quote(str(file if 'dbname' in command else url))}"
+    bare = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
+    return shlex.quote(str(bare))

@@ -61,7 +61,7 @@ DAMAGE = {11, 26}
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """To what size the WAL shrinks again, once no reader holds it any more."""
 
-CANTOPEN = 14
+READONLY, CANTOPEN = 8, 14
 
 FULL_DISK_BYTES = 1_000_000
 """With less than so much room, a failed write was one for which there was none."""
@@ -85,7 +85,7 @@ class SQLite:
         self.engine = create_engine(
             url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
         )
-        event.listen(self.engine, "do_connect", self._check_file)
+        event.listen(self.engine, "do_connect", self._before_connect)
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "checkout", self._check_file)
         event.listen(self.engine, "begin", _begin)
@@ -94,7 +94,19 @@ class SQLite:
         driver.isolation_level = None  # transactions begin where _begin says, not where the driver guesses
         set_pragmas(driver, self._busy_milliseconds)
 
+    def _before_connect(self, *_: Any) -> None:
+        self._database_file.check()
+        self._refuse_read_only()
+
+    def _refuse_read_only(self) -> None:
+        """SQLite opens what it can't write for reading, and such a connection could not write afterwards either."""
+        if self.file.exists() and not os.access(self.file, os.W_OK):
+            error = driver_module().OperationalError("attempt to write a readonly database")
+            error.sqlite_errorcode = READONLY
+            raise error
+
     def _open_anchor(self) -> Any:
+        self._refuse_read_only()
         driver = driver_module().connect(self.file, check_same_thread=False)
         set_pragmas(driver, self._busy_milliseconds)
         return driver

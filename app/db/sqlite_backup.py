@@ -75,7 +75,7 @@ class Restore:
             with _alone(self.file) as is_kept:
                 if is_kept:
                     kept.hardlink_to(self.file)
-                if wal.exists():  # of a file that is damaged
+                if wal.exists():  # its database is gone
                     wal.rename(f"{kept}-wal")
                 shm.unlink(missing_ok=True)
                 self.part.rename(self.file)
@@ -179,6 +179,8 @@ def _upgrade(database: Database, file: Path) -> None:
 
 def _empty_wal(file: Path) -> None:
     """Move what a killed process left in the WAL into the file: whoever closes it last deletes the WAL."""
+    if not _holds_anything(file):  # SQLite would delete the WAL of an empty file
+        return
     driver = driver_module()
     with suppress(driver.Error), closing(driver.connect(file)) as connection:  # a damaged file is kept as it is
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -191,12 +193,16 @@ def _alone(file: Path) -> Iterator[bool]:
     No connection of this process may be open, because closing the file here drops this process's locks on it. Raises
     BackupFailed when another process has the database open.
     """
-    if not file.exists() or not file.stat().st_size:
+    if not _holds_anything(file):
         yield False
         return
     with file.open("r+b") as opened:
         _lock(opened, file)
         yield True
+
+
+def _holds_anything(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _lock(opened: IO[bytes], file: Path) -> None:

@@ -4,6 +4,8 @@ restored while orders come in."""
 import contextlib
 import shutil
 import sqlite3
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,52 @@ def test_a_file_that_is_replaced_and_brought_back(serve: Serve, folder: Path, si
     assert {row["order_id"] for row in read(service.database_url, "SELECT order_id FROM orders")} == {"1", "20"}
     service.stop()
     assert sorted(mail.recipients for mail in sink.received) == [["1@ledger.example"], ["20@ledger.example"]]
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Path]:
+    """An ext4 file system of eight megabytes."""
+    image, path = folder / "image", folder / "disk"
+    path.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8_000_000)
+    mount_it = ["mount", "-o", "loop", image, path]
+    for command in (["mkfs.ext4", "-q", image], mount_it):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no small disk can be made here, which takes root and a loop device: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True, capture_output=True)
+
+
+def test_a_disk_that_became_read_only_refuses_orders_and_says_so(
+    serve: Serve, disk: Path, folder: Path, sink: SmtpServer
+) -> None:
+    """The kernel does that when a disk fails. What is on it can still be read."""
+    service = serve(instance_path=disk / "instance", lease_seconds=2, **mail_to(sink)).start()
+    assert service.post(**order(1)).status == 201
+    wait_until_sent(service, 1)
+
+    remount(disk, "abort")
+
+    service.wait_for_log("database lost", NOTICED_SECONDS)
+    assert service.post(**order(2)).status == 503
+    assert "the disk that holds orders.db fails, or became read-only: the kernel's log (dmesg) tells" in service.log
+    assert service.get("/api/orders/1").status == 200
+
+
+def test_a_start_on_a_disk_that_is_mounted_read_only_is_refused_with_the_cure(serve: Serve, disk: Path) -> None:
+    service = serve(instance_path=disk / "instance").start()
+    service.stop()
+    remount(disk, "ro")
+    done = service.run("gunicorn", "wsgi:app")
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert "the disk that holds orders.db is mounted read-only: mount it for writing" in told
 
 
 def test_a_process_that_takes_a_dead_ones_place_begins_with_no_other_file(serve: Serve, folder: Path) -> None:

@@ -298,6 +298,9 @@ def test_a_full_disk_refuses_orders_until_it_has_room(
     figures = settle_and_check(service, ledger, sink, copies=0)
     assert service.workers() == [worker], "it was restarted"
     assert service.log.count("database lost") == 1
+    told = "database or disk is full; the disk that holds orders.db is full: make room on it"
+    assert f"answering 503: {told}" in service.log
+    assert f"database lost            reason='{told}'" in service.log
     report(f"{figures}")
 
 

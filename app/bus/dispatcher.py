@@ -141,7 +141,7 @@ class Dispatcher:
         self._held.add(claimed, held_until)
         settled = [lease for lease, _ in answers]
         if unstored:
-            self.database.close()  # should it be the connection's fault, the next try has another
+            self.database.renew_connections()  # should it be the connection's fault, the next try has another
             settled = [lease for lease in settled if lease not in {each.lease for each in unstored}]
         self._report(settled, ends)
         self._report_expired(claimed)

@@ -168,7 +168,7 @@ class Dispatcher:
             self._one_is_alone = alone and bool(claim.leases)
         settled = [lease for lease, _ in answers]
         if unstored:
-            self.database.close_idle()  # should it be the connection's fault, the next try has another
+            self.database.renew_connections()  # should it be the connection's fault, the next try has another
             settled = [lease for lease in settled if lease not in {each.lease for each in unstored}]
         self._report(settled, ends)
         for end in claim.expired:

@@ -3,12 +3,13 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from blinker import Signal
 from sqlalchemy import Connection, Engine, ExceptionContext, event, make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.clock import Clock
 from app.db.admission import Admission
@@ -44,6 +45,10 @@ class Database:
         ``signal.send`` finds the transaction."""
         chosen = SQLite if self.url.get_backend_name() == "sqlite" else PostgreSQL
         self.dialect: Dialect = chosen(self.url, timeout, pool_size)
+        self._generation = 0
+        """Of connections: those of an earlier one are used no more."""
+        event.listen(self.engine, "connect", self._note_generation)
+        event.listen(self.engine, "checkout", self._check_generation)
         event.listen(self.engine, "handle_error", self._tell_sqlalchemy)
         reading = self.engine.execution_options(**self.dialect.snapshot)
         self._reading_session = sessionmaker(reading, expire_on_commit=False, info={"dialect": self.dialect})
@@ -121,7 +126,7 @@ class Database:
     @contextlib.contextmanager
     def _writer(self) -> Iterator[Connection]:
         """A connection for one transaction, kept for the next: a pool would ask each time whether it lives."""
-        connection: Connection | None = None
+        generation, connection = self._generation, None
         with contextlib.suppress(IndexError):
             connection = self._idle_writers.pop()
         connection = connection or self.engine.connect()
@@ -132,7 +137,7 @@ class Database:
                 connection.invalidate()
             connection.close()  # which rolls back
             raise
-        if len(self._idle_writers) < IDLE_WRITERS:
+        if len(self._idle_writers) < IDLE_WRITERS and generation == self._generation:
             self._idle_writers.append(connection)
         else:
             connection.close()
@@ -167,11 +172,23 @@ class Database:
             raise unavailable(self.dialect, error) from error
 
     def _condemns(self, error: BaseException) -> bool:
-        """Whether the connection that met the error is to be used no more; the idle ones are closed then."""
+        """Whether the connection that met the error is to be used no more; nor are the idle ones then."""
         if self.dialect.trouble(error) not in CONDEMNING:
             return False
-        self.close_idle()
+        self.renew_connections()
         return True
+
+    def renew_connections(self) -> None:
+        """Use no present connection again: each is replaced when it is next taken from the pool."""
+        self._generation += 1
+        self._close_idle_writers()
+
+    def _note_generation(self, _: Any, record: ConnectionPoolEntry) -> None:
+        record.info["generation"] = self._generation
+
+    def _check_generation(self, _: Any, record: ConnectionPoolEntry, __: Any) -> None:
+        if record.info["generation"] != self._generation:
+            raise DisconnectionError  # the pool opens another in its place
 
     def _tell_sqlalchemy(self, context: ExceptionContext) -> None:
         """Called by SQLAlchemy for an error of a statement of its own; it throws the connection away by itself."""
@@ -222,12 +239,11 @@ class Database:
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        self.close_idle()
+        """Close the connections that nobody uses; those in use are closed when they are returned."""
+        self._close_idle_writers()
         self.dialect.close()
 
-    def close_idle(self) -> None:
-        """Close the connections that nobody uses; those in use are closed when they are returned."""
-        with contextlib.suppress(IndexError):
+    def _close_idle_writers(self) -> None:
+        with contextlib.suppress(IndexError):  # there are no more
             while True:
                 self._idle_writers.pop().close()
-        self.engine.dispose()

@@ -13,6 +13,8 @@ from typing import Self
 
 from sqlalchemy import make_url
 
+from tests.support.service import wait_until
+
 
 def binaries() -> Path | None:
     """The folder that holds initdb and pg_ctl: on the PATH, or where Debian keeps it."""
@@ -25,31 +27,96 @@ def binaries() -> Path | None:
 
 @contextmanager
 def private_server() -> Iterator[str]:
-    """Start a server; yields the URL of an empty database. As root it runs as the user postgres, as it must."""
-    folder_of_binaries = binaries()
-    assert folder_of_binaries is not None
-    folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    user = "postgres" if os.getuid() == 0 else None
-    if user:
+    """Start a server; yields the URL of an empty database."""
+    with _folder("pg-") as folder:
+        data = str(folder / "data")
+        _run("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C")
+        with _started(folder) as port:
+            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def standby(url: str) -> Iterator[str]:
+    """Start a hot standby of the server; yields its URL for the same database."""
+    primary = make_url(url)
+    with _folder("pg-standby-") as folder:
+        at = ["-h", str(primary.host), "-p", str(primary.port), "-U", "postgres"]
+        _run("pg_basebackup", *at, "-D", str(folder / "data"), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+        with _started(folder) as port:
+            yield primary.set(port=port).render_as_string(hide_password=False)
+
+
+@contextmanager
+def pgbouncer(url: str, pool_mode: str) -> Iterator[str]:
+    """Start PgBouncer before the server; yields the URL that leads through it. With fewer connections than clients."""
+    behind, port = make_url(url), _free_port()
+    with _folder("pgbouncer-") as folder:
+        (folder / "pgbouncer.ini").write_text(
+            "[databases]\n"
+            f"{behind.database} = host={behind.host} port={behind.port} user={behind.username}\n"
+            "[pgbouncer]\n"
+            f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+            f"pool_mode = {pool_mode}\ndefault_pool_size = {4 if pool_mode == 'transaction' else 50}\n"
+        )
+        command = [str(pooler()), str(folder / "pgbouncer.ini")]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, user=_user())
+        try:
+            wait_until(lambda: _listens(port) or process.poll() is not None, "PgBouncer")
+            assert process.poll() is None, (folder / "log").read_text()
+            yield behind.set(port=port).render_as_string(hide_password=False)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def pooler() -> str | None:
+    """PgBouncer's program, where it is installed."""
+    return shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+
+
+@contextmanager
+def _folder(prefix: str) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    if user := _user():
         shutil.chown(folder, user)
-    data, port = folder / "data", _free_port()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def run(*command: str) -> None:
-        subprocess.run([str(folder_of_binaries / command[0]), *command[1:]], check=True, capture_output=True, user=user)
 
+@contextmanager
+def _started(folder: Path) -> Iterator[int]:
+    """Start the server whose data lies in the folder; yields its port."""
+    port = _free_port()
     options = (
         f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off -c synchronous_commit=off "
         "-c full_page_writes=off -c max_connections=200 -c shared_buffers=32MB"
     )
+    data = str(folder / "data")
+    _run("pg_ctl", "-D", data, "-o", options, "-l", str(folder / "log"), "-w", "start")
     try:
-        run("initdb", "-D", str(data), "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C")
-        run("pg_ctl", "-D", str(data), "-o", options, "-l", str(folder / "log"), "-w", "start")
-        try:
-            yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            run("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
+        yield port
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def _run(program: str, *arguments: str) -> None:
+    folder = binaries()
+    assert folder is not None
+    subprocess.run([str(folder / program), *arguments], check=True, capture_output=True, user=_user())
+
+
+def _user() -> str | None:
+    """As root PostgreSQL's programs run as the user postgres, as they must."""
+    return "postgres" if os.getuid() == 0 else None
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def _free_port() -> int:

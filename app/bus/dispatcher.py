@@ -55,7 +55,7 @@ class Dispatcher:
         self.sender = sender
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid7()[-6:]}"
         self.in_doubt_waits = False
-        """Whether the last claim passed over a delivery in doubt: the next one claims it, alone."""
+        """Whether the last claim passed over a delivery in doubt. The next one should be for it, alone."""
         self._one_is_alone = False
         self._held = HeldLeases()
 
@@ -96,14 +96,18 @@ class Dispatcher:
 
     def claim(self, capacity: Mapping[str, int]) -> list[Lease]:
         """Lease due deliveries, for each receiver as many as ``capacity`` says; or one that is in doubt, alone."""
-        _, claimed, _ = self.settle_and_claim([], capacity)
-        if not claimed:  # there is only the other kind, perhaps
-            _, claimed, _ = self.settle_and_claim([], capacity)
+        claimed: list[Lease] = []
+        for alone in (self.in_doubt_waits, not self.in_doubt_waits):
+            if not claimed:
+                _, claimed, _ = self.settle_and_claim([], capacity, alone=alone)
         return claimed
 
-    def rest_seconds(self, answers: list[tuple[Lease, Answer]]) -> float:
-        """For how long nothing is to be claimed, once these answers are settled, so that what is in doubt is alone."""
-        if not (self.in_doubt_waits or self._one_is_alone):
+    def rest_seconds(self, answers: list[tuple[Lease, Answer]], *, alone: bool) -> float:
+        """For how long nothing is to be claimed, once these answers are settled, so that what is in doubt is alone.
+
+        ``alone``: whether that is to be claimed next.
+        """
+        if not (alone or self._one_is_alone):
             return 0
         last_claim = self._held.last_claim({lease for lease, _ in answers})
         rest = max(0.0, last_claim + ALONE_SECONDS - self.clock.monotonic())
@@ -139,16 +143,16 @@ class Dispatcher:
         return ends
 
     def settle_and_claim(
-        self, answers: list[tuple[Lease, Answer]], capacity: Mapping[str, int]
+        self, answers: list[tuple[Lease, Answer]], capacity: Mapping[str, int], *, alone: bool = False
     ) -> tuple[list[LeaseEnd], list[Lease], list[Unstored]]:
         """Settle and claim in one transaction: what is answered makes way for what is due.
 
-        Returns how leases ended, the new ones, and the answers that could not be stored, whose leases stay held.
-        Claims nothing while ``rest_seconds(answers)`` last. Raises DatabaseUnavailable; then nothing has changed, and
-        all the answers' leases stay held.
+        ``alone``: claim one that is in doubt, to be begun at once; else only such as are not. While there are
+        ``rest_seconds()``, nothing is claimed. Returns how leases ended, the new ones, and the answers that could not
+        be stored, whose leases stay held. Raises DatabaseUnavailable; then nothing has changed, and all the answers'
+        leases stay held.
         """
-        alone = self.in_doubt_waits
-        wanted = {} if self.rest_seconds(answers) else capacity
+        wanted = {} if self.rest_seconds(answers, alone=alone) else capacity
 
         def work(transaction: Transaction) -> tuple[list[LeaseEnd], Claim, list[Unstored]]:
             ends, unstored = settle(transaction, self.policy, answers)

@@ -985,13 +985,13 @@ def test_what_is_in_doubt_begins_while_nothing_else_does(shop: Shop) -> None:
     assert (other.order_id, other.in_doubt) == ("2", False)
 
     assert me.claim({"failing": 20}) == []
-    shop.clock.advance(me.rest_seconds([]))
+    shop.clock.advance(me.rest_seconds([], alone=True))
     (alone,) = me.claim({"failing": 20})
     assert (alone.order_id, alone.in_doubt) == ("1", True)
 
     shop.place_order("3")
     assert me.claim({"failing": 20}) == []
-    shop.clock.advance(me.rest_seconds([]))
+    shop.clock.advance(me.rest_seconds([], alone=False))
     assert [lease.order_id for lease in me.claim({"failing": 20})] == ["3"]
 
 

@@ -580,7 +580,7 @@ class BusMachine(RuleBasedStateMachine):
             self.model.expire(lease, self.clock.now())
         if self.bench.expired:  # of some that went dead there is news, which may have been claimed at once
             self._meet(*self._events_and_deliveries())
-        if not leases and not self.bench.expired and not worker.dispatcher.rest_seconds([]):
+        if not leases and not self.bench.expired and not worker.dispatcher.rest_seconds([], alone=True):
             assert self.model.nothing_is_due(capacity, self.clock.now())
         self.model.claim(capacity, leases, self.clock.now(), worker.dispatcher.name)
         worker.held.update(dict.fromkeys(leases, deadline))

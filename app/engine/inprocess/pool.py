@@ -70,7 +70,9 @@ class ReceiverPool:
 
     @property
     def free_slots(self) -> int:
-        """How many more deliveries it may be handed; not above zero where it has more than it should."""
+        """How many more deliveries it may be handed; not above zero where it has more than it should, or is stuck."""
+        if not self.idle and time.monotonic() - self._progress > STALLED_SECONDS:
+            return 0
         return self._capacity + (self._prefetch if self._quick else 0) - len(self.leases)
 
     @property
@@ -78,6 +80,11 @@ class ReceiverPool:
         """How many batches its threads are at."""
         with self._lock:
             return len(self._running())
+
+    @property
+    def idle(self) -> bool:
+        """Whether a thread would begin at once what is submitted now."""
+        return len(self._waiting) + self.running < len(self._places)
 
     @property
     def waiting(self) -> bool:

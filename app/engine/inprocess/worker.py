@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 
 from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
@@ -181,20 +182,23 @@ class Worker:
         capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
         if self._answers.separated >= MOST_UNSTORED:
             capacity = {}
-        rest = self.dispatcher.rest_seconds(self._answers.all()) if capacity else 0
+        idle = {receiver: slots for receiver, slots in capacity.items() if self._pool(receiver).idle}
+        alone = self.dispatcher.in_doubt_waits and bool(idle)
+        rest = self.dispatcher.rest_seconds(self._answers.all(), alone=alone) if capacity else 0
         if (capacity and not rest) or not self._answers.seconds_until_due():
             self._defer_to_requests()
-            return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
+            return 0 if self._settle_and_claim(idle if alone else capacity, alone) else PASSED_OVER_SECONDS
         self._share_load(saturated=bool(overdue))
         return rest or self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
-    def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
+    def _settle_and_claim(self, capacity: dict[str, int], alone: bool = False) -> bool:
         """Returns whether anything was settled or claimed. What can't be stored waits, whatever the reason."""
-        answers, alone = self._answers.take()
+        answers, by_itself = self._answers.take()
         try:
-            _, claimed, unstored = self.dispatcher.settle_and_claim(answers, {} if alone else capacity)
+            wanted = {} if by_itself else capacity
+            _, claimed, unstored = self.dispatcher.settle_and_claim(answers, wanted, alone=alone)
         except BaseException as error:
-            if not alone:
+            if not by_itself:
                 self._answers.separate(answers)
                 raise
             self._step_back(*answers[0], error)
@@ -206,7 +210,7 @@ class Worker:
         left = {each.lease for each in unstored}
         self._answers.settled([each for each in answers if each[0] not in left])
         self._hand_out(claimed)
-        return bool(answers or claimed) or self.dispatcher.in_doubt_waits
+        return bool(answers or claimed)
 
     def _step_back(self, lease: Lease, answer: Answer, error: BaseException) -> None:
         """Say so, the more rarely the more often it has failed."""
@@ -348,9 +352,11 @@ class Worker:
     def _look_after_threads(self) -> None:
         if not (self.alive or self.stopping):
             self._give_process_up("a thread of the dispatcher itself ended")
-        running = [lease for lease in self._at_work() if lease.running]
-        watched = [*running] if any(map(is_transactional, running)) else [*running, self._present_round]
-        for one, seconds in self._watch_of.look(each for each in watched if each is not None).items():
+        running = [lease for lease in self._at_work() if lease.running and lease not in self._hanging]
+        watched: list[object] = [*running]
+        if self._present_round is not None and not any(map(is_transactional, running)):  # it may wait for these
+            watched.append(self._present_round)
+        for one, seconds in self._watch_of.look(watched).items():
             if isinstance(one, Lease):
                 self._look_after_receiver(one, seconds)
             elif seconds > self.receiver_timeout + 2 * self.dispatcher.database.timeout:
@@ -363,31 +369,31 @@ class Worker:
             lifecycle.report(lifecycle.receiver_still_runs, self.dispatcher.sender, lease=lease, seconds=seconds)
 
     def _give_up_on(self, lease: Lease, seconds: float) -> None:
-        """Settle the delivery without its thread; but one in a transaction holds locks, which only its end frees."""
+        """Settle the delivery without its thread. But one in a transaction holds locks, which nothing else frees."""
         what = f"{lease.receiver} has not returned for order {lease.order_id} after {seconds:.0f} s"
+        if not self._pool(lease.receiver).write_off(lease):
+            if lease.running:  # in the loop: it is when_dead that hangs
+                self._give_process_up(what)
+            return
+        self._hanging = [*filter(lambda each: each.running, self._hanging), lease]
         if is_transactional(lease):
-            self._give_process_up(f"{what}, and holds a transaction open")
-        elif self._pool(lease.receiver).write_off(lease):
-            final = self.options[lease.receiver].hold_unknown
-            self._hanging = [*filter(lambda each: each.running, self._hanging), lease]
-            self._hand_back(
-                (lease, Failure(Outcome.UNKNOWN, f"the receiver has not returned after {seconds:.0f} s", final))
-            )
-            self.wakeup.wake()
-            if len(self._hanging) > MOST_HANGING:
-                self.stop(self.receiver_timeout)
-                self._give_process_up(f"{what}, as {len(self._hanging) - 1} others before")
-        elif lease.running:  # in the loop: it is when_dead that hangs
-            self._give_process_up(what)
+            others_can_settle = not self.dispatcher.database.dialect.one_writer
+            self._give_process_up(f"{what}, and holds a transaction open", orderly=others_can_settle)
+            return
+        final = self.options[lease.receiver].hold_unknown
+        detail = f"the receiver has not returned after {seconds:.0f} s"
+        self._hand_back((lease, Failure(Outcome.UNKNOWN, detail, final)))
+        self.wakeup.wake()
+        if len(self._hanging) > MOST_HANGING:
+            self._give_process_up(f"{what}, as {len(self._hanging) - 1} others before", orderly=True)
 
-    def _give_process_up(self, reason: str) -> None:
-        told = threading.Thread(target=self._report_end, args=[reason], daemon=True)
-        told.start()
-        told.join(LAST_LINE_SECONDS)
+    def _give_process_up(self, reason: str, *, orderly: bool = False) -> None:
+        """End the process. ``orderly``: let other receivers end before, and settle them, if that does not take long."""
+        if orderly:
+            _run_for(self.receiver_timeout + STOP_GRACE_SECONDS, partial(self.stop, self.receiver_timeout))
+        report = partial(lifecycle.report, lifecycle.process_given_up, self.dispatcher.sender, reason=reason)
+        _run_for(LAST_LINE_SECONDS, report)
         self.end_process()
-
-    def _report_end(self, reason: str) -> None:
-        lifecycle.report(lifecycle.process_given_up, self.dispatcher.sender, reason=reason)
 
     # Heartbeat, outages and faults
 
@@ -441,6 +447,13 @@ class Worker:
             self._database_lost = False
         lifecycle.report(lifecycle.database_back, self.dispatcher.sender)
         self._stopping.wait(2 * RETRY_SECONDS)
+
+
+def _run_for(seconds: float, function: Callable[[], object]) -> None:
+    """Run it, and wait no longer for its end."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 def _finds_backend_down(answer: Answer) -> bool:

@@ -3,6 +3,7 @@
 ``sqlite.py`` and ``postgresql.py`` answer, each for one of the two. Nothing outside this folder asks which one it is.
 """
 
+import contextlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,11 +14,16 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+NO_DEADLINE = contextlib.nullcontext()
+
 
 class Listener(Protocol):
-    """A connection that hears notifications. ``drain`` and ``fileno`` raise DatabaseUnavailable once it is lost."""
+    """A connection that hears notifications. Its methods raise DatabaseUnavailable once it is lost."""
 
     def fileno(self) -> int: ...
+
+    def check(self) -> None:
+        """Ask the server whether it is there. Notifications that come with the answer make ``fileno`` ready no more."""
 
     def drain(self) -> None:
         """Take off the connection what arrived."""
@@ -50,6 +56,13 @@ class Dialect(Protocol):
 
     def write_queue(self) -> AbstractContextManager[None]:
         """Around a write transaction: where all processes share one write lock, they queue for it here."""
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """In the block, this thread waits no longer for the database, all in all, where that can be had.
+
+        Then what waits raises an error that is transient. Nobody can give up a disk: SQLite's waits have an end of
+        their own, and where the disk hangs they have none.
+        """
 
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
@@ -119,4 +132,5 @@ def driver_error(error: BaseException) -> BaseException:
 
 def is_connection_trouble(error: BaseException) -> bool:
     """Whether no connection could be had, or one broke: of that the drivers give no code."""
-    return isinstance(error, PoolTimeout | OperationalError) or type(driver_error(error)).__name__ == "OperationalError"
+    kinds = [kind.__name__ for kind in type(driver_error(error)).__mro__]
+    return isinstance(error, PoolTimeout | OperationalError) or "OperationalError" in kinds

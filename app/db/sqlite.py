@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.dialect import NO_DEADLINE, Listener, driver_error, is_connection_trouble
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
@@ -72,6 +72,9 @@ class SQLite:
 
     def after_fork(self) -> None:
         self._write_queue.after_fork()
+
+    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return NO_DEADLINE
 
     def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
         """Nothing: a transaction that writes is alone."""

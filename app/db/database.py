@@ -13,7 +13,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.clock import Clock
 from app.db.admission import Admission
-from app.db.dialect import CONDEMNING, Dialect, unavailable
+from app.db.dialect import CONDEMNING, NO_DEADLINE, Dialect, unavailable
 from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
 from app.db.prepared import Reader
@@ -31,7 +31,7 @@ IDLE_WRITERS = 8
 
 
 class Database:
-    """The way to the database. ``timeout`` is how many seconds a write may wait."""
+    """The way to the database. ``timeout`` is how many seconds a write or a read may wait for it."""
 
     def __init__(self, url: str, *, clock: Clock | None = None, timeout: float = 10, pool_size: int = 20) -> None:
         self.url = make_url(url)
@@ -86,15 +86,18 @@ class Database:
         locks beyond that row, it postpones (Transaction.postpone). On PostgreSQL, a work without one shares none.
 
         Raises DatabaseUnavailable after ``timeout``, and sooner while the database is stuck and others wait for it;
-        NestedTransaction inside another transaction.
+        NestedTransaction inside another transaction. A work without a lock order may take longer in all, though each
+        of PostgreSQL's answers may not. After an error that tells of an answer that did not come, the transaction may
+        have been committed: what is done again must be done as if it were the first time.
         """
         if in_transaction():
             raise NestedTransaction
-        with self.admission.admitted() as began:
-            mine = Work(work, lock_order, began)
-            self.group_commit.submit(mine)
-            committed = self.group_commit.wait(mine)
-        self._notify(committed)
+        with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):
+            with self.admission.admitted() as began:
+                mine = Work(work, lock_order, began)
+                self.group_commit.submit(mine)
+                committed = self.group_commit.wait(mine)
+            self._notify(committed)
         return cast(T, mine.outcome())
 
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
@@ -129,7 +132,9 @@ class Database:
         generation, connection = self._generation, None
         with contextlib.suppress(IndexError):
             connection = self._idle_writers.pop()
-        connection = connection or self.engine.connect()
+        if connection is None:
+            with self.dialect.deadline(self.timeout):
+                connection = self.engine.connect()
         try:
             yield connection
         except BaseException as error:
@@ -146,15 +151,16 @@ class Database:
     def autocommit(self) -> Iterator[Reader]:
         """For prepared queries, each of which sees the database as it is at its moment. Raises DatabaseUnavailable."""
         try:
-            connection = self.engine.raw_connection()
-            try:
-                yield Reader(connection.dbapi_connection, self.dialect)
-            except Exception as error:
-                if self._condemns(error):
-                    connection.invalidate()
-                raise
-            finally:
-                connection.close()
+            with self.dialect.deadline(self.timeout):
+                connection = self.engine.raw_connection()
+                try:
+                    yield Reader(connection.dbapi_connection, self.dialect)
+                except Exception as error:
+                    if self._condemns(error):
+                        connection.invalidate()
+                    raise
+                finally:
+                    connection.close()
         except Exception as error:
             if not self.dialect.is_transient(error):
                 raise
@@ -164,7 +170,7 @@ class Database:
     def read(self) -> Iterator[Session]:
         """A session on one consistent snapshot that never takes the write lock. Raises DatabaseUnavailable."""
         try:
-            with self._reading_session() as session:
+            with self.dialect.deadline(self.timeout), self._reading_session() as session:
                 yield session
         except Exception as error:
             if not self.dialect.is_transient(error):

@@ -3,6 +3,7 @@
 ``sqlite.py`` and ``postgresql.py`` answer, each for one of the two. Nothing outside this folder asks which one it is.
 """
 
+import contextlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from enum import Enum
@@ -37,11 +38,16 @@ CONDEMNING = frozenset({Trouble.SERVER, Trouble.DISK})
 """The connection that met it is used no more, nor are those that lie idle: they may all lead to a server that has
 stopped writing, or to a file that was replaced."""
 
+NO_DEADLINE = contextlib.nullcontext()
+
 
 class Listener(Protocol):
-    """A connection that hears notifications. ``drain`` and ``fileno`` raise DatabaseUnavailable once it is lost."""
+    """A connection that hears notifications. Its methods raise DatabaseUnavailable once it is lost."""
 
     def fileno(self) -> int: ...
+
+    def check(self) -> None:
+        """Ask the server whether it is there. Notifications that come with the answer make ``fileno`` ready no more."""
 
     def drain(self) -> None:
         """Take off the connection what arrived."""
@@ -74,6 +80,13 @@ class Dialect(Protocol):
 
     def write_queue(self) -> AbstractContextManager[None]:
         """Around a write transaction: where all processes share one write lock, they queue for it here."""
+
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """In the block, this thread waits no longer for the database, all in all, where that can be had.
+
+        Then what waits raises an error that is transient. Nobody can give up a disk: SQLite's waits have an end of
+        their own, and where the disk hangs they have none.
+        """
 
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""

@@ -146,6 +146,8 @@ class GroupCommit:
             except BaseException as error:  # SystemExit from another thread's work is that thread's
                 if len(batch) > 1:
                     self._separate(batch)
+                    if self._dialect.is_transient(error):
+                        self._give_up(batch[0], error, self._admission.is_overdue)
                 elif self._dialect.is_transient(error):
                     self._retry_later(batch[0], error, next(attempts))
                 else:
@@ -169,16 +171,20 @@ class GroupCommit:
         del batch[1:]
 
     def _retry_later(self, work: Work, error: BaseException, attempt: int) -> None:
-        """Give up what may wait no longer, in the queue too, which waits for the same database; then back off."""
+        """Give up what may wait no longer, and back off before the next try."""
         seconds = random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
         hopeless = self._dialect.trouble(error) is Trouble.DISK
-        with self._lock:
-            for each in [work, *self._queue]:
-                if hopeless or not self._admission.may_wait(each.began, seconds):
-                    each.finish(self._unavailable(error))
-            self._queue = deque(each for each in self._queue if not each.done)
+        self._give_up(work, error, lambda began: hopeless or not self._admission.may_wait(began, seconds))
         if not work.done:
             time.sleep(seconds)
+
+    def _give_up(self, work: Work, error: BaseException, is_hopeless: Callable[[float], bool]) -> None:
+        """Tell whoever began to wait at a hopeless time; in the queue too, which waits for the same database."""
+        with self._lock:
+            for each in [work, *self._queue]:
+                if is_hopeless(each.began):
+                    each.finish(self._unavailable(error))
+            self._queue = deque(each for each in self._queue if not each.done)
 
     def _unavailable(self, cause: BaseException) -> DatabaseUnavailable:
         error = unavailable(self._dialect, cause)

@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     DateTime,
+    Engine,
     Select,
     Text,
     cast,
@@ -71,9 +72,6 @@ for deadlocks: that ends one of two transactions, equal timeouts would end both.
 IDLE_TIMEOUT_SECONDS = 60
 """After this the server ends the transaction of a process that was stopped in it, and frees the rows it locked."""
 
-CONNECT_TIMEOUT_SECONDS = 5
-"""For the connection that listens."""
-
 OLDEST_VERSION = 13_00_00
 """Of the server: it has pg_current_xact_id()."""
 
@@ -107,6 +105,7 @@ class PostgreSQL:
         }
         """What holds for a transaction that writes. The server's ``synchronous_commit`` is raised to ``local`` where it
         is ``off``, and kept as it was found where it is more."""
+        self._timeout_seconds = timeout_seconds
         self.engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
             pool_size=pool_size,
@@ -115,7 +114,6 @@ class PostgreSQL:
             pool_pre_ping=True,
             pool_timeout=timeout_seconds,
             connect_args={
-                "connect_timeout": max(2, int(timeout_seconds)),
                 "tcp_user_timeout": int(1000 * timeout_seconds),  # a network that went dead is an error in time, too
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
@@ -164,6 +162,19 @@ class PostgreSQL:
                 raise DatabaseUnusable(
                     f"the server at DATABASE_URL refuses {name}={value!r} (it stays {has!r}); name one that takes it"
                 )
+
+        event.listen(self.engine, "do_connect", self._connect)
+
+    def _connect(self, _: Any, __: Any, arguments: Any, parameters: Any) -> Any:
+        """Called for each new connection."""
+        from app.db.answer_deadline import Connection  # here, because it needs the driver
+
+        return Connection.open(self._timeout_seconds, *arguments, **parameters)
+
+    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        from app.db.answer_deadline import deadline
+
+        return deadline(seconds)
 
     def write_queue(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -226,7 +237,7 @@ class PostgreSQL:
 
     @contextlib.contextmanager
     def exclusive(self, timeout_seconds: float) -> Iterator[Connection]:
-        with self.engine.begin() as connection:
+        with self.deadline(float("inf")), self.engine.begin() as connection:
             connection.execute(text(f"SET LOCAL lock_timeout = {int(1000 * timeout_seconds)}"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
             yield connection
@@ -234,36 +245,50 @@ class PostgreSQL:
     def notify(self, channel: str) -> None:
         """Raises DatabaseUnavailable."""
         try:
-            with self.engine.begin() as connection:
+            with self.deadline(self._timeout_seconds), self.engine.begin() as connection:
                 connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": channel})
         except SQLAlchemyError as error:
             raise DatabaseUnavailable from error
 
     def listen(self, channel: str) -> Listener | None:
-        return _Listener(self.engine.url, channel)
+        try:
+            with self.deadline(self._timeout_seconds):
+                return _Listener(self.engine, channel)
+        except Exception as error:
+            if not self.is_transient(error):
+                raise
+            raise DatabaseUnavailable from error
 
 
 class _Listener:
-    """LISTEN on a connection of its own."""
+    """LISTEN on a connection of its own, made as all others are."""
 
-    def __init__(self, url: URL, channel: str) -> None:
+    def __init__(self, engine: Engine, channel: str) -> None:
         import psycopg
 
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        pooled = engine.raw_connection()
+        driver: Any = pooled.driver_connection
+        pooled.detach()
+        self._connection = driver
         try:
-            self._connection = psycopg.connect(plain, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS)
-        except psycopg.Error as error:
-            raise DatabaseUnavailable from error
-        try:
+            self._connection.autocommit = True
             self._connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-        except psycopg.Error as error:
+        except BaseException:
             self._connection.close()
-            raise DatabaseUnavailable from error
+            raise
 
     def fileno(self) -> int:
         if self._connection.closed:
             raise DatabaseUnavailable("the connection that listens is closed")
-        return self._connection.fileno()
+        return int(self._connection.fileno())
+
+    def check(self) -> None:
+        import psycopg
+
+        try:
+            self._connection.execute("SELECT 1")
+        except psycopg.Error as error:
+            raise DatabaseUnavailable from error
 
     def drain(self) -> None:
         import psycopg

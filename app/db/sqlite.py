@@ -18,7 +18,7 @@ from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
+from app.db.dialect import NO_DEADLINE, PASSING, Listener, Trouble, driver_error, trouble_without_code
 from app.db.sqlite_file import DBMOVED, DatabaseFile, is_pinned
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
@@ -135,6 +135,9 @@ class SQLite:
     def close(self) -> None:
         self.engine.dispose()
         self._database_file.close()
+
+    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return NO_DEADLINE
 
     def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
         """Nothing: a transaction that writes is alone."""

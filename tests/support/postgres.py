@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from socket import SHUT_RDWR, create_connection, create_server, socket
 from typing import Self
@@ -126,20 +127,29 @@ def _free_port() -> int:
         return port
 
 
+class Direction(Enum):
+    THERE = "to the server"
+    BACK = "to the client"
+
+
 class Door:
     """A way to a PostgreSQL server, shut at first: nobody listens. ``open()`` lets everybody through; ``shut()`` cuts
-    whoever is in it off, as a server does that is restarted."""
+    whoever is in it off, as a server does that is restarted. ``stall()`` leaves all connections open, and lets new ones
+    in, but passes nothing on: as a pooler does, or a balancer, before a server that is gone."""
 
     def __init__(self, database_url: str) -> None:
         self._behind = make_url(database_url)
         with create_server(("127.0.0.1", 0)) as chosen:
             self._port = chosen.getsockname()[1]
         self._sockets = ExitStack()
+        self._passes = {direction: threading.Event() for direction in Direction}
+        self.resume()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.resume()
         self.shut()
 
     @property
@@ -154,14 +164,30 @@ class Door:
     def shut(self) -> None:
         self._sockets.close()
 
+    def stall(self, *directions: "Direction") -> None:
+        """Pass nothing on in these directions, or in both, until ``resume()``."""
+        for direction in directions or Direction:
+            self._passes[direction].clear()
+
+    def stall_those_inside(self) -> None:
+        """Pass nothing on, for ever, on connections that are open now; others pass."""
+        self.stall()
+        self._passes = {direction: threading.Event() for direction in Direction}
+        self.resume()
+
+    def resume(self) -> None:
+        """Pass on what was held back, and all that comes."""
+        for passes in self._passes.values():
+            passes.set()
+
     def _welcome(self, listener: socket) -> None:
         with suppress(OSError):  # closed
             while True:
                 front, _ = listener.accept()
                 back = create_connection((self._behind.host or "127.0.0.1", self._behind.port or 5432))
-                for one, other in ((front, back), (back, front)):
+                for one, other, direction in ((front, back, Direction.THERE), (back, front, Direction.BACK)):
                     self._sockets.callback(_close, one)
-                    threading.Thread(target=_carry, args=(one, other), daemon=True).start()
+                    threading.Thread(target=_carry, args=(one, other, self._passes[direction]), daemon=True).start()
 
 
 def _close(end: socket) -> None:
@@ -170,9 +196,10 @@ def _close(end: socket) -> None:
     end.close()
 
 
-def _carry(one: socket, other: socket) -> None:
+def _carry(one: socket, other: socket, passes: threading.Event) -> None:
     with suppress(OSError):
         while content := one.recv(65536):
+            passes.wait()
             other.sendall(content)
     for end in (one, other):
         _close(end)

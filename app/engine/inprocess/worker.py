@@ -62,6 +62,9 @@ LAST_LINE_SECONDS = 1.0
 STOP_GRACE_SECONDS = 0.5
 """Time that a stop allows for settling, beyond its wait for receivers."""
 
+SIGN_OFF_SECONDS = 1.0
+"""Time that a stop allows for the dispatcher's removal from those that are alive."""
+
 
 class Worker:
     """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up.
@@ -139,13 +142,19 @@ class Worker:
         unfinished = sum(pool.running for pool in self._pools.values()) + len(self._answers)
         for pool in self._pools.values():
             pool.end()
-        with contextlib.suppress(DatabaseUnavailable):  # a dispatcher that is seen no more counts as gone
-            self.dispatcher.sign_off()
+        signing_off = threading.Thread(target=self._sign_off, name="dispatcher-sign-off", daemon=True)
+        signing_off.start()
+        signing_off.join(SIGN_OFF_SECONDS)
         self._ended.set()
         self.wakeup.close()
         name = self.dispatcher.name
         lifecycle.report(lifecycle.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
         return not unfinished
+
+    def _sign_off(self) -> None:
+        """In a thread, because the database may never answer; a dispatcher that is seen no more counts as gone, too."""
+        with self._reporting_faults(), contextlib.suppress(DatabaseUnavailable):
+            self.dispatcher.sign_off()
 
     # The loop
 

@@ -41,7 +41,7 @@ def prepare(database: Database) -> None:
         reason = error.reason if isinstance(error, DatabaseUnavailable) else getattr(error, "orig", error)
         raise DatabaseUnusable(
             f"{database.url.database} can't be used as the database: {reason}; set DATABASE_URL to another file, or "
-            "see that this one and its folder can be written to"
+            "see to this one, whose folder must be writable too"
         ) from error
 
 

@@ -71,4 +71,4 @@ def test_where_nothing_can_be_written_to_the_start_ends_with_one_line(
     assert service.wait_for_end() not in (0, 99)
     (line,) = [line for line in service.log.splitlines() if "[info" not in line]
     assert line.lower().startswith("error: ")
-    assert ("Make one writable" if command == GUNICORN else "its folder can be written to") in line
+    assert ("Make one writable" if command == GUNICORN else "whose folder must be writable") in line

@@ -75,7 +75,8 @@ class Shop:
             owed = session.execute(text("SELECT count(*) FROM deliveries")).scalar()
         copies = -(-(finished or waiting or overdue) // owed)
         if copies:
-            self.database.transact(lambda session: self._copy(session, copies, "+1000 days" if waiting else None))
+            later = "+1000 days" if waiting else None
+            self.database.transact(lambda transaction: self._copy(transaction.session, copies, later))
         with self.database.read() as session:
             query = text("SELECT state, count(*) FROM deliveries GROUP BY state")
             return dict(map(tuple, session.execute(query)))

@@ -42,6 +42,10 @@ BUS, BREAKER, COMMITS, DATABASE, OPERATE, WORKER, SMTP, TWO = (
     for name in (*("bus", "circuit_breaker", "commits", "db", "operate", "worker", "smtp_faults", "two_applications"),)
 )
 READY = "integration/test_readiness.py::test_"
+FILE, BACKUP, FILES = (
+    f"{name}.py::test_"
+    for name in ("integration/test_sqlite_file", "integration/test_backup", "acceptance/test_sqlite_file")
+)
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
 LOCKS = "integration/test_lock_order.py::test_"
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
@@ -100,10 +104,50 @@ MUTANTS = (
     ),
     Mutant(
         "1",
+        "a commit is acknowledged where the file is still the one at the path",
+        "app/db/database.py",
+        "            self.dialect.check_commit()\n",
+        "",
+        (f"{FILE}what_is_committed_into_a_file_that_was_replaced_meanwhile_is_not_acknowledged[replace]",),
+    ),
+    Mutant(
+        "1",
+        "a lost file's WAL is moved into it",
+        "app/db/sqlite_file.py",
+        "            self._save_wal()\n",
+        "",
+        (f"{FILE}a_lost_file_is_complete_and_its_wal_spoils_no_other_file",),
+    ),
+    Mutant(
+        "1",
+        "a process that takes a dead one's place opens no other file",
+        "app/db/sqlite_file.py",
+        "            if before != _pinned.get(self._path, before):\n",
+        "            if False:\n",
+        (f"{FILES}a_process_that_takes_a_dead_ones_place_begins_with_no_other_file[another file]",),
+    ),
+    Mutant(
+        "1",
+        "a database that a process has open is not restored over",
+        "app/db/sqlite_backup.py",
+        "        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, *SHARED_LOCK)\n",
+        "        pass\n",
+        (f"{BACKUP}a_restore_is_refused_while_any_process_has_the_database_open",),
+    ),
+    Mutant(
+        "1",
+        "a copy is checked before it is called a backup",
+        "app/db/sqlite_backup.py",
+        '        if found != "ok":\n',
+        "        if False:\n",
+        (f"{BACKUP}a_damaged_database_makes_no_backup",),
+    ),
+    Mutant(
+        "1",
         "connections are closed before a preloading server forks",
-        "wsgi.py",
-        '        app.extensions["database"].close()  # gunicorn',
-        "        # gunicorn",
+        "app/serving.py",
+        "                database.close()\n",
+        "                self.kept = database\n",
         (f"{SERVING}one_worker_dispatches_and_a_preloading_master_holds_no_connection",),
     ),
     Mutant(
@@ -115,6 +159,14 @@ MUTANTS = (
         (f"{WORKER}a_forked_child_begins_without_its_parents_connections[sqlite]",),
     ),
     # 2. An order that was not stored leaves nothing
+    Mutant(
+        "2",
+        "a file that is not the opened one is not written",
+        "app/db/sqlite.py",
+        "        self._database_file.check()\n        driver.execute",
+        "        driver.execute",
+        (f"{FILE}it_goes_on_by_itself_when_the_file_is_back",),
+    ),
     Mutant(
         "1, 2",
         "the event is stored in the order's transaction",

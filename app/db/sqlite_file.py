@@ -5,11 +5,8 @@ where nobody finds them; in WAL mode SQLite does not look. So each use of the da
 and each commit ends with one.
 """
 
-import atexit
-import ctypes
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,9 +29,8 @@ Identity = tuple[int, int, int, int]
 class DatabaseFile:
     """The file and its WAL as this process has opened them. For any thread.
 
-    One connection, the anchor, is open for as long as the process uses the database. While it is, neither inode's
-    number can be given to another file, and SQLite, which deletes the WAL by its name when a file's last connection
-    closes, does not delete the WAL of a file that took this one's place.
+    One connection, the anchor, is open for as long as the process uses the database. While it is, neither file's number
+    can be given to another one, and SQLite, which deletes the WAL with the last connection, makes no new one.
     """
 
     def __init__(self, path: Path, driver: ModuleType, connect: Callable[[], Any]) -> None:
@@ -43,7 +39,6 @@ class DatabaseFile:
         self._name = path.name
         self._driver, self._connect = driver, connect
         self._start_afresh()
-        _files.add(self)
 
     def _start_afresh(self) -> None:
         self._lock = threading.Lock()
@@ -67,18 +62,10 @@ class DatabaseFile:
 
     def close(self) -> None:
         """Let go of the file, once no other connection is open; the next check() opens what is there then."""
-        self.close_anchor()
-        self._anchor = None
-
-    def close_anchor(self) -> None:
-        """Or keep it open until the process has ended: see the class."""
         with self._lock:
-            if self._anchor is None:
-                return
-            if self._look() == self._identity:
-                self._anchor.close()
-            else:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._anchor))  # a reference that nobody gives back
+            anchor, self._anchor = self._anchor, None
+        if anchor is not None:
+            anchor.close()
 
     def after_fork(self) -> None:
         """The anchor is the parent's. It is kept, because closing it here would drop the parent's locks."""
@@ -168,13 +155,3 @@ def _number(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_dev
-
-
-_files: "weakref.WeakSet[DatabaseFile]" = weakref.WeakSet()
-
-
-@atexit.register
-def _close_anchors() -> None:
-    """Before the interpreter closes all connections, in whatever order."""
-    for file in list(_files):
-        file.close_anchor()

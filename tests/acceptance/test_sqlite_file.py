@@ -115,19 +115,27 @@ def test_a_start_on_a_disk_that_is_mounted_read_only_is_refused_with_the_cure(se
     assert "the disk that holds orders.db is mounted read-only: mount it for writing" in told
 
 
-def test_a_process_that_takes_a_dead_ones_place_begins_with_no_other_file(serve: Serve, folder: Path) -> None:
+@pytest.mark.parametrize("there", ["nothing", "another file"])
+def test_a_process_that_takes_a_dead_ones_place_begins_with_no_other_file(
+    serve: Serve, folder: Path, there: str
+) -> None:
     """What it acknowledged there would be lost as soon as the right file is back."""
     service = serve(instance_path=folder / "data" / "instance").start()
     assert service.post(**order(1)).status == 201
     instance, away = (folder / "data" / name for name in ("instance", "away"))
     instance.rename(away)
+    if there == "another file":
+        instance.mkdir()
+        shutil.copy(away / "orders.db", instance)
     (worker,) = service.workers()
     service.kill(worker)
 
     service.wait_for_answer("/healthz")
     assert service.post(**order(2)).status == 503
-    assert not instance.exists()
+    assert instance.exists() == (there == "another file"), "it made one"
 
+    if there == "another file":
+        shutil.rmtree(instance)
     away.rename(instance)
     wait_until(lambda: service.post(**order(2)).status in (200, 201), "an order")
     assert service.get("/api/orders/1").status == 200

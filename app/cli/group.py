@@ -10,7 +10,7 @@ from flask.cli import AppGroup
 
 from app.bus import Bus
 from app.cli import output
-from app.db import Database
+from app.db import Database, schema
 from app.errors import AppError, DatabaseUnavailable
 
 
@@ -53,13 +53,13 @@ def any_database() -> Database:
 
 
 def database() -> Database:
-    """The database, its schema checked. Raises SchemaBehind, which says what to run."""
+    """The database; a file is brought up to date first. Raises as schema.prepare() does, which says what to run."""
     found = any_database()
-    found.check_schema()
+    schema.prepare(found)
     return found
 
 
 def bus() -> Bus:
-    """The bus, once the schema is checked. Raises SchemaBehind."""
+    """The bus, once the schema is checked. Raises as database() does."""
     database()
     return cast(Bus, current_app.extensions["bus"])

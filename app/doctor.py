@@ -59,6 +59,21 @@ def _check_database(database: Database, readiness: Readiness) -> Iterator[Findin
         yield Finding("fine", f"database: {database.url.set(query={}).render_as_string()}, schema up to date")
         if defect := database.dialect.defect():
             yield Finding("note", defect)
+        yield from _check_session(database)
+
+
+def _check_session(database: Database) -> Iterator[Finding]:
+    """What is relied on, read back, and what the server's own configuration takes from it."""
+    try:
+        with database.read() as session:
+            settings = database.dialect.session_settings(session)
+            weaknesses = database.dialect.weaknesses(session)
+    except DatabaseUnavailable as error:
+        yield Finding("wrong", f"database: {error.reason}")
+        return
+    yield Finding("fine", "database session: " + ", ".join(f"{name}={value}" for name, value in settings.items()))
+    for weakness in weaknesses:
+        yield Finding("note", f"database: {weakness}")
 
 
 def _check_disk(settings: Settings, database: Database) -> Iterator[Finding]:

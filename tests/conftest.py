@@ -4,11 +4,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import hypothesis
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 from app.db import Base, Database, schema
 from config import Settings
@@ -75,13 +74,15 @@ def postgres_url(postgres_at_head: str) -> str:
 @pytest.fixture
 def bare_postgres_url(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database without a schema."""
-    name = f"bare_{uuid4().hex}"
-    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    with postgres.another_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def latin1_postgres_url(postgres_server: str) -> Iterator[str]:
+    """A PostgreSQL database that can't hold every text."""
+    with postgres.another_database(postgres_server, "LATIN1") as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -120,6 +120,12 @@ class Dialect(Protocol):
     def cure(self, error: BaseException) -> str | None:
         """What an operator can do about trouble with the database; None where that is not known."""
 
+    def session_settings(self, session: Session) -> dict[str, str]:
+        """What is relied on in a session, as the database says that it is."""
+
+    def weaknesses(self, session: Session) -> list[str]:
+        """What of the server's configuration takes from the promises, each with its cure."""
+
     def defect(self) -> str | None:
         """A known defect of the version in use, and the cure; None without one."""
 
@@ -165,8 +171,6 @@ def unavailable(dialect: Dialect, error: BaseException) -> DatabaseUnavailable:
 
 def driver_error(error: BaseException) -> BaseException:
     """The driver's error: a prepared statement raises it as it is, SQLAlchemy wraps it."""
-    if isinstance(error, TransactionLost) and error.__cause__ is not None:
-        error = error.__cause__
     return getattr(error, "orig", None) or error
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
 from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
@@ -85,6 +86,18 @@ MIGRATION_LOCK = 7_203_481
 
 KEY_LOCKS = 7_203_482
 """The class of the advisory locks of ``lock_keys``."""
+
+
+WEAKNESSES = {
+    "fsync": "the server's fsync is off: a power loss can lose acknowledged orders; set it to on",
+    "full_page_writes": "the server's full_page_writes is off: a power loss can damage the database; set it to on",
+}
+"""By the server's setting that is off."""
+
+POOLED = (
+    "a pooler stands before the server: no statement is prepared, and in its transaction mode other machines' "
+    "dispatchers are woken by their poll only"
+)
 
 
 class PostgreSQL:
@@ -214,6 +227,20 @@ class PostgreSQL:
     def cure(self, error: BaseException) -> str | None:
         """None: the server's words say what is wrong."""
         return None
+
+    def session_settings(self, session: Session) -> dict[str, str]:
+        driver: Any = session.connection().connection.dbapi_connection
+        self.begin_write(driver)
+        names = ("client_encoding", *FORMATS, *self._limits)
+        return {name: session.execute(text(f"SHOW {name}")).scalar_one() for name in names}
+
+    def weaknesses(self, session: Session) -> list[str]:
+        found = [cure for setting, cure in WEAKNESSES.items() if session.scalar(text(f"SHOW {setting}")) == "off"]
+        if session.scalar(text("SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool")):
+            found.append("the server only reads: orders are answered 503; name the primary in DATABASE_URL")
+        if self.pooled:
+            found.append(POOLED)
+        return found
 
     def defect(self) -> str | None:
         return None

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, LargeBinary, Select, String, cast, create_engine, event, text
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect as Compiler
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
@@ -39,7 +40,7 @@ TROUBLE = {
     8: (Trouble.DISK, "READONLY"),
     9: (Trouble.MOMENT, "INTERRUPT"),
     10: (Trouble.DISK, "IOERR"),
-    11: (Trouble.DISK, "CORRUPT"),
+    11: (Trouble.DISK, "CORRUPT: the file is damaged"),
     12: (Trouble.STATEMENT, "NOTFOUND"),
     13: (Trouble.DISK, "FULL"),
     15: (Trouble.MOMENT, "PROTOCOL: too much contention for a lock"),
@@ -49,10 +50,10 @@ TROUBLE = {
     20: (Trouble.STATEMENT, "MISMATCH"),
     21: (Trouble.STATEMENT, "MISUSE"),
     25: (Trouble.STATEMENT, "RANGE"),
-    26: (Trouble.DISK, "NOTADB"),
+    26: (Trouble.DISK, "NOTADB: the file is no database"),
 }
-"""By primary result code (sqlite.org/rescode.html). All others, such as CANTOPEN, are SERVER: the
-file is opened anew."""
+"""By primary result code (sqlite.org/rescode.html). All others, such as CANTOPEN and NOMEM, are SERVER: the file is
+opened anew."""
 
 DAMAGE = {11, 26}
 """Codes of a file that is damaged."""
@@ -179,6 +180,13 @@ class SQLite:
             return f"let the user {os.getuid()}, whom the service runs as, write {name} and its folder"
         return f"the disk that holds {name} fails, or became read-only: the kernel's log (dmesg) tells"
 
+    def session_settings(self, session: Session) -> dict[str, str]:
+        names = wanted_pragmas(self._busy_milliseconds)
+        return {name: str(session.execute(text(f"PRAGMA {name}")).scalar_one()) for name in names}
+
+    def weaknesses(self, session: Session) -> list[str]:
+        return []
+
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info
         return None if is_safe(version) else WAL_RESET_BUG.format(driver_module().sqlite_version)
@@ -267,9 +275,8 @@ def is_safe(version: tuple[int, ...]) -> bool:
     return version >= newest or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_VERSIONS)
 
 
-def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
-    """Set what the service depends on, and read it back: SQLite silently ignores what it can't do."""
-    wanted = {
+def wanted_pragmas(busy_milliseconds: int) -> dict[str, int | str]:
+    return {
         "busy_timeout": busy_milliseconds,
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
@@ -277,7 +284,11 @@ def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
         "journal_size_limit": WAL_LIMIT_BYTES,
         "temp_store": 2,  # MEMORY: in a container there may be no folder for temporary files
     }
-    for name, value in wanted.items():
+
+
+def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
+    """Set what durability depends on, and read it back: SQLite silently ignores what it can't do."""
+    for name, value in wanted_pragmas(busy_milliseconds).items():
         driver.execute(f"PRAGMA {name}={value}")
         found = driver.execute(f"PRAGMA {name}").fetchone()[0]
         if found != value:

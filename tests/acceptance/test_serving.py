@@ -453,6 +453,19 @@ def test_a_file_that_is_no_database_stops_the_start_with_a_sentence(
     assert file.read_text().startswith("Dear Sir"), "it was written to"
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("command", [GUNICORN, FLASK, DISPATCHER], ids=" ".join)
+def test_a_database_in_another_encoding_stops_the_start_with_a_sentence(
+    serve: Serve, command: tuple[str, ...], latin1_postgres_url: str
+) -> None:
+    service = serve(*command, database_url=latin1_postgres_url).launch()
+
+    assert service.wait_for_end() > 0
+    line = sentence(service)
+    assert "LATIN1" in line
+    assert "createdb --encoding=UTF8" in line
+
+
 def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(serve: Serve, folder: Path) -> None:
     service = serve(database_url=f"sqlite:///{folder}").launch()  # it is a folder
 

@@ -288,6 +288,17 @@ def test_a_healthy_service_has_nothing_wrong(shop: Shop, run: Any) -> None:
     assert "no dispatcher is alive" in shown
 
 
+def test_the_doctor_reads_back_what_is_relied_on_in_a_session(shop: Shop, run: Any) -> None:
+    shown = run("doctor")
+    if shop.database.is_sqlite:
+        assert "busy_timeout=1000, journal_mode=wal, synchronous=2, foreign_keys=1" in shown
+        return
+    assert "client_encoding=UTF8, DateStyle=ISO, MDY, TimeZone=UTC, lock_timeout=2s" in shown
+    assert "idle_in_transaction_session_timeout=1min, synchronous_commit=" in shown
+    is_off = shop.execute_scalar("SHOW fsync") == "off"
+    assert ("the server's fsync is off: a power loss can lose acknowledged orders" in shown) == is_off
+
+
 def test_the_doctor_names_what_is_dead_and_what_has_no_receiver(dead: Shop, run: Any) -> None:
     assert "flask bus retry --receiver refuse" in run("doctor")
     order_created.disconnect(order_created.subscriptions["refuse"].receiver)

@@ -1,5 +1,6 @@
 """Transactions: one function for all writes, on two databases."""
 
+import contextlib
 import re
 import select
 import sqlite3
@@ -24,7 +25,7 @@ from app.clock import uuid7
 from app.db import Database, Prepared, Transaction, sqlite, sqlite_module
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated, order_created
-from app.orders import confirm_order, place_order, records
+from app.orders import confirm_order, place_order, records, set_email
 from app.orders.models import User
 from config import Settings
 from tests.support.shop import Shop
@@ -389,6 +390,39 @@ def test_a_query_in_the_transaction_finds_what_was_recorded_in_it(shop: Shop) ->
 
     assert shop.database.transact(work) == ["1"]
     assert shop.count("events") == 1
+
+
+def test_a_transaction_that_is_gone_is_run_again_and_no_statement_stands_alone(shop: Shop) -> None:
+    """SQLite rolls back by itself where the disk is full. Then a statement would be a transaction of its own."""
+    runs: list[int] = []
+
+    def work(transaction: Transaction) -> None:
+        runs.append(1)
+        transaction.session.add(User(user_id=f"of run {len(runs)}"))
+        with transaction.savepoint():
+            if len(runs) == 1:
+                transaction.driver.execute("ROLLBACK")
+
+    shop.database.transact(work)
+    assert len(runs) == 2
+    assert shop.execute_scalar("SELECT user_id FROM users") == "of run 2"
+
+
+def test_a_failure_in_a_transaction_that_is_gone_is_not_the_failures_alone(shop: Shop) -> None:
+    """What is caught outside of a savepoint would else go on without what was done before it."""
+    runs: list[int] = []
+
+    def work(transaction: Transaction) -> None:
+        runs.append(1)
+        set_email(transaction, "1", "ann@example.com")
+        with contextlib.suppress(LookupError), transaction.savepoint():
+            if len(runs) == 1:
+                transaction.driver.execute("ROLLBACK")
+            raise LookupError
+
+    shop.database.transact(work)
+    assert len(runs) == 2
+    assert shop.user("1").email == "ann@example.com"
 
 
 def _record(transaction: Transaction, order_id: str) -> None:

@@ -11,8 +11,9 @@ from enum import Enum
 from pathlib import Path
 from socket import SHUT_RDWR, create_connection, create_server, socket
 from typing import Self
+from uuid import uuid4
 
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url, text
 
 from tests.support.service import wait_until
 
@@ -34,6 +35,23 @@ def private_server() -> Iterator[str]:
         _run("initdb", "-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "-E", "UTF8", "--locale=C")
         with _started(folder) as port:
             yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def another_database(server: str, encoding: str = "UTF8", **settings: str) -> Iterator[str]:
+    """An empty database on the server, with the settings that its administrator chose; yields its URL."""
+    name = f"own_{uuid4().hex}"
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        how = f"ENCODING '{encoding}' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        connection.execute(text(f"CREATE DATABASE {name} {how}"))
+        for setting, value in settings.items():
+            connection.execute(text(f"ALTER DATABASE {name} SET {setting} = '{value}'"))
+        try:
+            yield make_url(server).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
 
 
 @contextmanager

@@ -125,13 +125,12 @@ class BusLog:
         if self._is_told_by_dispatcher(trouble):
             return
         level = logging.WARNING if trouble.is_warning else logging.ERROR
-        self.log(level, "trouble began", {"cause": str(trouble.cause), "reason": str(trouble)}, trouble.error)
+        self.log(level, "trouble began", _about(trouble) | {"reason": str(trouble)}, trouble.error)
 
     def trouble_ended(self, _: Bus, trouble: Trouble) -> None:
         if self._is_told_by_dispatcher(trouble):
             return
-        facts = {"cause": str(trouble.cause)} | ({"receiver": trouble.receiver} if trouble.receiver else {})
-        self.log(logging.INFO, "trouble ended", facts)
+        self.log(logging.INFO, "trouble ended", _about(trouble))
 
     def _is_told_by_dispatcher(self, trouble: Trouble) -> bool:
         """One line for one fault: a process that dispatches tells by itself that it lost the database."""
@@ -145,3 +144,7 @@ def _of(lease: Lease) -> dict[str, Any]:
         "event_id": lease.event_id,
         "attempt": lease.spent + 1,
     }
+
+
+def _about(trouble: Trouble) -> dict[str, Any]:
+    return {"cause": str(trouble.cause)} | ({"receiver": trouble.receiver} if trouble.receiver else {})

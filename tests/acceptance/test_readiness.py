@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(180)
 
 LAG = 3
 
-SLACK = 8
+SLACK = 12
 """Seconds beyond LAG: a fault is told once it has lasted so long, by a look now and then, on a busy machine."""
 
 FAULTY = ("gunicorn", "tests.support.faulty:app")
@@ -55,7 +55,7 @@ def test_a_receiver_that_is_missing(serve: Serve, folder: Path) -> None:
     before = faulty(serve, folder, dispatch_in_web=False).start(ready="/healthz")
     before.post(order_id="1", **ORDER)
     before.stop()
-    service = serve(**SETTINGS).start()
+    service = serve(**SETTINGS).start(ready="/healthz")
 
     reason = is_told(service, "receiver_missing")
     assert "deliveries to 'misbehave', which is not connected; connect it, or discard them" in reason
@@ -97,7 +97,6 @@ def test_a_receiver_that_kills_its_process(serve: Serve, folder: Path) -> None:
     cure(folder)
     dispatcher.start()
     wait_until(lambda: not asked(web, 200).body["warnings"], "its end")
-    is_over(web, "no_dispatcher")
 
 
 # Mail

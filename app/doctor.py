@@ -13,7 +13,7 @@ from app.bus import queries
 from app.bus.troubles import DATABASE, Cause, Readiness, missing
 from app.db import Database, schema
 from app.db.sqlite import WAL_LIMIT_BYTES
-from app.errors import AppError
+from app.errors import AppError, DatabaseUnavailable
 from app.signal import SIGNALS
 from app.states import DeliveryState
 from config import Settings

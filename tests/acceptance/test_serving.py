@@ -606,8 +606,8 @@ def maildir(service: Service) -> list[EmailMessage]:
 
 
 def sentence(service: Service) -> str:
-    """The one line that a start which failed has to say, beside the server's own words."""
-    own = ("] starting ", "Starting gunicorn", "[INFO]", "[WARNING]", "[ERROR]")
+    """The one line that a start which failed has to say, beside its version and the server's own words."""
+    own = ("[info    ] starting ", "Starting gunicorn", "[INFO]", "[WARNING]", "[ERROR]")
     lines = [line for line in service.log.splitlines() if not any(word in line for word in own)]
     assert len(lines) == 1, f"not one line:\n{service.log}"
     assert lines[0].lower().startswith("error: ")

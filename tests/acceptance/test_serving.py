@@ -1,6 +1,7 @@
 """The service is started in every way that the README names, and does all of its work."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -615,12 +616,14 @@ def sentence(service: Service) -> str:
 
 
 def open_databases(pid: int) -> list[str]:
-    """The SQLite files that a process holds open."""
-    links = []
+    """The SQLite files that a process has open to read or write; not those that it only pins, with O_PATH."""
+    found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(OSError):
-            links.append(str(link.readlink()))
-    return [link for link in links if "orders.db" in link and not link.endswith(".lock")]
+            flags = Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split("flags:")[1].split()[0]
+            if not int(flags, 8) & os.O_PATH:
+                found.append(str(link.readlink()))
+    return [name for name in found if "orders.db" in name and not name.endswith(".lock")]
 
 
 def half_a_minute_passes(database_url: str) -> None:

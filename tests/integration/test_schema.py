@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -88,16 +89,24 @@ def test_postgresql_that_is_behind_says_what_to_run(postgres_server: str) -> Non
     engine.dispose()
 
 
-def test_a_database_of_newer_code_is_left_alone(sqlite_url: str) -> None:
-    """In a rolling deploy the old code still runs when the new one has upgraded; it does not start anew."""
-    database = Database(sqlite_url)
+def set_revision(database: Database, revision: str) -> None:
     database.transact(
-        lambda transaction: transaction.session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        lambda transaction: transaction.session.execute(text(f"UPDATE alembic_version SET version_num = '{revision}'"))
     )
-    with pytest.raises(SchemaAhead, match="9999, which is newer than this code"):
-        schema.prepare(database)
-    assert database.schema_revision() == "9999"
-    database.close()
+
+
+@pytest.mark.parametrize("step", [Database.check_schema, schema.prepare, schema.upgrade, schema.check])
+def test_a_database_of_newer_code_is_left_alone_and_told(database_url: str, step: Callable[[Database], None]) -> None:
+    """A start, and what changes the schema, name both revisions and the cure."""
+    database = Database(database_url)
+    set_revision(database, "9999")
+    try:
+        with pytest.raises(SchemaAhead, match=f"is at 9999, .* whose schema is {SCHEMA_REVISION}; start the newer"):
+            step(database)
+        assert database.schema_revision() == "9999"
+    finally:
+        set_revision(database, SCHEMA_REVISION)
+        database.close()
 
 
 def test_rebuilding_a_parent_table_keeps_the_rows_that_point_to_it(sqlite_url: str, tmp_path: Path) -> None:

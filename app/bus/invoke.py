@@ -73,9 +73,25 @@ class Invoker:
         """Why the receiver is not called: earlier attempts ended without a result."""
         if lease.in_doubt and self.options[lease.receiver].hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
+        if fate := self._fate(lease, lease.unknown):
+            return Failure(None, fate, final=True)
         if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
             return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
         return None
+
+    def _failed(self, lease: Lease, error: AttemptFailed) -> Failure:
+        if error.outcome is not Outcome.UNKNOWN:
+            return Failure(error.outcome, storable(str(error)))
+        if fate := self._fate(lease, lease.unknown + 1):
+            return Failure(error.outcome, storable(f"{fate}. {error}"), final=True)
+        return Failure(error.outcome, storable(str(error)), final=self.options[lease.receiver].hold_unknown)
+
+    def _fate(self, lease: Lease, unknown: int) -> str | None:
+        """Why it is given up after so many unknown attempts; None where it may be tried again."""
+        limit = self.options[lease.receiver].unknown_limit
+        if limit is None or unknown < limit:
+            return None
+        return f"its fate is unknown: up to {unknown} copies may have arrived; retry it, or discard it"
 
     def _call(
         self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
@@ -86,8 +102,7 @@ class Invoker:
                 if transaction is not None:
                     transaction.flush()
         except AttemptFailed as error:
-            held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
-            return Failure(error.outcome, storable(str(error)), final=held)
+            return self._failed(lease, error)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT_SECONDS, str(error))
         except Exception as error:

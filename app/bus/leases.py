@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Integer, String, bindparam, func, insert, select, update
+from sqlalchemy import Integer, String, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.bus import breaker
@@ -30,27 +30,47 @@ EARLIEST = Prepared(
 EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
 """The event's columns that a lease takes over unchanged."""
 
-FIND_DUE = Prepared(
-    lambda dialect: (
-        select(
-            Delivery.delivery_id,
-            Delivery.lease_token,
-            Delivery.state,
-            Delivery.attempts,
-            Delivery.outcome,
-            Delivery.created_at,
-            Delivery.leased_at,
-            Delivery.leased_by,
-            StoredEvent.occurred_at,
-            dialect.raw_text(StoredEvent.data).label("data"),
-            *(table(StoredEvent).c[name] for name in EVENT),
+
+def _find_due(*which: Any, order: tuple[Any, ...]) -> Prepared:
+    """Due deliveries of a receiver, with their events."""
+    return Prepared(
+        lambda dialect: (
+            select(
+                Delivery.delivery_id,
+                Delivery.lease_token,
+                Delivery.state,
+                Delivery.attempts,
+                Delivery.outcome,
+                Delivery.created_at,
+                Delivery.leased_at,
+                Delivery.leased_by,
+                StoredEvent.occurred_at,
+                dialect.raw_text(StoredEvent.data).label("data"),
+                *(table(StoredEvent).c[name] for name in EVENT),
+            )
+            .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
+            .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED, *which)
+            .order_by(*order)
+            .limit(bindparam("most", type_=Integer))
+            .with_for_update(of=Delivery, skip_locked=True)
         )
-        .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
-        .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
-        .order_by(Delivery.due_at, Delivery.delivery_id)  # what was made due at one moment keeps its order
-        .limit(bindparam("most", type_=Integer))
-        .with_for_update(of=Delivery, skip_locked=True)
     )
+
+
+FIND_DUE = _find_due(order=(Delivery.due_at, Delivery.delivery_id))  # what was made due at one moment keeps its order
+FIND_PROBE = _find_due(
+    Delivery.state == DeliveryState.READY,
+    or_(Delivery.outcome.is_(None), and_(*(Delivery.outcome != outcome for outcome in breaker.BACKEND_DOWN))),
+    order=(Delivery.due_at.desc(), Delivery.delivery_id.desc()),
+)
+"""What has not failed yet as if the backend were down, the newest first: so the probe is least likely to be one of
+those that hang for their own sake, alone or in a row at the head of the queue."""
+
+LATEST_OUTCOMES = Prepared(
+    select(table(Attempt).c.outcome)
+    .where(Attempt.delivery_id == bindparam("of_delivery"))
+    .order_by(Attempt.attempt_id.desc())
+    .limit(bindparam("most", type_=Integer))
 )
 CLAIM = Prepared(
     update(table(Delivery))
@@ -84,6 +104,8 @@ class Lease:
     receiver: str
     spent: int
     """Attempts counted before this one, in the present budget."""
+    unknown: int
+    """Those among them whose outcome is unknown: each may have had its effect."""
     outcome: str | None
     """Of the attempt before this one."""
     created_at: datetime
@@ -137,8 +159,9 @@ def claim(transaction: Transaction, receiver: str, limit: int, lease: timedelta,
     probe = breaker.take_probe(transaction, receiver, lease)
     if probe is False:
         return []
-    due = FIND_DUE(transaction, {"name": receiver, "now": transaction.now, "most": 1 if probe else limit})
-    leases = [_lease(transaction, row, receiver, dispatcher, probe=bool(probe)) for row in due.fetchall()]
+    values = {"name": receiver, "now": transaction.now, "most": 1 if probe else limit}
+    due = (probe and FIND_PROBE(transaction, values).fetchall()) or FIND_DUE(transaction, values).fetchall()
+    leases = [_lease(transaction, row, receiver, dispatcher, probe=bool(probe)) for row in due]
     if leases:
         until = transaction.now + lease
         CLAIM.many(transaction, [_claimed(each, until) for each in leases])
@@ -165,11 +188,13 @@ def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, *
     expired = state == DeliveryState.LEASED
     if expired:
         record_unknown(transaction, delivery_id, token, utc(leased_at), leased_by)
+    spent = attempts + expired
     return Lease(
         delivery_id=delivery_id,
         token=token + 1,
         receiver=receiver,
-        spent=attempts + expired,
+        spent=spent,
+        unknown=_count_unknown(transaction, delivery_id, spent) if spent else 0,
         outcome=Outcome.UNKNOWN if expired else outcome,
         created_at=utc(created_at),
         leased_at=transaction.now,
@@ -180,6 +205,12 @@ def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, *
         data=data,
         **dict(zip(EVENT, event, strict=True)),
     )
+
+
+def _count_unknown(transaction: Transaction, delivery_id: int, spent: int) -> int:
+    """Of the attempts in the present budget: an operator's retry begins a new one, and the attempts before it stay."""
+    latest = LATEST_OUTCOMES(transaction, {"of_delivery": delivery_id, "most": spent}).fetchall()
+    return [outcome for (outcome,) in latest].count(Outcome.UNKNOWN)
 
 
 def record_unknown(transaction: Transaction, delivery_id: int, token: int, leased_at: datetime, leased_by: str) -> None:
@@ -235,11 +266,12 @@ def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
         return
     if END.many(transaction, [_ended(each, transaction.now) for each in ends]) != len(ends):
         raise LeaseLost
-    for each in ends:
-        breaker.note_outcome(transaction, each.lease.receiver, each.outcome, probe=each.lease.probe)
     attempts = [_attempt(each, transaction.now) for each in ends if each.outcome is not None]
     if attempts:
         INSERT_ATTEMPT.many(transaction, attempts)
+    for each in ends:
+        lease = each.lease
+        breaker.note_outcome(transaction, lease.receiver, each.outcome, probe=lease.probe, began=lease.leased_at)
 
 
 def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:

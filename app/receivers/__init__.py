@@ -24,5 +24,9 @@ def connect_all() -> None:
 
 def options(settings: Settings) -> dict[str, ReceiverOptions]:
     """The receivers' options under these settings, where they differ from the defaults."""
-    mail = ReceiverOptions(concurrency=settings.mail_threads, hold_unknown=settings.mail_on_unknown == "hold")
+    mail = ReceiverOptions(
+        concurrency=settings.mail_threads,
+        hold_unknown=settings.mail_on_unknown == "hold",
+        unknown_limit=settings.mail_max_copies,
+    )
     return {"send_email_notification": mail}

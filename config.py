@@ -67,6 +67,9 @@ class Settings(BaseModel):
     mail_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for the mail server, 0.1 to 300")
     mail_locale: Literal["zh", "en"] = Field("zh", description="zh or en")
     mail_on_unknown: Literal["resend", "hold"] = Field("resend", description="resend, or hold for a person to decide")
+    mail_max_copies: int = Field(
+        3, ge=1, le=100, description="how many copies of a mail whose fate is unknown are sent in all, 1 to 100"
+    )
     mail_threads: int = Field(2, ge=1, le=64, description="how many mails one process sends at once, 1 to 64")
     user_email_domain: str | None = Field(None, description="a domain such as users.example")
 

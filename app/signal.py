@@ -54,6 +54,8 @@ class ReceiverOptions:
     """How long it may take until its thread is written off; None for RECEIVER_TIMEOUT."""
     hold_unknown: bool = False
     """An attempt whose process died may or may not have had its effect: repeat it, or leave it to a person."""
+    unknown_limit: int | None = None
+    """After so many attempts whose outcome is unknown a delivery is dead; None leaves it to the retry policy."""
 
 
 class Recorder(Protocol):

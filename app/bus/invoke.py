@@ -64,11 +64,27 @@ class Invoker:
             return self._without_receiver(lease)
         if lease.in_doubt and self.options[lease.receiver].hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
+        if fate := self._fate(lease, lease.unknown):
+            return Failure(None, fate, final=True)
         try:
             event = signal.decode(lease.type, lease.version, lease.data)
         except BaseException as error:  # decode's own ValueError, or whatever the event's class raises
             return Failure(Outcome.BUG, storable(f"undecodable event: {words_of(error)}"), final=True)
         return self._call(subscription, lease, event, transaction)
+
+    def _failed(self, lease: Lease, error: AttemptFailed) -> Failure:
+        if error.outcome is not Outcome.UNKNOWN:
+            return Failure(error.outcome, storable(words_of(error)))
+        if fate := self._fate(lease, lease.unknown + 1):
+            return Failure(error.outcome, storable(f"{fate}. {words_of(error)}"), final=True)
+        return Failure(error.outcome, storable(words_of(error)), final=self.options[lease.receiver].hold_unknown)
+
+    def _fate(self, lease: Lease, unknown: int) -> str | None:
+        """Why it is given up after so many unknown attempts; None where it may be tried again."""
+        limit = self.options[lease.receiver].unknown_limit
+        if limit is None or unknown < limit:
+            return None
+        return f"its fate is unknown: up to {unknown} copies may have arrived; retry it, or discard it"
 
     def _call(
         self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
@@ -81,8 +97,7 @@ class Invoker:
                     transaction.flush()
                 return _checked(answer)
         except AttemptFailed as error:
-            held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
-            return Failure(error.outcome, storable(words_of(error)), final=held)
+            return self._failed(lease, error)
         except DatabaseUnavailable as error:  # no fault of this delivery's
             return RetryAfter(DATABASE_WAIT_SECONDS, words_of(error))
         except BaseException as error:  # foreign code may raise SystemExit too, and this thread serves others

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Integer, String, bindparam, func, insert, select, update
+from sqlalchemy import Integer, String, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.bus import breaker
@@ -19,6 +19,9 @@ from app.bus.tables import UNFINISHED, Attempt, Delivery, StoredEvent
 from app.db import Prepared, Reader, Transaction, table, utc
 from app.errors import LeaseLost, TransactionLost
 from app.states import DeliveryState, Outcome
+
+NO_RESULT = "no result: its process died, or was held up past the lease"
+"""Of an attempt whose lease ran out."""
 
 HELD = update(table(Delivery)).where(
     Delivery.delivery_id == bindparam("of_delivery"),
@@ -31,27 +34,47 @@ EARLIEST = Prepared(
 EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
 """The event's columns that a lease takes over unchanged."""
 
-FIND_DUE = Prepared(
-    lambda dialect: (
-        select(
-            Delivery.delivery_id,
-            Delivery.lease_token,
-            Delivery.state,
-            Delivery.attempts,
-            Delivery.outcome,
-            Delivery.created_at,
-            Delivery.leased_at,
-            Delivery.leased_by,
-            StoredEvent.occurred_at,
-            dialect.raw_text(StoredEvent.data).label("data"),
-            *(table(StoredEvent).c[name] for name in EVENT),
+
+def _find_due(*which: Any, order: tuple[Any, ...]) -> Prepared:
+    """Due deliveries of a receiver, with their events."""
+    return Prepared(
+        lambda dialect: (
+            select(
+                Delivery.delivery_id,
+                Delivery.lease_token,
+                Delivery.state,
+                Delivery.attempts,
+                Delivery.outcome,
+                Delivery.created_at,
+                Delivery.leased_at,
+                Delivery.leased_by,
+                StoredEvent.occurred_at,
+                dialect.raw_text(StoredEvent.data).label("data"),
+                *(table(StoredEvent).c[name] for name in EVENT),
+            )
+            .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
+            .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED, *which)
+            .order_by(*order)
+            .limit(bindparam("most", type_=Integer))
+            .with_for_update(of=Delivery, skip_locked=True)
         )
-        .join(StoredEvent, StoredEvent.event_id == Delivery.event_id)
-        .where(Delivery.receiver == bindparam("name"), Delivery.due_at <= bindparam("now"), UNFINISHED)
-        .order_by(Delivery.due_at, Delivery.delivery_id)  # what was made due at one moment keeps its order
-        .limit(bindparam("most", type_=Integer))
-        .with_for_update(of=Delivery, skip_locked=True)
     )
+
+
+FIND_DUE = _find_due(order=(Delivery.due_at, Delivery.delivery_id))  # what was made due at one moment keeps its order
+FIND_PROBE = _find_due(
+    Delivery.state == DeliveryState.READY,
+    or_(Delivery.outcome.is_(None), and_(*(Delivery.outcome != outcome for outcome in breaker.BACKEND_DOWN))),
+    order=(Delivery.due_at.desc(), Delivery.delivery_id.desc()),
+)
+"""What has not failed yet as if the backend were down, the newest first: so the probe is least likely to be one of
+those that hang for their own sake, alone or in a row at the head of the queue."""
+
+LATEST_ATTEMPTS = Prepared(
+    select(table(Attempt).c.outcome, table(Attempt).c.detail)
+    .where(Attempt.delivery_id == bindparam("of_delivery"))
+    .order_by(Attempt.attempt_id.desc())
+    .limit(bindparam("most", type_=Integer))
 )
 CLAIM = Prepared(
     update(table(Delivery))
@@ -83,6 +106,8 @@ class Lease:
     receiver: str
     spent: int
     """Attempts charged before this one, in the present budget."""
+    unknown: int
+    """Attempts before this one, in the present budget, whose outcome is unknown: each may have had its effect."""
     outcome: str | None
     """Of the attempt before this one."""
     created_at: datetime
@@ -144,8 +169,9 @@ def find_due(transaction: Transaction, receiver: str, limit: int, dispatcher: st
     Each as the lease that the dispatcher of that name may ``hold``; one that is ``expired`` as the lease that ran out.
     Rows that another dispatcher is claiming at this moment are passed over, not waited for.
     """
-    due = FIND_DUE(transaction, {"name": receiver, "now": transaction.now, "most": limit})
-    return [_lease(transaction, row, receiver, dispatcher, probe) for row in due.fetchall()]
+    values = {"name": receiver, "now": transaction.now, "most": limit}
+    due = (probe and FIND_PROBE(transaction, values).fetchall()) or FIND_DUE(transaction, values).fetchall()
+    return [_lease(transaction, row, receiver, dispatcher, probe) for row in due]
 
 
 def hold(transaction: Transaction, leases: list[Lease], lease: timedelta) -> None:
@@ -173,6 +199,7 @@ def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, p
         token=token if expired else token + 1,
         receiver=receiver,
         spent=attempts,
+        unknown=_count_unknown(transaction, delivery_id, attempts) if attempts or outcome == Outcome.UNKNOWN else 0,
         outcome=outcome,
         created_at=utc(created_at),
         leased_at=utc(leased_at) if expired else transaction.now,
@@ -183,6 +210,16 @@ def _lease(transaction: Transaction, row: Any, receiver: str, dispatcher: str, p
         data=data,
         **dict(zip(EVENT, event, strict=True)),
     )
+
+
+def _count_unknown(transaction: Transaction, delivery_id: int, spent: int) -> int:
+    """Of the attempts in the present budget: an operator's retry begins a new one, and the attempts before it stay.
+
+    Before those that were charged there may be one that was not, because its process died under others as well.
+    """
+    latest = LATEST_ATTEMPTS(transaction, {"of_delivery": delivery_id, "most": spent + 1}).fetchall()
+    counted = latest if [detail for _, detail in latest[spent:]] == [NO_RESULT] else latest[:spent]
+    return [outcome for outcome, _ in counted].count(Outcome.UNKNOWN)
 
 
 def extend(transaction: Transaction, leases: list[Lease], lease: timedelta) -> dict[Lease, bool]:
@@ -235,12 +272,13 @@ def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
         return
     if END.many(transaction, [_ended(each, transaction.now) for each in ends]) != len(ends):
         raise LeaseLost
-    for each in ends:
-        if not each.lease.expired:  # the death of a process says nothing of the receiver's backend
-            breaker.note_outcome(transaction, each.lease.receiver, each.outcome, probe=each.lease.probe)
     attempts = [_attempt(each, transaction.now) for each in ends if each.outcome is not None]
     if attempts:
         INSERT_ATTEMPT.many(transaction, attempts)
+    for each in ends:
+        lease = each.lease
+        if not lease.expired:  # the death of a process says nothing of the receiver's backend
+            breaker.note_outcome(transaction, lease.receiver, each.outcome, probe=lease.probe, began=lease.leased_at)
 
 
 def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:

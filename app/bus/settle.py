@@ -11,7 +11,7 @@ from app import signal
 from app.answers import Discard, Done, RetryAfter
 from app.bus import leases
 from app.bus.invoke import Answer, Failure, Invoker, NotBegun, bug, find_subscription
-from app.bus.leases import Lease, LeaseEnd
+from app.bus.leases import NO_RESULT, Lease, LeaseEnd
 from app.bus.outbox import caused_by, recording_savepoint
 from app.db import Transaction
 from app.errors import AppError, LeaseLost, TransactionLost
@@ -21,8 +21,6 @@ from app.text import storable
 
 SHORTEST_WAIT_SECONDS = 1.0
 """Of a receiver that asks to be tried again: less would be a busy loop."""
-
-NO_RESULT = "no result: its process died, or was held up past the lease"
 
 GIVEN_UP = (
     "given up: tried alone, its attempts end without a result, as if the receiver killed its process or never returned"

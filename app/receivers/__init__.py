@@ -28,5 +28,6 @@ def options(settings: Settings) -> dict[str, ReceiverOptions]:
         concurrency=settings.mail_threads,
         timeout_seconds=max(settings.receiver_timeout, 4 * settings.mail_timeout),  # it has three times MAIL_TIMEOUT
         hold_unknown=settings.mail_on_unknown == "hold",
+        unknown_limit=settings.mail_max_copies,
     )
     return {"send_email_notification": mail}

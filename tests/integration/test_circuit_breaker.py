@@ -9,7 +9,7 @@ import pytest
 from app.bus import Dispatcher
 from app.bus.claim import Claim
 from app.db import Transaction
-from app.errors import Deferred, Refused, Throttled, TimedOut, Unreachable
+from app.errors import Deferred, InDoubt, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated
 from app.retry import probe_wait
 from tests.support.shop import Shop
@@ -81,11 +81,11 @@ def test_after_a_failure_one_other_delivery_probes_at_once_and_then_later_and_la
         shop.place_order(f"{n}")
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     deliver(shop.dispatcher, claim(shop.dispatcher))
-    assert server.asked == ["0", "1"]
+    assert server.asked == ["0", "9"]
     assert claim(shop.dispatcher) == []
     shop.clock.advance(0.51)
     deliver(shop.dispatcher, claim(shop.dispatcher))
-    assert server.asked == ["0", "1", "2"]
+    assert server.asked == ["0", "9", "8"]
     shop.clock.advance(0.8)
     assert claim(shop.dispatcher) == []
 
@@ -154,6 +154,142 @@ def test_a_message_that_hangs_by_itself_delays_nobody(shop: Shop, server: Server
     shop.clock.advance(600)
     deliver(shop.dispatcher, claim(shop.dispatcher))
     assert server.served[-1] == "0", "it waited as long as the policy says"
+
+
+@pytest.mark.parametrize("error", [TimedOut(), InDoubt()])
+def test_what_hangs_while_others_come_through_opens_no_breaker(shop: Shop, server: Server, error: Exception) -> None:
+    """It hangs for its own sake, and waits as its policy says, however many others come through meanwhile."""
+    shop.policy.attempts = 100
+    shop.place_order("hangs")
+    for n in range(20):
+        hanging = claim(shop.dispatcher, 1)
+        assert [lease.order_id for lease in hanging] == ["hangs"]
+        shop.clock.advance(5)
+        server.down = None
+        shop.place_order(f"{n}")
+        deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+        shop.clock.advance(5)
+        server.down = error
+        deliver(shop.dispatcher, hanging)
+        assert shop.count("circuit_breakers") == 0
+        assert claim(shop.dispatcher) == []
+        shop.clock.advance(599.9)
+        assert claim(shop.dispatcher) == []
+        shop.clock.advance(0.1)
+    assert server.served == [f"{n}" for n in range(20)]
+
+
+@pytest.mark.parametrize("error", [TimedOut(), InDoubt()])
+def test_a_success_before_a_silent_attempt_began_says_nothing_of_it(
+    shop: Shop, server: Server, error: Exception
+) -> None:
+    """What is settled and what is claimed next share a transaction, and so a time."""
+    for n in range(3):
+        shop.place_order(f"{n}")
+    server.down = None
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    hanging = claim(shop.dispatcher, 1)
+    shop.clock.advance(10)
+    server.down = error
+    deliver(shop.dispatcher, hanging)
+    assert shop.count("circuit_breakers") == 1
+
+
+def test_a_success_of_another_receiver_says_nothing(shop: Shop, server: Server) -> None:
+    shop.receive(lambda sender, event: None, name="neighbour")
+    shop.place_order("0")
+    hanging = claim(shop.dispatcher, 1)
+    shop.clock.advance(5)
+    deliver(shop.dispatcher, shop.dispatcher.claim({"neighbour": 1}))
+    shop.clock.advance(5)
+    server.down = TimedOut()
+    deliver(shop.dispatcher, hanging)
+    assert shop.count("circuit_breakers") == 1
+
+
+@pytest.mark.parametrize("error", [Unreachable(), Throttled()])
+def test_a_backend_that_turns_some_away_opens_the_breaker_whatever_else_comes_through(
+    shop: Shop, server: Server, error: Exception
+) -> None:
+    """These speak of us and of the backend, never of one message."""
+    shop.place_order("0")
+    turned_away = claim(shop.dispatcher, 1)
+    shop.clock.advance(1)
+    server.down = None
+    shop.place_order("1")
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    shop.clock.advance(1)
+    server.down = error
+    deliver(shop.dispatcher, turned_away)
+    assert shop.count("circuit_breakers") == 1
+
+
+def test_a_probe_that_hangs_while_an_earlier_attempt_comes_through_closes_the_breaker(
+    shop: Shop, server: Server
+) -> None:
+    for n in range(6):
+        shop.place_order(f"{n}")
+    early, under_way = claim(shop.dispatcher, 1), claim(shop.dispatcher, 1)
+    deliver(shop.dispatcher, early)
+    probe = claim(shop.dispatcher)
+    shop.clock.advance(5)
+    server.down = None
+    deliver(shop.dispatcher, under_way)
+    shop.clock.advance(5)
+    server.down = TimedOut()
+    deliver(shop.dispatcher, probe)
+    assert len(claim(shop.dispatcher)) == 3
+
+
+def test_the_probe_is_the_newest_that_has_not_failed(shop: Shop, server: Server) -> None:
+    """A row of messages that hang at the head of the queue keeps nobody behind it from being tried."""
+    server.down = TimedOut()
+    shop.policy.seconds = 1
+    for n in range(4):
+        shop.place_order(f"{n}")
+    deliver(shop.dispatcher, claim(shop.dispatcher, 2))
+    shop.clock.advance(2)
+    shop.place_order("new")
+    (probe,) = claim(shop.dispatcher)
+    assert probe.order_id == "new"
+    deliver(shop.dispatcher, [probe])
+    for order_id in ("3", "2"):
+        shop.clock.advance(5)
+        (probe,) = claim(shop.dispatcher)
+        assert probe.order_id == order_id
+        deliver(shop.dispatcher, [probe])
+    shop.clock.advance(5)
+    assert [lease.order_id for lease in claim(shop.dispatcher)] == ["0"], "all have failed: the most overdue"
+
+
+def test_the_end_of_an_outage_hurries_only_what_surely_failed_in_it(shop: Shop, server: Server) -> None:
+    """What had hung before for its own sake keeps its wait; so does what may have come through."""
+    shop.place_order("before")
+    hanging = claim(shop.dispatcher, 1)
+    shop.clock.advance(5)
+    server.down = None
+    shop.place_order("0")
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    shop.clock.advance(5)
+    server.down = TimedOut()
+    deliver(shop.dispatcher, hanging)
+    shop.clock.advance(5)
+
+    for order_id, error in (("opens", Unreachable()), ("timeout", TimedOut()), ("unknown", InDoubt())):
+        server.down = error
+        shop.place_order(order_id)
+        deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+        shop.clock.advance(2)
+    assert shop.count("circuit_breakers") == 1
+
+    server.down = None
+    shop.clock.advance(30)
+    shop.place_order("probe")
+    deliver(shop.dispatcher, claim(shop.dispatcher))
+    assert shop.count("circuit_breakers") == 0
+    assert [lease.order_id for lease in claim(shop.dispatcher)] == ["opens", "timeout"]
+    shop.clock.advance(600)
+    assert {lease.order_id for lease in claim(shop.dispatcher)} >= {"before", "unknown"}
 
 
 def test_a_probe_that_finds_nothing_due_leaves_the_next_to_another(shop: Shop, server: Server) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import Connection, text
 
 from app.answers import Discard, Done, RetryAfter
 from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle, operate, queries, settle
-from app.bus.leases import Lease
+from app.bus.leases import NO_RESULT, Lease
 from app.db import Base, Transaction
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, Refused, TimedOut, Unreachable
 from app.events import (
@@ -48,7 +48,11 @@ LEASE = timedelta(seconds=30)
 WAIT = timedelta(seconds=60)
 BUDGET = 3
 DAMAGE = "{"
+UNKNOWN_LIMIT = 2
+"""Of the receiver "outside"."""
 DOWN = {"throttled", "unreachable", "timeout", "unknown"}
+SILENT = {"timeout", "unknown"}
+ANSWERED = {"ok", "refused", "deferred"}
 
 RECEIVERS = {
     "OrderCreated": ("inside", "outside", "careful"),
@@ -129,9 +133,10 @@ ANSWERS = {
 }
 OK, KILLED = ANSWERS["ok"], ANSWERS["killed"]
 HELD = Answer(lambda _: None, "dead", None, Starts("its last attempt's outcome is unknown"))
+FATE_UNKNOWN = Answer(lambda _: None, "dead", None, Starts("its fate is unknown: up to "))
 UNDECODABLE = Answer(lambda _: None, "dead", "bug", Starts("undecodable event: "))
 """Settled without a call of the receiver."""
-EXPIRED = Answer(lambda _: None, "ready", "unknown", settle.NO_RESULT)
+EXPIRED = Answer(lambda _: None, "ready", "unknown", NO_RESULT)
 GIVEN_UP = Answer(lambda _: None, "dead", "unknown", settle.GIVEN_UP)
 """Settled in place of a process that left no result, though it had tried the delivery alone."""
 
@@ -156,11 +161,29 @@ class Owed:
     leased_at: datetime | None = None
     leased_by: str | None = None
     tries: list[tuple[int, str]] = field(default_factory=list)
+    ended: list[datetime] = field(default_factory=list)
+    """When each of the tries did."""
+    expired: list[bool] = field(default_factory=list)
+    """Whether each of the tries was of a process that left no result."""
     delivery_id: int = 0
 
     @property
     def unfinished(self) -> bool:
         return self.state in ("ready", "leased")
+
+    @property
+    def unknown(self) -> int:
+        """Of the tries in the present budget, and of the one before them that was not charged."""
+        if not self.attempts and self.outcome != "unknown":
+            return 0
+        before = -self.attempts - 1
+        charged = before if len(self.tries) >= -before and self.expired[before] else before + 1
+        return [outcome for _, outcome in self.tries[charged or len(self.tries) :]].count("unknown")
+
+    def end_try(self, token: int, outcome: str, now: datetime, *, expired: bool = False) -> None:
+        self.tries.append((token, outcome))
+        self.ended.append(now)
+        self.expired.append(expired)
 
     def row(self) -> dict[str, Any]:
         """As the table has it."""
@@ -196,6 +219,7 @@ class Happened:
 class Breaker:
     """Something is down. ``probe_at`` is exact, or the earliest and the latest that it may be."""
 
+    opened_at: datetime
     failures: int
     probe_at: datetime
     at_latest: datetime
@@ -233,8 +257,8 @@ class Model:
         if owed.outcome == "unknown":
             self.settle(lease, GIVEN_UP if owed.attempts + 1 >= BUDGET else EXPIRED, now)
         else:
-            owed.tries.append((owed.token, "unknown"))
-            owed.state, owed.due_at, owed.outcome, owed.reason = "ready", now, "unknown", settle.NO_RESULT
+            owed.end_try(owed.token, "unknown", now, expired=True)
+            owed.state, owed.due_at, owed.outcome, owed.reason = "ready", now, "unknown", NO_RESULT
 
     def claim(self, capacity: dict[str, int], taken: list[Lease], now: datetime, who: str) -> None:
         """``taken`` is what the bus took: of several that are due at one time it may choose. What is in doubt is taken
@@ -250,6 +274,7 @@ class Model:
             seen = (lease.token, lease.spent, lease.expired, lease.probe, lease.event_id, lease.leased_by)
             assert seen == (owed.token, owed.attempts, False, lease.receiver in self.breakers, owed.event.event_id, who)
             assert lease.in_doubt == (owed.outcome == "unknown")
+            assert lease.unknown == owed.unknown
 
     def _claim(self, receiver: str, limit: int, taken: list[Lease], now: datetime, alone: bool) -> None:
         breaker = self.breakers.get(receiver)
@@ -261,8 +286,13 @@ class Model:
         if not alone:
             assert all(owed in sure for owed in chosen)
             assert min(limit, len(due)) - (len(due) - len(sure)) <= len(chosen) <= limit or not chosen
+            fresh = [owed.due_at for owed in sure if owed.outcome not in DOWN]
             left = [owed.due_at for owed in sure if owed not in chosen]
-            assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
+            if chosen and breaker is not None and fresh:
+                assert chosen[0].outcome not in DOWN
+                assert chosen[0].due_at == max(fresh)
+            else:
+                assert not chosen or not left or max(owed.due_at for owed in chosen) <= min(left)
         else:
             assert all(owed in due and owed.state == "ready" for owed in chosen)
         if breaker is not None and breaker.probe_at <= now:
@@ -289,13 +319,24 @@ class Model:
     def release(self, lease: Lease, now: datetime) -> None:
         if self.holds(lease):
             self._end(lease, "ready", None, None, now, now)
+            self._note_outcome(lease, None, now)
 
     @staticmethod
     def verdict(lease: Lease) -> Answer | None:
         """What is settled without a call of the receiver; None when it is to be called."""
         if lease.in_doubt and lease.receiver == "careful":
             return HELD
+        if lease.receiver == "outside" and lease.unknown >= UNKNOWN_LIMIT:
+            return FATE_UNKNOWN
         return UNDECODABLE if is_damaged(lease) else None
+
+    def settle_all(self, answers: list[tuple[Lease, Answer]], now: datetime) -> list[tuple[int, str, str | None]]:
+        """In one transaction: what the breakers learn of it, they learn when all is recorded."""
+        ends = [(lease, self.settle(lease, answer, now)) for lease, answer in answers]
+        for lease, end in ends:
+            if end is not None:
+                self._note_outcome(lease, end[2], now)
+        return [end for _, end in ends if end is not None]
 
     def settle(self, lease: Lease, answer: Answer, now: datetime) -> tuple[int, str, str | None] | None:
         """Returns the delivery, its new state and the attempt's outcome; None when the lease was lost."""
@@ -309,6 +350,8 @@ class Model:
             state = "dead"
         due_at = now + timedelta(seconds=answer.wait) if state == "ready" else None
         reason = answer.reason
+        if answer.outcome == "unknown" and self._is_fate_unknown(lease):
+            state, due_at, reason = "dead", None, FATE_UNKNOWN.reason
         if state == "dead" and lease.receiver == "careful" and type(reason) is str:
             reason = Starts(f"{reason}; and when_dead failed: TypeError: it returned 'nonsense'")
         self._end(lease, state, answer.outcome, reason, due_at, now)
@@ -326,15 +369,15 @@ class Model:
         owed.settled_at = None if state == "ready" else now
         if outcome is not None:
             owed.attempts, owed.outcome = lease.spent + 1, outcome
-            owed.tries.append((lease.token, outcome))
-        self._note_outcome(lease, outcome, now)
+            owed.end_try(lease.token, outcome, now, expired=lease.expired and reason == NO_RESULT)
 
     def _note_outcome(self, lease: Lease, outcome: str | None, now: datetime) -> None:
         if lease.expired:
             return
         breaker = self.breakers.get(lease.receiver)
-        if outcome in DOWN:
-            breaker = self.breakers.setdefault(lease.receiver, Breaker(1, now, now))
+        own_trouble = outcome in SILENT and self._answered_since(lease.leased_at, lease.receiver)
+        if outcome in DOWN and not own_trouble:
+            breaker = self.breakers.setdefault(lease.receiver, Breaker(now, 1, now, now))
             if lease.probe:
                 breaker.failures += 1
                 longest = min(PROBE_MAXIMUM, PROBE_BASE * 2.0 ** (breaker.failures - 2))
@@ -345,10 +388,24 @@ class Model:
                 breaker.probe_at = breaker.at_latest = now
         elif lease.probe:
             was = self.breakers.pop(lease.receiver, None)
+            if was is None or was.failures == 1:
+                return
             for owed in self.deliveries:
-                waits = owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN
-                if waits and not (was and was.failures == 1):
+                waits = owed.receiver == lease.receiver and owed.state == "ready" and owed.outcome in DOWN - {"unknown"}
+                if waits and any(ended >= was.opened_at for ended in owed.ended):
                     owed.due_at = min(owed.due_at, now)
+
+    @staticmethod
+    def _is_fate_unknown(lease: Lease) -> bool:
+        return lease.receiver == "outside" and not lease.expired and lease.unknown + 1 >= UNKNOWN_LIMIT
+
+    def _answered_since(self, began: datetime, receiver: str) -> bool:
+        return any(
+            outcome in ANSWERED and ended > began
+            for owed in self.deliveries
+            if owed.receiver == receiver
+            for (_, outcome), ended in zip(owed.tries, owed.ended, strict=True)
+        )
 
     def chosen(self, which: Filter, states: tuple[str, ...]) -> list[Owed]:
         return [owed for owed in self.deliveries if owed.state in states and self._matches(owed, which)]
@@ -417,7 +474,7 @@ class Bench:
         """Whether the process that runs now was killed: it calls nobody and commits nothing any more."""
         self._commit, shop.database.commit = shop.database.commit, self._commit_alive  # type: ignore[method-assign]
         shop.only(self.inside, name="inside")
-        shop.receive(self.outside, name="outside", when_dead=announce)
+        shop.receive(self.outside, name="outside", unknown_limit=UNKNOWN_LIMIT, when_dead=announce)
         shop.receive(self.careful, name="careful", hold_unknown=True, when_dead=announce_nonsense)
         for signal in (notification_sent, notification_failed):
             shop.only(self.heard, signal, name="heard")
@@ -641,9 +698,9 @@ class BusMachine(RuleBasedStateMachine):
         else:
             assert not killers
             moment = now if inside else self.clock.now()
-            expected = [self.model.settle(lease, self.model.verdict(lease) or plan[lease], moment) for lease in held]
+            expected = [(lease, self.model.verdict(lease) or plan[lease]) for lease in held]
             seen = [(done.lease.delivery_id, done.state, done.outcome) for done in settled]
-            assert seen == [result for result in expected if result is not None]
+            assert seen == self.model.settle_all(expected, moment)
         if killers:
             self.bench.dead = False
             self.workers[self.workers.index(worker)] = self._new_worker()

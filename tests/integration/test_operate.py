@@ -11,7 +11,7 @@ from sqlalchemy import select, text
 from app.bus import Filter, operate, prune, queries
 from app.bus.tables import OperatorAct
 from app.db import Transaction
-from app.errors import Refused
+from app.errors import Deferred, InDoubt, Refused, TimedOut
 from app.events import OrderCreated, order_created
 from tests.support.shop import START, Shop, not_begun
 from tests.support.waiting import somebody_waits, until
@@ -148,6 +148,43 @@ def test_an_unknown_attempt_can_be_left_to_a_person(shop: Shop) -> None:
     shop.bus.retry(Filter(outcome="unknown"), by="ops")
     shop.dispatch()
     assert calls == ["1001"]
+
+
+def test_unknown_attempts_have_a_budget_of_their_own(shop: Shop) -> None:
+    """Those of processes that died, and those that a receiver could not tell the end of; an act begins a new one."""
+    left: list[Exception | None] = [TimedOut(), InDoubt("no answer"), Deferred(), InDoubt("no answer"), None]
+
+    def sender(_: str, event: OrderCreated) -> None:
+        if error := left.pop(0):
+            raise error
+
+    def try_it() -> None:
+        shop.dispatch()
+        shop.clock.advance(60)
+
+    shop.policy.attempts = 100
+    shop.only(sender, unknown_limit=3)
+    shop.place_order()
+    shop.bus.dispatcher().claim({"sender": 1})
+    shop.clock.advance(30)
+    for _ in range(5):
+        try_it()
+    assert shop.outcomes("sender") == ["unknown", "timeout", "unknown", "deferred", "unknown"]
+    assert shop.delivery("sender").state == "dead"
+    fate = "its fate is unknown: up to 3 copies may have arrived; retry it, or discard it"
+    assert shop.delivery("sender").reason == f"{fate}. no answer"
+
+    shop.bus.retry(Filter(), by="ops")
+    for _ in range(3):
+        shop.bus.dispatcher().claim({"sender": 1})
+        shop.clock.advance(30)
+    shop.dispatch()
+    assert (shop.delivery("sender").state, shop.delivery("sender").reason) == ("dead", fate)
+    assert left == [None], "the fourth time it was not begun"
+
+    shop.bus.retry(Filter(), by="ops")
+    shop.dispatch()
+    assert (left, shop.delivery("sender").state) == ([], "done")
 
 
 @pytest.mark.parametrize("how", ["given back", "by code that does not know its receiver"])

@@ -3,6 +3,7 @@
 The whole way, from the order to a real SMTP server. What one conversation means is in ``test_mail_smtp.py``.
 """
 
+import collections
 import contextlib
 import dataclasses
 import threading
@@ -680,6 +681,78 @@ def test_a_mail_whose_acceptance_was_not_heard_is_held_where_that_is_wanted(
     assert (outcomes(shop), shop.order().notification) == (["unknown", "ok"], "sent")
     assert len(server.received) == arrived + 1
     assert len({received.message_id for received in server.received}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "copies"),
+    [
+        (at("ACCEPTED", HANG), 3),
+        (at("ACCEPTED", CUT), 3),
+        (at("END", HANG), 0),
+        (at("ACCEPTED", Pause(4 * SHORT_SECONDS)), 3),  # it answers 250 when the client has gone
+    ],
+)
+def test_a_mail_whose_acceptance_is_never_heard_gets_three_copies_and_is_dead(
+    server: SmtpServer, open_shop: OpenShop, fault: Callable[[SmtpServer], None], copies: int
+) -> None:
+    """An operator's retry begins a new budget."""
+    fault(server)
+    shop = open_shop(server, mail_timeout=SHORT_SECONDS, policy=FixedWait(seconds=600, attempts=20))
+    shop.post()
+    for _ in range(10):
+        shop.dispatch_all()
+        shop.clock.advance(600)
+
+    assert (mail(shop)["state"], outcomes(shop), shop.order().notification) == ("dead", ["unknown"] * 3, "failed")
+    assert mail(shop)["reason"].startswith("its fate is unknown: up to 3 copies may have arrived; retry it, or discard")
+    assert f"{server.host}:{server.port}" in mail(shop)["reason"]
+    assert len(server.received) == copies
+    assert len({received.message_id for received in server.received}) <= 1
+
+    assert shop.bus.retry(Filter(outcome="unknown"), by="ops") == 1
+    shop.dispatch_all()
+    assert (mail(shop)["state"], outcomes(shop)) == ("ready", ["unknown"] * 4)
+    server.heal()
+    shop.clock.advance(600)
+    shop.dispatch_all()
+    assert (shop.order().notification, outcomes(shop)) == ("sent", ["unknown"] * 4 + ["ok"])
+
+
+@on_sqlite
+def test_how_many_copies_is_a_setting_and_what_surely_failed_is_none(server: SmtpServer, open_shop: OpenShop) -> None:
+    """Attempts that ended before the message was handed over are counted by RETRY_MAX_ATTEMPTS alone."""
+    server.on("RCPT", HANG, times=4)
+    server.on("ACCEPTED", CUT)
+    shop = open_shop(server, mail_timeout=SHORT_SECONDS, mail_max_copies=2, policy=FixedWait(seconds=600, attempts=20))
+    shop.post()
+    for _ in range(10):
+        shop.dispatch_all()
+        shop.clock.advance(600)
+    assert outcomes(shop) == ["timeout"] * 4 + ["unknown"] * 2
+    assert (mail(shop)["state"], len(server.received)) == ("dead", 2)
+
+
+@on_sqlite
+def test_recipients_that_hang_after_the_message_get_three_copies_each_and_keep_no_other_mail(
+    server: SmtpServer, open_shop: OpenShop
+) -> None:
+    """Two of them, as many as there are threads, and first in the queue."""
+    server.on("ACCEPTED", HANG, when="poison")
+    shop = open_shop(server, clock=Clock(), policy=FixedWait(seconds=0.5, attempts=1000), mail_timeout=SHORT_SECONDS)
+    for name in ("poison1", "poison2"):
+        shop.post(order_id=name, email=f"{name}@example.com")
+    place_orders(shop, 30)
+    shop.engine.start()
+    until(lambda: notifications(shop).count("sent") == 30)
+    until(lambda: [shop.order(name).notification for name in ("poison1", "poison2")] == ["failed", "failed"])
+    place_orders(shop, 10, first=30)
+    shop.engine.wake()
+    until(lambda: notifications(shop).count("sent") == 40)
+
+    assert [outcomes(shop, name) for name in ("poison1", "poison2")] == [["unknown"] * 3] * 2
+    assert {tuple(outcomes(shop, f"{number}")) for number in range(40)} == {("ok",)}
+    copies = collections.Counter(addressees(server))
+    assert (copies["poison1@example.com"], copies["poison2@example.com"], copies.total()) == (3, 3, 46)
 
 
 @on_sqlite

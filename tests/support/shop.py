@@ -1,5 +1,6 @@
 """The application as a test sees it: a clock that is moved by hand, a round of dispatching at a time."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -103,9 +104,8 @@ class Shop:
 
     def receive(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:
         """Connect a receiver, with the bus's options for it, for the length of the test."""
-        options = {
-            option: how.pop(option) for option in ("concurrency", "hold_unknown", "timeout_seconds") if option in how
-        }
+        named = [field.name for field in dataclasses.fields(ReceiverOptions)]
+        options = {option: how.pop(option) for option in named if option in how}
         signal.connect(receiver, **how)
         self.bus.options[how.get("name") or receiver.__name__] = ReceiverOptions(**options)
         self._connected.callback(signal.disconnect, receiver)

@@ -66,6 +66,7 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"USER_EMAIL_DOMAIN": "@users.example"}, ["USER_EMAIL_DOMAIN"]),
         ({"MAIL_CA_FILE": "/nowhere.pem"}, ["MAIL_CA_FILE", "no such file"]),
         ({"MAIL_LOCALE": "fr"}, ["MAIL_LOCALE", "zh or en"]),
+        ({"MAIL_MAX_COPIES": "0"}, ["MAIL_MAX_COPIES is '0'", "fate is unknown", "1 to 100"]),
         ({"MAIL_TIMEOUT": "0"}, ["MAIL_TIMEOUT", "0.1 to 300"]),
         ({"DATABASE_URL": "mysql://x/y"}, ["DATABASE_URL", "postgresql+psycopg://"]),
         ({"DATABASE_URL": "nonsense"}, ["DATABASE_URL", "sqlite:////absolute/path.db"]),

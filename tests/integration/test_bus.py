@@ -407,6 +407,8 @@ def test_an_answer_that_raises_when_it_is_used_is_a_failed_attempt(
     shop: Shop, answer: Callable[[], Any], reason: str, transactional: bool
 ) -> None:
     def inside(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
+        set_email(transaction, f"user of {event.order_id}", "a@b.example")
+        transaction.flush()
         return answer() if event.order_id == "1" else None
 
     def outside(sender: str, event: OrderCreated) -> Any:
@@ -419,6 +421,7 @@ def test_an_answer_that_raises_when_it_is_used_is_a_failed_attempt(
     first, second = shop.deliveries("lazy")
     assert (first.state, second.state) == ("ready", "done")
     assert (first.reason or "").startswith(reason)
+    assert shop.count("users") == transactional, "of its own work nothing stays"
 
 
 def test_what_hangs_around_a_receiver_may_raise_anything_too(shop: Shop) -> None:

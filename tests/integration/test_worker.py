@@ -459,6 +459,13 @@ def reasons_of_the_end() -> Iterator[list[str]]:
         yield reasons
 
 
+def let_end(shop: LiveShop, let_go: threading.Event) -> None:
+    """What hung in a transaction holds a connection, and threads of a process that was to end live on in a test."""
+    let_go.set()
+    shop.engine.stop()
+    until(lambda: not {worker.TRANSACTIONAL, "dispatcher"} & {thread.name for thread in threading.enumerate()})
+
+
 class HangingFor(Hanging):
     """It hangs for one order, and is quick for all others."""
 
@@ -510,7 +517,7 @@ def test_a_receiver_that_hangs_in_its_transaction_ends_the_process(shop: LiveSho
     with reasons_of_the_end() as reasons:
         shop.place_order()
         assert ended.wait(30)
-    let_go.set()
+    let_end(shop, let_go)
     assert "inside has not returned for order 1001 after " in reasons[0]
     assert reasons[0].endswith("and holds a transaction open")
 
@@ -530,7 +537,7 @@ def test_a_when_dead_that_hangs_ends_the_process(shop: LiveShop, ended: threadin
     with reasons_of_the_end() as reasons:
         shop.place_order()
         assert ended.wait(30)
-    let_go.set()
+    let_end(shop, let_go)
     assert "refused has not returned for order 1001 after " in reasons[0]
 
 

@@ -90,6 +90,36 @@ def test_what_a_pool_has_is_what_waits_and_what_its_threads_are_at(held: Held) -
     until(lambda: held.pool.leases == [])
 
 
+def test_a_pool_is_idle_while_a_thread_would_begin_at_once(held: Held) -> None:
+    """Where none would, a delivery in doubt is left to others: if the process died, it would count as tried."""
+    assert held.pool.idle
+    held.pool.submit([a_lease()])
+    held.begun.get(timeout=20)
+    assert held.pool.idle
+    held.pool.submit([a_lease()])
+    assert not held.pool.idle
+    held.begun.get(timeout=20)
+    assert not held.pool.idle
+    held.let_go.set()
+    until(lambda: held.pool.idle)
+
+
+def test_a_pool_whose_threads_have_been_busy_for_long_is_handed_nothing() -> None:
+    """What it would be handed ahead could only be given back."""
+    let_go = threading.Event()
+    slow = ReceiverPool("slow", 1, lambda _: assert_let_go(let_go), lambda: None, batch=20)
+    assert slow.free_slots == 20
+    slow.submit([a_lease()])
+    until(lambda: slow.free_slots == 0)
+    let_go.set()
+    until(lambda: slow.free_slots == 20)
+    slow.end()
+
+
+def assert_let_go(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
 def test_a_thread_that_hangs_is_written_off_and_another_goes_on_in_its_stead(held: Held) -> None:
     hanging = [a_lease(), a_lease()]
     for lease in hanging:

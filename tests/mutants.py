@@ -47,7 +47,7 @@ FILE, BACKUP, FILES = (
     for name in ("integration/test_sqlite_file", "integration/test_backup", "acceptance/test_sqlite_file")
 )
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
-LOCKS = "integration/test_lock_order.py::test_"
+DEAD, LOCKS = (f"integration/test_{name}.py::test_" for name in ("dead_server", "lock_order"))
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
 KILLED_AT = f"{KILLS}nothing_is_lost_when_it_is_killed_at_a_named_point"
 
@@ -791,6 +791,38 @@ MUTANTS = (
     ),
     Mutant(
         "5",
+        "on PostgreSQL, an answer that does not come is given up",
+        "app/db/answer_deadline.py",
+        "            if time.monotonic() > end:\n",
+        "            if False:\n",
+        (f"{DEAD}an_answer_that_does_not_come_is_given_up",),
+    ),
+    Mutant(
+        "5",
+        "on PostgreSQL, all answers of a request have one deadline",
+        "app/db/database.py",
+        "        with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):\n",
+        "        with NO_DEADLINE:\n",
+        (f"{DEAD}all_answers_of_a_request_have_one_deadline",),
+    ),
+    Mutant(
+        "5",
+        "a work whose time is up when its commit fails is not tried again",
+        "app/db/group_commit.py",
+        "                        self._give_up(batch[0], error, self._admission.is_overdue)\n",
+        "                        pass\n",
+        (f"{GROUP}works_whose_time_was_up_when_their_commit_failed_are_not_tried_again",),
+    ),
+    Mutant(
+        "5",
+        "a stop does not wait for a database that never answers",
+        "app/engine/inprocess/worker.py",
+        "signing_off.join(SIGN_OFF_SECONDS)",
+        "signing_off.join()",
+        (f"{DEAD}a_stop_ends_though_the_database_never_answers",),
+    ),
+    Mutant(
+        "5",
         "orders share a commit in the order of their ids",
         "app/api/orders.py",
         "lock_order=order.order_id",
@@ -885,6 +917,22 @@ MUTANTS = (
         '                connection.execute(text("SELECT pg_notify(:channel, \'\')"), {"channel": channel})\n',
         "                pass\n",
         (f"{DATABASE}what_one_process_notifies_another_hears",),
+    ),
+    Mutant(
+        "6",
+        "on PostgreSQL, a listener that hears nothing asks whether its server is there",
+        "app/engine/inprocess/wakeup.py",
+        "            elif is_due:\n",
+        "            elif False:\n",
+        (f"{DEAD}a_listener_that_will_never_hear_again_is_replaced",),
+    ),
+    Mutant(
+        "6",
+        "on PostgreSQL, a dispatcher looks when it has begun to listen",
+        "app/engine/inprocess/wakeup.py",
+        "        return self._listener is not None\n",
+        "        return False\n",
+        (f"{DEAD}a_listener_that_will_never_hear_again_is_replaced",),
     ),
     Mutant(
         "6",

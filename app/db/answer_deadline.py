@@ -6,6 +6,7 @@ thread's deadline; then the connection is closed, because nobody knows what beco
 """
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -16,7 +17,7 @@ import psycopg
 T = TypeVar("T")
 
 SHORTEST_CONNECT_TIMEOUT_SECONDS = 2
-"""libpq's own: it takes no less."""
+"""The driver takes whole seconds, and no fewer than this."""
 
 _thread = threading.local()
 
@@ -57,10 +58,10 @@ class Connection(psycopg.Connection[Any]):
         """As psycopg.connect(), which shares the time that is left between the URL's hosts. Raises AnswerOverdue."""
         end = _deadline()
         seconds = answer_seconds if end is None else min(answer_seconds, end - time.monotonic())
-        if seconds <= 0:
+        if seconds < min(1, answer_seconds / 2):  # it would take longer than that
             raise AnswerOverdue
         hosts = str(parameters.get("host", "")).count(",") + 1
-        parameters["connect_timeout"] = max(SHORTEST_CONNECT_TIMEOUT_SECONDS, int(seconds / hosts))
+        parameters["connect_timeout"] = max(SHORTEST_CONNECT_TIMEOUT_SECONDS, math.ceil(seconds / hosts))
         connection = cls.connect(*arguments, **parameters)
         connection.answer_seconds = answer_seconds
         return connection

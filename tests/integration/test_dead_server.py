@@ -4,6 +4,7 @@ A door stands between, which stops passing on what is said: connections stay ope
 """
 
 import contextlib
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, create_engine, make_url, text
 
 from app.bus import lifecycle
 from app.clock import Clock
@@ -21,6 +22,7 @@ from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
 from app.events import OrderCreated
 from config import Settings
+from tests.support import postgres
 from tests.support.postgres import Direction, Door
 from tests.support.shop import Shop
 from tests.support.waiting import until
@@ -271,29 +273,27 @@ def test_a_dispatcher_comes_back_from_a_server_that_was_silent(door: Door, shop:
 
 
 @pytest.mark.parametrize("is_at_work", [False, True], ids=["idle", "with a receiver that runs"])
-def test_a_stop_ends_though_the_database_never_answers(
-    door: Door, shop: Shop, settings: Settings, is_at_work: bool
-) -> None:
-    shutdown_seconds = 1.0
-    object.__setattr__(shop.bus.settings, "shutdown_seconds", shutdown_seconds)
-    object.__setattr__(shop.database, "timeout", 60)  # what waits for it waits longer than this test
+def test_a_stop_ends_though_the_database_never_answers(door: Door, settings: Settings, is_at_work: bool) -> None:
+    patient = settings.model_copy(update={"database_timeout": 20.0, "shutdown_seconds": 1.0})
     entered, let_go = threading.Event(), threading.Event()
 
     def receiver(sender: str, event: OrderCreated) -> None:
         entered.set()
         let_go.wait(30)
 
-    shop.only(receiver)
-    shop.engine.start()
-    until(lambda: shop.count("dispatchers") == 1)
-    if is_at_work:
-        shop.place_order()
-        assert entered.wait(20)
-    door.stall()
-    began = time.monotonic()
-    assert shop.engine.stop() is not is_at_work
-    assert time.monotonic() - began < shutdown_seconds + 3
-    let_go.set()
+    with contextlib.closing(Shop(patient, Clock())) as shop:
+        shop.only(receiver)
+        shop.engine.start()
+        until(lambda: shop.count("dispatchers") == 1)
+        if is_at_work:
+            shop.place_order()
+            assert entered.wait(20)
+        door.stall()
+        began = time.monotonic()
+        assert shop.engine.stop() is not is_at_work
+        assert time.monotonic() - began < patient.shutdown_seconds + 3
+        let_go.set()
+        door.resume()
 
 
 def test_a_listener_that_will_never_hear_again_is_replaced(
@@ -315,3 +315,55 @@ def test_a_listener_that_will_never_hear_again_is_replaced(
         until(lambda: not hears())
         until(hears)
         assert [hears() for _ in range(20)] == [True] * 20
+
+
+@pytest.fixture(scope="module")
+def read_only_server() -> Iterator[str]:
+    """As a standby is, to whoever wants to write."""
+    if postgres.binaries() is None:
+        pytest.skip("no PostgreSQL here: install its server")
+    with postgres.private_server() as url:
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text("ALTER SYSTEM SET default_transaction_read_only = on"))
+            connection.execute(text("SELECT pg_reload_conf()"))
+        engine.dispose()
+        yield url
+
+
+@pytest.fixture(params=["refuses", "answers nothing", "only reads"])
+def first_host(request: pytest.FixtureRequest, postgres_url: str) -> Iterator[str]:
+    """host:port of a server that is of no use."""
+    if request.param == "only reads":
+        yield host_of(request.getfixturevalue("read_only_server"))
+        return
+    with Door(postgres_url) as door:
+        if request.param == "answers nothing":
+            door.open()
+            door.stall()
+        yield host_of(door.url)
+
+
+def host_of(url: str) -> str:
+    parsed = make_url(url)
+    return f"{parsed.host}:{parsed.port}"
+
+
+def test_the_host_that_takes_writes_is_found_by_all_and_also_by_the_listener(
+    first_host: str, postgres_url: str
+) -> None:
+    parsed = make_url(postgres_url)
+    hosts = f"host={first_host}&host={host_of(postgres_url)}&target_session_attrs=read-write"
+    database = Database(f"postgresql+psycopg://{parsed.username}@/{parsed.database}?{hosts}", timeout=2 * TIMEOUT)
+    notifier = Database(postgres_url)
+    began = time.monotonic()
+    for use in USES:
+        use(database)
+    listener = database.dialect.listen("deliveries")
+    assert listener is not None
+    notifier.dialect.notify("deliveries")
+    assert select.select([listener], [], [], 20)[0]
+    assert time.monotonic() - began < 3 * (2 * TIMEOUT + SLACK), "three connections were made"
+    listener.close()
+    for each in (database, notifier):
+        each.close()

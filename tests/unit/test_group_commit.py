@@ -32,12 +32,16 @@ class OneWriter:
 
 
 class EndlessAdmission:
-    """Admission control: works that began before ``allowed_since`` may wait no longer."""
+    """Admission control: works that began before ``allowed_since`` may wait no longer; those that began before
+    ``in_time_since`` are overdue."""
 
-    allowed_since = 0.0
+    allowed_since = in_time_since = 0.0
 
     def may_wait(self, began: float, seconds: float = 0) -> bool:
         return began >= self.allowed_since
+
+    def is_overdue(self, began: float, seconds: float = 0) -> bool:
+        return began < self.in_time_since
 
     def transaction_ended(self) -> None:
         pass
@@ -125,6 +129,31 @@ def test_works_in_the_queue_are_told_too_when_their_time_is_up(commits: Commits)
         b.outcome()
     commits.group.wait(c)
     assert c.outcome() is None
+
+
+def test_works_whose_time_was_up_when_their_commit_failed_are_not_tried_again(commits: Commits) -> None:
+    """The answer of a server that is dead is waited for once."""
+    a, b, c = commits.submit("abc")
+    commits.admission.in_time_since = c.began
+    commits.fault = lambda names: Busy() if names == "abc" else None
+    for work in (a, b, c):
+        commits.group.wait(work)
+    for work in (a, b):
+        with pytest.raises(DatabaseUnavailable):
+            work.outcome()
+    assert c.outcome() is None
+    assert commits.batches == ["abc", "c"]
+
+
+def test_a_work_that_is_wrong_is_no_reason_to_give_others_up(commits: Commits) -> None:
+    a, b = commits.submit("ab")
+    commits.admission.in_time_since = b.began + 1
+    commits.fault = lambda names: ValueError("no") if "b" in names else None
+    for work in (a, b):
+        commits.group.wait(work)
+    assert a.outcome() is None
+    with pytest.raises(ValueError, match="no"):
+        b.outcome()
 
 
 def test_a_full_disk_is_not_waited_for(commits: Commits) -> None:

@@ -22,7 +22,11 @@ class Discard:
 
 @dataclass(frozen=True)
 class RetryAfter:
-    """Not yet: try again in ``seconds``, and count no attempt."""
+    """Not yet: try again in ``seconds``, and count no attempt.
+
+    The retry policy's longest wait, RETRY_MAX_SECONDS, bounds it: a receiver that wants to wait for longer is asked
+    again then, and may give the same answer.
+    """
 
     seconds: float
     reason: str

@@ -46,6 +46,7 @@ FILE, BACKUP, FILES = (
     f"{name}.py::test_"
     for name in ("integration/test_sqlite_file", "integration/test_backup", "acceptance/test_sqlite_file")
 )
+WRONG_CLOCK = "integration/test_wrong_clock.py::test_"
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
 DEAD, LOCKS = (f"integration/test_{name}.py::test_" for name in ("dead_server", "lock_order"))
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
@@ -687,6 +688,30 @@ MUTANTS = (
     ),
     Mutant(
         "5",
+        "a probe's wait is extended with its lease",
+        "app/bus/leases.py",
+        "        if one.probe and one not in lost:\n",
+        "        if False:\n",
+        (f"{BREAKER}a_probe_that_runs_for_longer_than_a_lease_stays_the_only_one[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "a due time further ahead than any wait is not believed",
+        "app/engine/inprocess/worker.py",
+        "            self.dispatcher.pull_back()\n",
+        "",
+        (f"{WRONG_CLOCK}a_dispatcher_looks_by_itself_when_it_starts[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "a lease from a time to come is left to a holder that lives",
+        "app/bus/leases.py",
+        "(DeliveryState.LEASED, lease, now + lease))",
+        "(DeliveryState.LEASED, lease, now))",
+        (f"{WRONG_CLOCK}a_living_processs_lease_is_not_taken_from_it[sqlite]",),
+    ),
+    Mutant(
+        "5",
         "a probe that was lost with its process is followed by another",
         "app/bus/breaker.py",
         '"at": transaction.now + lease}',
@@ -971,8 +996,9 @@ MUTANTS = (
         "7",
         "retention spares what is young",
         "app/bus/prune.py",
+        "        StoredEvent.occurred_at < cutoff, StoredEvent.position > last, ~still_needed\n    )\n"
         "    if end is not None:\n",
-        "    if False:\n",
+        "        StoredEvent.position > last, ~still_needed\n    )\n    if False:\n",
         (f"{OPERATE}what_is_young_is_kept_though_it_is_owed_to_nobody[sqlite]",),
     ),
     Mutant(

@@ -15,7 +15,7 @@ from sqlalchemy import bindparam, delete, exists, func, select, update
 
 from app.bus.tables import UNFINISHED, Attempt, CircuitBreaker, Delivery
 from app.db import Prepared, Reader, Transaction, table, utc
-from app.retry import probe_wait
+from app.retry import PROBE_MAXIMUM, probe_wait
 from app.states import DeliveryState, Outcome
 
 BACKEND_DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
@@ -42,6 +42,11 @@ MOVE_PROBE = Prepared(
 )
 
 
+FAR_AHEAD = Prepared(
+    update(table(CircuitBreaker)).where(CircuitBreaker.probe_at > bindparam("latest")).values(probe_at=bindparam("at"))
+)
+
+
 def next_probes(reader: Reader) -> dict[str, datetime]:
     """For each receiver whose breaker is open, when the next probe may be taken."""
     return {receiver: utc(probe_at) for receiver, probe_at in FIND_OPEN(reader, {}).fetchall()}
@@ -59,6 +64,17 @@ def take_probe(transaction: Transaction, receiver: str, lease: timedelta) -> boo
         return False
     MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})
     return True
+
+
+def extend_probe(transaction: Transaction, receiver: str, until: datetime) -> None:
+    """The probe runs on, and so does its lease: no second one before that ends."""
+    MOVE_PROBE(transaction, {"name": receiver, "at": until})
+
+
+def pull_back(transaction: Transaction, lease: timedelta) -> int:
+    """A probe further ahead than any wait or lease may be taken now: the clock ran ahead. Returns how many."""
+    latest = transaction.now + max(lease, timedelta(seconds=PROBE_MAXIMUM))
+    return int(FAR_AHEAD(transaction, {"latest": latest, "at": transaction.now}).rowcount)
 
 
 def give_back_probe(transaction: Transaction, receiver: str) -> None:

@@ -11,7 +11,7 @@ from app.bus.claim import Claim
 from app.bus.held_leases import HeldLeases
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, is_transactional
 from app.bus.leases import Lease, LeaseEnd
-from app.bus.settle import Unstored, deliver_within, settle
+from app.bus.settle import SHORTEST_WAIT_SECONDS, Unstored, deliver_within, settle
 from app.clock import Clock, uuid7
 from app.db import Database, Transaction
 from app.errors import DatabaseUnavailable
@@ -121,6 +121,17 @@ class Dispatcher:
             unknown = leases.receivers_left_waiting(session, subscriptions(), before)
         return self.claim(dict.fromkeys(unknown, BATCH)) if unknown else []
 
+    def pull_back(self) -> int:
+        """Make due what waits for longer than anything may: the clock ran ahead when its time was set.
+
+        Returns how many moments were changed.
+        """
+        longest_wait = timedelta(seconds=max(self.policy.maximum, SHORTEST_WAIT_SECONDS))
+        count = self.database.transact(lambda t: leases.pull_back(t, subscriptions(), longest_wait, self.lease))
+        if count:
+            lifecycle.report(lifecycle.times_pulled_back, self.sender, count=count)
+        return count
+
     # Invoke
 
     def invoke(self, lease: Lease) -> Answer | None:
@@ -214,7 +225,7 @@ class Dispatcher:
 
     def sign_off(self) -> None:
         """Remove this dispatcher from those that are alive, and others that were not seen for a day."""
-        self.database.transact(lambda t: heartbeats.remove(t, self.name, t.now - FORGOTTEN_AFTER))
+        self.database.transact(lambda t: heartbeats.remove(t, self.name, FORGOTTEN_AFTER))
 
     def _holds(self, lease: Lease) -> bool:
         """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""

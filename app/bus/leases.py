@@ -31,6 +31,16 @@ HELD = update(table(Delivery)).where(
 EARLIEST = Prepared(
     select(func.min(Delivery.due_at)).where(Delivery.receiver == bindparam("name", type_=String), UNFINISHED)
 )
+FAR_AHEAD = Prepared(
+    update(table(Delivery))
+    .where(
+        Delivery.receiver == bindparam("of_receiver", type_=String),
+        UNFINISHED,
+        Delivery.state == bindparam("in_state"),
+        Delivery.due_at > bindparam("latest"),
+    )
+    .values(due_at=bindparam("at"))
+)
 EVENT = ("event_id", "type", "version", "source", "order_id", "user_id", "correlation_id")
 """The event's columns that a lease takes over unchanged."""
 
@@ -237,13 +247,32 @@ def extend(transaction: Transaction, leases: list[Lease], lease: timedelta) -> d
         return {}
     try:
         with transaction.savepoint():
-            return {one: holds(one) for one in sorted(leases, key=LOCK_ORDER)}
+            found = {one: holds(one) for one in sorted(leases, key=LOCK_ORDER)}
+            for one in leases:
+                if one.probe and found[one]:
+                    breaker.extend_probe(transaction, one.receiver, due_at)
+            return found
     except TransactionLost:
         raise
     except Exception:
         if len(leases) == 1:
             return {}
     return {one: holds for each in leases for one, holds in extend(transaction, [each], lease).items()}
+
+
+def pull_back(transaction: Transaction, receivers: Iterable[str], longest_wait: timedelta, lease: timedelta) -> int:
+    """Due times further ahead than any wait or lease: the clock ran ahead when they were set. Returns how many.
+
+    A delivery that waits is due now. A lease ends one lease from now: its holder, where it lives, extends it before.
+    """
+    now = transaction.now
+    longest = ((DeliveryState.READY, longest_wait, now), (DeliveryState.LEASED, lease, now + lease))
+    count = breaker.pull_back(transaction, lease)
+    for receiver in receivers:
+        for state, longest_time, due_at in longest:
+            values = {"of_receiver": receiver, "in_state": str(state), "latest": now + longest_time, "at": due_at}
+            count += FAR_AHEAD(transaction, values).rowcount
+    return count
 
 
 @functools.cache

@@ -22,6 +22,7 @@ receiver_still_runs = lifecycle.signal("receiver_still_runs", "A receiver runs f
 receiver_missing = lifecycle.signal("receiver_missing", "A delivery's receiver isn't connected. `lease`.")
 operator_acted = lifecycle.signal("operator_acted", "A person did something. `action`, `which`, `count`, `by`.")
 events_pruned = lifecycle.signal("events_pruned", "Old finished events were deleted. `count`.")
+times_pulled_back = lifecycle.signal("times_pulled_back", "Due times were further ahead than any wait. `count`.")
 dispatcher_started = lifecycle.signal("dispatcher_started", "`name`.")
 dispatcher_stopped = lifecycle.signal("dispatcher_stopped", "`name`, `unfinished`: receivers still running.")
 dispatcher_failed = lifecycle.signal("dispatcher_failed", "A fault in the dispatcher itself; it goes on. `error`.")

@@ -33,10 +33,11 @@ def prune(database: Database, keep: timedelta, batches: int | None = None) -> in
 def _prune_batch(transaction: Transaction, keep: timedelta, last: int) -> tuple[int, int | None]:
     """Returns how many events were deleted, and the position to go on from: None at the end."""
     session, cutoff = transaction.session, transaction.now - keep
-    # Events lie in the order of time: the first one that is too young is the end, and nothing behind it is looked at.
+    # Events lie in the order of time: the first one that is too young is the end, and nothing behind it is looked at;
+    # but not one of a time to come, when the clock ran ahead.
     first_young = (
         select(StoredEvent.position)
-        .where(StoredEvent.occurred_at >= cutoff, StoredEvent.position > last)
+        .where(StoredEvent.occurred_at.between(cutoff, transaction.now), StoredEvent.position > last)
         .order_by(StoredEvent.position)
         .limit(1)
     )
@@ -44,7 +45,9 @@ def _prune_batch(transaction: Transaction, keep: timedelta, last: int) -> tuple[
     unfinished = Delivery.state.not_in((DeliveryState.DONE, DeliveryState.DISCARDED))
     needed = or_(unfinished, Delivery.settled_at >= cutoff)
     still_needed = exists().where(Delivery.event_id == StoredEvent.event_id, needed)
-    old = select(StoredEvent.position, StoredEvent.event_id).where(StoredEvent.position > last, ~still_needed)
+    old = select(StoredEvent.position, StoredEvent.event_id).where(
+        StoredEvent.occurred_at < cutoff, StoredEvent.position > last, ~still_needed
+    )
     if end is not None:
         old = old.where(StoredEvent.position < end)
     found = session.execute(old.order_by(StoredEvent.position).limit(BATCH)).all()

@@ -138,7 +138,8 @@ def conclude(transaction: Transaction, policy: Policy, lease: Lease, answer: Ans
             _publish(lease, answer.publish)
             return LeaseEnd(lease, DeliveryState.DISCARDED, reason=storable(answer.reason))
         case RetryAfter():
-            due_at = transaction.now + timedelta(seconds=max(SHORTEST_WAIT_SECONDS, answer.seconds))
+            seconds = max(SHORTEST_WAIT_SECONDS, min(answer.seconds, policy.maximum))
+            due_at = transaction.now + timedelta(seconds=seconds)
             return LeaseEnd(lease, DeliveryState.READY, reason=storable(answer.reason), due_at=due_at)
         case NotBegun():
             return LeaseEnd(lease, DeliveryState.READY)

@@ -97,6 +97,9 @@ class BusLog:
     def events_pruned(self, _: Bus, count: int) -> None:
         self.log(logging.INFO, "events pruned", {"count": count})
 
+    def times_pulled_back(self, _: Bus, count: int) -> None:
+        self.log(logging.WARNING, "due times pulled back", {"count": count, "reason": "the clock had run ahead"})
+
     def dispatcher_started(self, _: Bus, name: str) -> None:
         self._dispatches = True
         self.log(logging.INFO, "dispatcher started", {"name": name})

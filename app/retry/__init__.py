@@ -1,5 +1,5 @@
 """WHEN to try again: pure functions, no Flask, no database."""
 
-from app.retry.policy import ExponentialBackoff, Policy, probe_wait
+from app.retry.policy import PROBE_MAXIMUM, ExponentialBackoff, Policy, probe_wait
 
-__all__ = ["ExponentialBackoff", "Policy", "probe_wait"]
+__all__ = ["PROBE_MAXIMUM", "ExponentialBackoff", "Policy", "probe_wait"]

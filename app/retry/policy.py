@@ -6,6 +6,10 @@ from typing import Protocol
 
 
 class Policy(Protocol):
+    @property
+    def maximum(self) -> float:
+        """The longest that it lets a delivery wait, in seconds. A receiver's RetryAfter is bounded by it too."""
+
     def wait(self, spent: int, outcome: str) -> float | None:
         """Seconds until the next try, or None to give up, after ``spent`` attempts, the last of which ended so."""
 

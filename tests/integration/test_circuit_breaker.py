@@ -355,3 +355,21 @@ def test_in_a_batch_the_breaker_is_as_the_last_try_that_says_something_found_it(
     deliver(second, under_way + probe)
     assert left == []
     assert shop.count("circuit_breakers") == is_open
+
+
+def test_a_probe_that_runs_for_longer_than_a_lease_stays_the_only_one(shop: Shop, server: Server) -> None:
+    """Its dispatcher extends its lease, and the breaker's wait with it."""
+    shop.policy.seconds = 1
+    shop.place_order("0")
+    shop.place_order("1")
+    shop.dispatch()
+    shop.clock.advance(1)
+    probing, other = shop.bus.dispatcher(), shop.bus.dispatcher()
+    (probe,) = claim(probing)
+    for _ in range(9):
+        shop.clock.advance(10)
+        probing.heartbeat()
+        assert claim(other) == []
+    shop.clock.advance(30)  # it is gone
+    assert len(claim(other)) == 1
+    assert probe.probe

@@ -52,6 +52,8 @@ class FixedWait:
     def __init__(self, seconds: float = 60, attempts: int = 3) -> None:
         self.seconds, self.attempts = seconds, attempts
 
+    maximum = 3600
+
     def wait(self, spent: int, outcome: str) -> float | None:
         return None if outcome == "refused" or spent >= self.attempts else self.seconds
 

@@ -249,10 +249,12 @@ class Worker:
         self._saturated = saturated
 
     def _keep_house(self) -> None:
-        """Now and then: deliveries without a receiver shall become visible, and old events be deleted."""
+        """Now and then: due times that can't be are pulled back, deliveries without a receiver become visible, and old
+        events are deleted."""
         now = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + MISSING_RECEIVER_WAIT_SECONDS
+            self.dispatcher.pull_back()
             self._hand_out(self.dispatcher.claim_without_receiver())
         if now >= self._next_prune:
             count = self.prune()

@@ -251,6 +251,26 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_taken_for_the_new_one
     file.close()
 
 
+def test_a_damaged_file_is_answered_503_with_the_cure(api: Api, file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is no fault of the order's, nor of a delivery's, which spends no attempt."""
+    assert api.place().status_code == 201
+    api.shop.database.close()
+    with closing(sqlite_module().connect(file)) as connection:
+        ((page,),) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'orders'").fetchall()
+    with file.open("r+b") as opened:
+        opened.seek((page - 1) * 4096)
+        opened.write(b"\xff" * 4096)
+
+    with listening(caplog):
+        assert api.place(order_id="1002").status_code == 503
+        assert api.get("/api/orders/1001").status_code == 503
+        with pytest.raises(DatabaseUnavailable):
+            api.shop.dispatch()
+    cure = "orders.db is damaged: stop the service, and restore a backup with 'flask db restore'"
+    assert caplog.messages == [f"answering 503: database disk image is malformed; {cure}"]
+    assert {delivery.attempts for delivery in api.shop.deliveries()} == {0}
+
+
 def test_two_databases_in_one_process_lose_only_their_own_file(tmp_path: Path, sqlite_template: Path) -> None:
     kept, lost = (tmp_path / name for name in ("kept.db", "lost.db"))
     databases = [Database(f"sqlite:///{shutil.copy(sqlite_template, file)}") for file in (kept, lost)]

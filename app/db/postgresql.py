@@ -245,7 +245,7 @@ class PostgreSQL:
         try:
             with self.engine.begin() as connection:
                 connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": channel})
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnusable) as error:
             raise DatabaseUnavailable from error
 
     def listen(self, channel: str) -> Listener | None:

@@ -47,6 +47,7 @@ FILE, BACKUP, FILES = (
     for name in ("integration/test_sqlite_file", "integration/test_backup", "acceptance/test_sqlite_file")
 )
 WRONG_CLOCK = "integration/test_wrong_clock.py::test_"
+POSTGRES, TROUBLE = "integration/test_postgresql.py::test_", "integration/test_storage_trouble.py::test_"
 GROUP, POOL = "unit/test_group_commit.py::test_", "unit/test_pool.py::test_"
 DEAD, LOCKS = (f"integration/test_{name}.py::test_" for name in ("dead_server", "lock_order"))
 KILLS, SERVING, SYSCALLS = (f"acceptance/test_{name}.py::test_" for name in ("kills", "serving", "syscall_faults"))
@@ -142,6 +143,38 @@ MUTANTS = (
         '        if found != "ok":\n',
         "        if False:\n",
         (f"{BACKUP}a_damaged_database_makes_no_backup",),
+    ),
+    Mutant(
+        "1",
+        "on PostgreSQL, a commit waits for the disk whatever the server's default is",
+        "app/db/postgresql.py",
+        '"local" if synchronous_commit == "off" else synchronous_commit',
+        "synchronous_commit",
+        (f"{POSTGRES}what_is_relied_on_holds_whatever_the_administrator_has_set",),
+    ),
+    Mutant(
+        "1",
+        "on PostgreSQL, what is relied on in a session is read back",
+        "app/db/postgresql.py",
+        "            if has != value:\n",
+        "            if False:\n",
+        (f"{POSTGRES}a_setting_that_the_server_takes_otherwise_stops_the_start",),
+    ),
+    Mutant(
+        "1",
+        "behind a pooler, each transaction that writes has its settings",
+        "app/db/postgresql.py",
+        "            self._set(driver, self._limits, is_local=True)\n",
+        "            pass\n",
+        (f"{POSTGRES}through_pgbouncer_every_order_is_dealt_with_once[transaction]",),
+    ),
+    Mutant(
+        "1, 4",
+        "behind a pooler, no statement is prepared",
+        "app/db/postgresql.py",
+        "            driver.prepare_threshold = None\n",
+        "            pass\n",
+        (f"{POSTGRES}through_pgbouncer_every_order_is_dealt_with_once[transaction]",),
     ),
     Mutant(
         "1",
@@ -452,6 +485,54 @@ MUTANTS = (
         "                self._answers.separate(answers)\n",
         "                self._answers.settled(answers)\n",
         (f"{WORKER}the_dispatcher_outlives_a_database_that_goes_away[sqlite]",),
+    ),
+    Mutant(
+        "4",
+        "an answer that the database refuses is kept",
+        "app/bus/settle.py",
+        "transaction.dialect.trouble(error) is None and not isinstance(error, AppError)",
+        "not isinstance(error, AppError)",
+        (f"{TROUBLE}an_answer_that_a_trigger_refuses_waits_for_longer_than_its_lease[sqlite]",),
+    ),
+    Mutant(
+        "4",
+        "trouble that nobody has thought of is nobody's fault",
+        "app/db/postgresql.py",
+        "or (Trouble.SERVER,))[0]",
+        "or (Trouble.STATEMENT,))[0]",
+        (f"{TROUBLE}an_order_is_answered_as_the_table_says[45000-postgresql]",),
+    ),
+    Mutant(
+        "4",
+        "after trouble with the server no old connection is used",
+        "app/db/database.py",
+        '        if record.info["generation"] != self._generation:\n',
+        "        if False:\n",
+        (f"{TROUBLE}after_trouble_with_the_server_no_old_connection_is_used[postgresql]",),
+    ),
+    Mutant(
+        "4",
+        "a write that is surely right tells an answer's trouble from the database's",
+        "app/bus/dispatcher.py",
+        "                heartbeats.record(transaction, self.name)\n            claimed",
+        "                pass\n            claimed",
+        (f"{POSTGRES}a_server_that_only_reads_for_a_while_loses_nothing",),
+    ),
+    Mutant(
+        "4",
+        "where many answers can't be stored, nothing more is claimed",
+        "app/engine/inprocess/worker.py",
+        "        if self._answers.separated >= MOST_UNSTORED:\n",
+        "        if False:\n",
+        (f"{TROUBLE}where_many_answers_cannot_be_stored_nothing_more_is_claimed[sqlite]",),
+    ),
+    Mutant(
+        "3",
+        "a transaction that is gone is run again",
+        "app/db/transaction.py",
+        "            raise TransactionLost from why or error\n",
+        "            raise why or error from None\n",
+        (f"{DATABASE}a_failure_in_a_transaction_that_is_gone_is_not_the_failures_alone[sqlite]",),
     ),
     Mutant(
         "4",
@@ -893,6 +974,22 @@ MUTANTS = (
         'sorted(filter(is_transactional, claimed), key=attrgetter("user_id"))',
         "list(filter(is_transactional, claimed))",
         (f"{BUS}a_batch_locks_users_rows_in_the_order_in_which_others_do[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "an answer that can't be stored holds up no other",
+        "app/bus/settle.py",
+        "        if len(answers) == 1:\n            return _settle_otherwise",
+        "        if len(answers) != 1:\n            raise\n        if answers:\n            return _settle_otherwise",
+        (f"{TROUBLE}an_answer_that_cannot_be_stored_spoils_none_that_is_settled_with_it[sqlite]",),
+    ),
+    Mutant(
+        "5",
+        "a row that can't be written keeps no other lease from being extended",
+        "app/bus/leases.py",
+        "    except Exception:\n        if len(leases) == 1:\n            return {}\n",
+        "    except Exception:\n        if leases:\n            raise\n",
+        (f"{TROUBLE}a_row_that_cannot_be_written_keeps_no_other_lease_from_being_extended[sqlite]",),
     ),
     Mutant(
         "5",

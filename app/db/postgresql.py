@@ -274,7 +274,7 @@ class PostgreSQL:
         try:
             with self.deadline(self._timeout_seconds), self.engine.begin() as connection:
                 connection.execute(text("SELECT pg_notify(:channel, '')"), {"channel": channel})
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnusable) as error:
             raise DatabaseUnavailable from error
 
     def listen(self, channel: str) -> Listener | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
+from app.answers import Done
 from app.bus import invoke, lifecycle
 from app.clock import Clock
 from app.db import Database, postgresql, sqlite_module
@@ -111,6 +112,21 @@ def test_an_order_is_answered_as_the_table_says(shop: LiveShop, database_url: st
     assert (backend(shop) == before) == (stated not in CONDEMNING), "the connection is kept, or not"
     assert shop.count("events") == 0
     assert shop.post().status_code == 201
+
+
+@on_postgresql
+def test_after_trouble_with_the_server_no_old_connection_is_used(shop: LiveShop, database_url: str) -> None:
+    """After a failover all of them lead to the old primary, those too that met no error."""
+
+    def reading() -> set[int]:
+        with shop.database.read() as one, shop.database.read() as other:
+            return {session.execute(text("SELECT pg_backend_pid()")).scalar_one() for session in (one, other)}
+
+    before = {backend(shop)} | reading()
+    assert reading() <= before, "they are kept"
+    with raising(database_url, "orders", "INSERT", "'53100'"):
+        assert shop.post().status_code == 503, "after one try: a full disk does not pass within a request"
+    assert not before & (reading() | {backend(shop)})
 
 
 @on_postgresql
@@ -301,6 +317,22 @@ def test_a_receiver_that_can_not_read_is_tried_again_without_an_attempt(
         undo.callback(event.remove, shop.database.engine, "do_connect", refuse)
         answer = shop.dispatcher.invoke(lease)
     assert isinstance(answer, invoke.RetryAfter), answer
+
+
+def test_an_answer_that_cannot_be_stored_spoils_none_that_is_settled_with_it(shop: LiveShop, notes: Notes) -> None:
+    for order_id in ("1", "2", "3"):
+        shop.place_order(order_id)
+    held = shop.dispatcher.claim({"notes": 3})
+    shop.execute(
+        "CREATE TRIGGER refuse BEFORE INSERT ON attempts WHEN NEW.delivery_id = 2 "
+        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
+        if shop.database.is_sqlite
+        else "ALTER TABLE attempts ADD CONSTRAINT refuse CHECK (delivery_id <> 2)"
+    )
+    ends, _, unstored = shop.dispatcher.settle_and_claim([(lease, Done()) for lease in held], {})
+    assert [end.lease for end in ends] == [held[0], held[2]]
+    assert [each.lease for each in unstored] == [held[1]]
+    assert [delivery.state for delivery in shop.deliveries()] == ["done", "leased", "done"]
 
 
 def test_a_row_that_cannot_be_written_keeps_no_other_lease_from_being_extended(shop: LiveShop, notes: Notes) -> None:

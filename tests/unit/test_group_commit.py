@@ -30,9 +30,6 @@ class OneWriter:
     def cure(self, error: BaseException) -> None:
         pass
 
-    def cure(self, error: BaseException) -> None:
-        pass
-
 
 class EndlessAdmission:
     """Admission control: works that began before ``allowed_since`` may wait no longer; those that began before

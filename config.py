@@ -7,6 +7,7 @@ a wrong one stops the start with one line, which names the setting and the cure.
 import importlib.util
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parseaddr
@@ -123,7 +124,7 @@ class Settings(BaseModel):
     @classmethod
     def _address(cls, address: str) -> str:
         """An address, or a name with one: ``Shop <shop@example.com>``. The default ``orders@localhost`` is allowed."""
-        if not address.isprintable():
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in address):
             raise ValueError("it holds control characters")
         bare = parseaddr(address)[1]
         checked = f"{bare}.example" if bare.endswith("@localhost") else bare

@@ -15,7 +15,8 @@ from flask_mail import Message
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import escape
 
-from app.mail.envelope import Envelope, envelope_address, refuse_control_characters
+from app.mail.envelope import Envelope, envelope_address, refuse_control_characters, written
+from app.mail.headers import encoded_text
 
 LANGUAGE = {"zh": "zh-CN", "en": "en"}
 FACTS = ("order_id", "user_id", "total_price", "created_at")
@@ -78,7 +79,7 @@ class OrderNotification:
         """What Flask-Mail writes of message(), fifty times as fast: only what differs is written anew."""
         subject, text, html = self._texts()
         return _frame(self.locale, self.sender) % {
-            b"subject": _header(subject),
+            b"subject": encoded_text(subject),
             b"recipient": self.envelope.recipient.encode(),
             b"date": _date(int(self.created_at.timestamp())),
             b"message_id": self.message_id.encode(),
@@ -95,7 +96,7 @@ class OrderNotification:
 
 @functools.lru_cache(maxsize=16)
 def _frame(locale: Literal["zh", "en"], sender: str) -> bytes:
-    """A notification as Flask-Mail writes it, as a %-format of what differs from one to the next."""
+    """A notification as ``written`` writes it, as a %-format of what differs from one to the next."""
     example = OrderNotification(
         order_id="",
         user_id="",
@@ -108,8 +109,8 @@ def _frame(locale: Literal["zh", "en"], sender: str) -> bytes:
     )
     message = example.message()
     message.subject, message.body, message.html, message.msgId = "@subject@", "@text@", "@html@", "@message_id@"
-    written = message.as_bytes().replace(b"%", b"%%").replace(b"To: recipient@example.com", b"To: @recipient@")
-    return re.sub(rb"@(\w+)@", rb"%(\1)b", re.sub(rb"(?m)^Date: .*", b"Date: @date@\r", written))
+    content = written(message).replace(b"%", b"%%").replace(b"To: recipient@example.com", b"To: @recipient@")
+    return re.sub(rb"@(\w+)@", rb"%(\1)b", re.sub(rb"(?m)^Date: .*", b"Date: @date@\r", content))
 
 
 @functools.cache
@@ -145,14 +146,6 @@ def _empty_message() -> Message:
 @functools.lru_cache(maxsize=256)
 def _date(seconds: int) -> bytes:
     return formatdate(seconds, localtime=True).encode()  # as Flask-Mail does
-
-
-def _header(text: str) -> bytes:
-    """A header's text in ASCII, in encoded words where need be (RFC 2047); no line is longer than 76 columns."""
-    if text.isascii() and len(text) <= 64 and "=?" not in text:
-        return text.encode()
-    pieces = (text[start : start + 9].encode() for start in range(0, len(text), 9))
-    return b"\r\n ".join(b"=?utf-8?b?%b?=" % binascii.b2a_base64(piece, newline=False) for piece in pieces)
 
 
 def _quoted_printable(text: str) -> bytes:

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from contextlib import suppress
 from email.utils import parseaddr
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +24,12 @@ CHECKOUT = Path(__file__).resolve().parent
 
 HOST = re.compile(r"[^\s/:@]+|\[?[0-9A-Fa-f.]*:[0-9A-Fa-f.]*:[0-9A-Fa-f.:]*\]?")
 """A host's name or an IP address, without a scheme and without a port."""
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+DNS_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?!(?:[0-9]+\.)*[0-9]+\Z){_LABEL}(?:\.{_LABEL})*")
+"""A host's name in ASCII; no IP address."""
+
+ADDRESS_LITERAL = re.compile(r"\[(?:IPv6:([0-9A-Fa-f:.]+)|([0-9.]+))\]")
 
 
 def gunicorn_serves(environ: Mapping[str, str] = os.environ) -> bool:
@@ -59,7 +66,12 @@ class Settings(BaseModel):
     mail_use_ssl: bool = Field(False, description="true or false (TLS from the first byte)")
     mail_ca_file: Path | None = Field(None, description="a PEM file with the authority that signed the server's key")
     mail_default_sender: str = Field("orders@localhost", description="an e-mail address")
-    mail_timeout: float = Field(10, ge=0.1, le=300, description="seconds to wait for the mail server, 0.1 to 300")
+    mail_ehlo_name: str | None = Field(
+        None, description="the name that this host has in DNS, such as shop.example.com, or its address as [192.0.2.1]"
+    )
+    mail_timeout: float = Field(
+        10, ge=0.1, le=300, description="seconds to wait for each answer of the mail server, 0.1 to 300"
+    )
     mail_locale: Literal["zh", "en"] = Field("zh", description="zh or en")
     mail_on_unknown: Literal["resend", "hold"] = Field("resend", description="resend, or hold for a person to decide")
     mail_max_copies: int = Field(
@@ -137,6 +149,23 @@ class Settings(BaseModel):
         if host is not None and not HOST.fullmatch(host):
             raise ValueError("it is neither a host's name nor an IP address")
         return host
+
+    @field_validator("mail_ehlo_name")
+    @classmethod
+    def _says_who(cls, name: str | None) -> str | None:
+        """A name, or an address literal (RFC 5321, section 4.1.3)."""
+        if name is None or DNS_NAME.fullmatch(name):
+            return name
+        literal = ADDRESS_LITERAL.fullmatch(name)
+        try:
+            address = ip_address(literal[1] or literal[2]) if literal else None
+        except ValueError:
+            address = None
+        if address is None:
+            raise ValueError("it is neither a host's name in ASCII nor an IP address in brackets")
+        if address.is_loopback:
+            raise ValueError("it is a loopback address, which says nothing to a server")
+        return name
 
     @field_validator("user_email_domain")
     @classmethod

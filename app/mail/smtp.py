@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import smtplib
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from app.errors import AttemptFailed, Unreachable
 from app.mail import smtp_failures
 from app.mail.backend import Backend
-from app.mail.envelope import Envelope, OutgoingMail
+from app.mail.envelope import Envelope, OutgoingMail, envelope_address
 from app.mail.smtp_client import NegativeReply, SmtpClient, TlsSmtpClient
 from config import Settings
 
@@ -37,6 +36,7 @@ class SmtpBackend(Backend):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.server = f"{settings.mail_server}:{settings.mail_port}"
+        self.ehlo_name = settings.mail_ehlo_name or envelope_address(settings.mail_default_sender).rpartition("@")[2]
         self.monotonic = time.monotonic
         self._idle: collections.deque[SmtpClient] = collections.deque()
 
@@ -108,9 +108,9 @@ class SmtpBackend(Backend):
     def _connected(self) -> SmtpClient:
         host, port, timeout = str(self.settings.mail_server), self.settings.mail_port, self.settings.mail_timeout
         if self.settings.mail_use_ssl:
-            client: SmtpClient = TlsSmtpClient(host, port, _own_name(), timeout=timeout, context=self._tls)
+            client: SmtpClient = TlsSmtpClient(host, port, self.ehlo_name, timeout=timeout, context=self._tls)
         else:
-            client = SmtpClient(host, port, _own_name(), timeout=timeout)
+            client = SmtpClient(host, port, self.ehlo_name, timeout=timeout)
         try:
             self._log_in(client)
         except BaseException:
@@ -153,12 +153,6 @@ class SmtpBackend(Backend):
 
     def _broken(self, problem: Exception, step: str) -> AttemptFailed:
         return smtp_failures.connection_broken(self.server, problem, step, self.settings.mail_timeout)
-
-
-def _own_name() -> str:
-    """This host's name for EHLO; never socket.getfqdn(), which asks DNS."""
-    name = socket.gethostname()
-    return name if "." in name and name.isascii() else "[127.0.0.1]"
 
 
 def _with_dots(content: bytes) -> bytes:

@@ -6,6 +6,7 @@ The whole way, from the order to a real SMTP server. What one conversation means
 import collections
 import contextlib
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,15 @@ from typing import Any
 
 import pytest
 from flask_mail import email_dispatched
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
 from app.bus import Filter
 from app.bus.tables import CircuitBreaker, StoredEvent
 from app.clock import Clock, uuid7
 from app.db import Transaction
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, OrderNotFound
 from app.events import OrderCreated, order_created
 from app.orders import place_order
 from app.retry import Policy
@@ -84,6 +87,11 @@ def open_shop(database_url: str, tmp_path: Path, start_server: StartServer) -> I
     for shop in opened:
         shop.close()
         shop.mailer.close()
+
+
+@pytest.fixture
+def sending_shop(server: SmtpServer, open_shop: OpenShop) -> Shop:
+    return open_shop(server)
 
 
 def place_orders(shop: Shop, count: int, first: int = 0) -> None:
@@ -382,6 +390,45 @@ def test_a_server_that_never_finishes_its_handshake_holds_nobody_for_long(
     shop.dispatch_all()
     assert time.monotonic() - began < 3 * SHORT_SECONDS + 1
     assert outcomes(shop) == ["timeout"]
+
+
+ATEXT = "abcXYZ019.!#$%&'*+/=?^_`{|}~-\"\\ @ü用"
+DOMAINS = [
+    "users.example",
+    "Users.EXAMPLE",
+    "bücher.example",
+    "straße.de",
+    "例え.test",
+    "x." * 90 + "example",
+    "a_b.example",
+]
+
+
+@on_sqlite
+@given(local=st.text(ATEXT, min_size=1, max_size=66), domain=st.sampled_from(DOMAINS))
+@example("a" * 64, "example.com")
+@example("a" * 65, "example.com")
+@example("a" * 64, "long-name-of-a-domain." * 8 + "example.shop")
+@example("Postmaster", "Example.COM")
+@settings(
+    max_examples=int(os.environ.get("ADDRESS_EXAMPLES", "60")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_what_the_door_takes_can_be_mailed(server: SmtpServer, sending_shop: Shop, local: str, domain: str) -> None:
+    """Any address that is answered 201 gets its mail; any other is named in a 422, and no order is stored."""
+    shop = sending_shop
+    order_id, email = uuid7(), f"{local}@{domain}"
+    answer = shop.post(order_id=order_id, email=email)
+    if answer.status_code == 422:
+        assert [error["field"] for error in answer.get_json()["errors"]] == ["email"]
+        with pytest.raises(OrderNotFound):
+            shop.order(order_id)
+        return
+    assert answer.status_code == 201
+    shop.dispatch_all()
+    assert (shop.order(order_id).notification, outcomes(shop, order_id)) == ("sent", ["ok"])
+    assert addressees(server)[-1].isascii()
 
 
 # ---------------------------------------------------------------- it delays nobody else

@@ -26,7 +26,10 @@ def test_a_mail_server_makes_it_smtp_and_guesses_no_addresses() -> None:
     assert Settings.load({"MAIL_SERVER": "m", "MAIL_BACKEND": "file"}).mail_backend == "file"
 
 
-@pytest.mark.parametrize("sender", ["orders@localhost", "Shop <shop@example.com>", "订单 <orders@localhost>"])
+@pytest.mark.parametrize(
+    "sender",
+    ["orders@localhost", "Shop <shop@example.com>", "订单 <orders@localhost>", "👨‍👩‍👧 北京\u3000公司 <a@b.example>"],
+)
 def test_a_sender_may_have_a_name(sender: str) -> None:
     assert Settings.load({"MAIL_DEFAULT_SENDER": sender}).mail_default_sender == sender
 
@@ -62,6 +65,13 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"MAIL_CA_FILE": "/nowhere.pem"}, ["MAIL_CA_FILE", "no such file"]),
         ({"MAIL_LOCALE": "fr"}, ["MAIL_LOCALE", "zh or en"]),
         ({"MAIL_MAX_COPIES": "0"}, ["MAIL_MAX_COPIES is '0'", "fate is unknown", "1 to 100"]),
+        ({"MAIL_EHLO_NAME": "two words"}, ["MAIL_EHLO_NAME is 'two words'", "such as shop.example.com"]),
+        ({"MAIL_EHLO_NAME": "bücher.example"}, ["MAIL_EHLO_NAME", "in ASCII"]),
+        ({"MAIL_EHLO_NAME": "x\r\nMAIL"}, ["MAIL_EHLO_NAME"]),
+        ({"MAIL_EHLO_NAME": "10.0.0.1"}, ["MAIL_EHLO_NAME", "in brackets"]),
+        ({"MAIL_EHLO_NAME": "[10.0.0.256]"}, ["MAIL_EHLO_NAME", "[192.0.2.1]"]),
+        ({"MAIL_EHLO_NAME": "[127.0.0.1]"}, ["MAIL_EHLO_NAME", "loopback"]),
+        ({"MAIL_EHLO_NAME": "[IPv6:::1]"}, ["MAIL_EHLO_NAME", "loopback"]),
         ({"MAIL_TIMEOUT": "0"}, ["MAIL_TIMEOUT", "0.1 to 300"]),
         ({"DATABASE_URL": "mysql://x/y"}, ["DATABASE_URL", "postgresql+psycopg://"]),
         ({"DATABASE_URL": "nonsense"}, ["DATABASE_URL", "sqlite:////absolute/path.db"]),
@@ -92,6 +102,14 @@ def test_a_wrong_setting_is_one_line_with_its_name_and_the_cure(environ: dict[st
 @pytest.mark.parametrize("host", ["mail.example", "localhost", "10.0.0.1", "::1", "fe80::1:2", "邮件.example"])
 def test_a_mail_server_may_be_a_name_or_an_address(host: str) -> None:
     assert Settings.load({"MAIL_SERVER": host}).mail_server == host
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["shop.example.com", "web-1", "xn--bcher-kva.example", "mail.corp.local", "[192.0.2.1]", "[IPv6:2001:db8::1]"],
+)
+def test_a_mail_server_may_be_told_a_name_or_an_address(name: str) -> None:
+    assert Settings.load({"MAIL_EHLO_NAME": name}).mail_ehlo_name == name
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost", "[::]", "[::1]"])  # noqa: S104 - nothing is bound

@@ -163,7 +163,7 @@ def test_a_full_disk(serve: Serve, small_disk: Path) -> None:
     fill(filler)
 
     reason = is_told(web, "database_unwritable")
-    assert "database or disk is full; see that its disk has room" in reason
+    assert "is full: make room on it" in reason
     dispatcher.wait_for_log("database lost")
 
     filler.unlink()

@@ -321,6 +321,7 @@ def test_the_doctor_sees_a_wal_that_a_forgotten_reader_holds(tmp_path: Path) -> 
     file = shop.database.dialect.file
     with shop.database.read() as session:  # it keeps SQLite from putting the WAL away
         session.execute(text("SELECT 1 FROM orders")).all()
+        shop.place_order()
         os.truncate(f"{file}-wal", doctor.LARGE_WAL_BYTES + 1)  # SQLite ignores what lies beyond
         shown = [str(finding) for finding in doctor.examine(shop.app)]
     shop.close()

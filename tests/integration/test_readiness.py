@@ -307,7 +307,7 @@ class TestOnSQLite:
         shop.clock.advance(20)
         (trouble,) = shop.bus.watch.look().troubles
         assert trouble.cause == Cause.DATABASE_UNWRITABLE
-        assert "not written: attempt to write a readonly database; see that its disk has room" in trouble.text
+        assert "not written: attempt to write a readonly database; the disk that holds " in trouble.text
 
     def test_a_process_that_keeps_the_write_lock(self, shop: Shop, sqlite_url: str) -> None:
         shop.dispatcher.heartbeat()

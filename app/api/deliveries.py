@@ -99,4 +99,4 @@ def _discard(selected: Filter, reason: str) -> dict[str, int]:
 
 def _operator() -> str:
     """The author that an act is recorded with."""
-    return f"operator:{(operator_name() or 'unnamed')[:80]}"
+    return f"operator:{operator_name() or 'unnamed'}"

@@ -13,9 +13,13 @@ from app.bus.queries import DELIVERY_COLUMNS
 from app.bus.tables import Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction, table
 from app.states import DeliveryState
+from app.text import printable, storable
 
 BATCH = 500
 """Deliveries changed in one transaction: it bounds how long an act on very many holds the write lock."""
+
+MOST_NAME_CHARACTERS = 100
+"""Of who acted: people choose their names freely, and a column holds no more."""
 
 ACTIONS = {
     "retry": (DeliveryState.DEAD, DeliveryState.DISCARDED),
@@ -103,7 +107,8 @@ def _chosen(action: str, which: Filter) -> Select[Any]:
 
 def record_act(transaction: Transaction, action: str, which: Filter, by: str, reason: str | None) -> int:
     """Record who does what, when and why. Returns the act's id."""
-    act = OperatorAct(acted_at=transaction.now, acted_by=by, action=action, filter=str(which), reason=reason)
+    acted_by = printable(storable(by))[:MOST_NAME_CHARACTERS]
+    act = OperatorAct(acted_at=transaction.now, acted_by=acted_by, action=action, filter=str(which), reason=reason)
     transaction.session.add(act)
     transaction.session.flush()
     return act.act_id

@@ -17,13 +17,23 @@ from app.errors import AppError, DatabaseUnavailable
 class Group(AppGroup):
     """Group of commands. An AppError becomes Click's one-line error and exit code 1."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **kwargs: Any) -> click.Context:
         with printable_errors():
-            return super().make_context(*args, **kwargs)
+            for word in args:
+                _check_is_text(word)
+            return super().make_context(info_name, args, *more, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         with printable_errors(), one_line_errors():
             return super().invoke(ctx)
+
+
+def _check_is_text(word: str) -> None:
+    """Raises UsageError for bytes that are no text: no database takes them, as a filter or as a value."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(f"{word!r} is not UTF-8; write it in the encoding of this terminal's locale") from None
 
 
 @contextlib.contextmanager

@@ -406,3 +406,15 @@ def test_no_error_repeats_an_escape_sequence(shop: Shop, words: list[str]) -> No
     result = shop.app.test_cli_runner().invoke(args=words)
     assert result.exit_code in (1, 2)
     assert only_seen(result.output)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["orders", "show"], ["orders", "list", "--user"], ["bus", "retry", "--yes", "--reason"], ["users", "show"],
+     ["bus", "discard", "--yes", "--because"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_bytes_that_are_no_text_are_refused_in_one_line(run: Any, words: list[str]) -> None:
+    """No database takes them."""
+    told = run(*words, "a\udcffb", code=2)
+    assert told.splitlines()[-1].startswith("Error: 'a\\udcffb' is not UTF-8; ")

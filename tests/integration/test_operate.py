@@ -46,6 +46,17 @@ def test_an_act_is_recorded_with_when_who_what_why_and_how_many(shop: Shop) -> N
     ]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\x1b[31mred", "x" * 300, "\u202ereversed", "\udcff", "安"], ids=ascii)
+def test_an_act_is_recorded_under_whatever_name_somebody_chose(shop: Shop, name: str) -> None:
+    """What can be seen of it: neither database takes all of this, and somebody reads it in a terminal."""
+    shop.bus.retry(Filter(), by=f"operator:{name}")
+    (act,) = acts(shop)
+    assert act.acted_by.startswith("operator:")
+    assert act.acted_by.isprintable()
+    assert len(act.acted_by) <= 100
+    assert ("安" in act.acted_by) == (name == "安")
+
+
 def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operate, "BATCH", 10)
     shop.only(refuse)

@@ -1,6 +1,5 @@
 """flask bus: run a dispatcher; see, retry, discard and prune deliveries."""
 
-import contextlib
 import getpass
 import os
 import signal
@@ -16,7 +15,8 @@ from app.cli import output
 from app.cli.group import Group, bus, database
 from app.db import iso
 from app.engine import InProcessEngine
-from app.errors import DatabaseUnavailable
+from app.errors import AppError, DatabaseUnavailable
+from app.observe import logs
 from app.states import DeliveryState, Outcome
 
 STOP_CHECK_SECONDS = 1
@@ -28,8 +28,12 @@ bus_group = Group("bus", help="Run a dispatcher, and see to deliveries.")
 def run() -> None:
     """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
     engine: InProcessEngine = current_app.extensions["engine"]
-    with contextlib.suppress(DatabaseUnavailable):  # the dispatcher itself waits until the database is back
+    try:
         database()
+    except DatabaseUnavailable:
+        pass  # the dispatcher itself waits until the database is back
+    except AppError as error:
+        logs.fail(error)  # as a service tells it: in JSON where the log is JSON
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -37,7 +41,7 @@ def run() -> None:
     while engine.alive and not stop.wait(STOP_CHECK_SECONDS):
         pass
     if not engine.stop():
-        raise click.ClickException("some receivers were still running; their deliveries will be tried again")
+        logs.fail("some receivers were still running; their deliveries will be tried again")
 
 
 @bus_group.command("status")

@@ -444,7 +444,7 @@ MUTANTS = (
         "app/bus/invoke.py",
         "        if limit is None or unknown < limit:\n",
         "        if True:\n",
-        (f"{SMTP}a_mail_whose_acceptance_is_never_heard_gets_three_copies_and_is_dead[sqlite-<lambda>0]", MODEL),
+        (f"{SMTP}a_mail_whose_acceptance_is_never_heard_gets_three_copies_and_is_dead[sqlite-hangs]", MODEL),
     ),
     Mutant(
         "4",

@@ -733,10 +733,10 @@ def test_a_mail_whose_acceptance_was_not_heard_is_held_where_that_is_wanted(
 @pytest.mark.parametrize(
     ("fault", "copies"),
     [
-        (at("ACCEPTED", HANG), 3),
-        (at("ACCEPTED", CUT), 3),
-        (at("END", HANG), 0),
-        (at("ACCEPTED", Pause(4 * SHORT_SECONDS)), 3),  # it answers 250 when the client has gone
+        pytest.param(at("ACCEPTED", HANG), 3, id="hangs"),
+        pytest.param(at("ACCEPTED", CUT), 3, id="cuts"),
+        pytest.param(at("END", HANG), 0, id="hangs before it has it"),
+        pytest.param(at("ACCEPTED", Pause(4 * SHORT_SECONDS)), 3, id="answers when the client has gone"),
     ],
 )
 def test_a_mail_whose_acceptance_is_never_heard_gets_three_copies_and_is_dead(

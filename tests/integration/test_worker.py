@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.bus import lifecycle, prune
 from app.clock import Clock
@@ -258,6 +258,31 @@ def test_a_stop_does_not_wait_for_ever(shop: LiveShop) -> None:
     assert shop.delivery("hanging").state == "leased"
     hanging.let_go.set()
     until(lambda: shop.delivery("hanging").state == "done")  # its lease has not run out: it may still settle
+
+
+def test_a_stop_ends_though_the_database_never_returns(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a disk hangs: nobody can give up a system call, but one can leave the thread that is in it behind."""
+    object.__setattr__(shop.bus.settings, "shutdown_seconds", 0.5)
+    hangs, let_go = threading.Event(), threading.Event()
+    commit = shop.database.commit
+
+    def hanging(connection: Connection) -> None:
+        hangs.set()
+        let_go.wait(30)
+        commit(connection)
+
+    shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    monkeypatch.setattr(shop.database, "commit", hanging)
+    ordering = threading.Thread(target=shop.place_order)
+    ordering.start()
+    assert hangs.wait(20)
+    begun = time.monotonic()
+    shop.engine.stop()
+    assert time.monotonic() - begun < 0.5 + 3
+    assert not let_go.is_set()
+    let_go.set()
+    ordering.join(20)
 
 
 def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(

@@ -7,6 +7,7 @@ the lock of a process that died.
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
 
@@ -24,8 +26,10 @@ from app.db import Database
 from app.db.schema import prepare
 from app.engine import InProcessEngine
 from app.errors import AppError, DatabaseUnavailable, NoTemporaryFolder
+from app.http import SECURITY_HEADERS
 from app.observe import logs
 from app.streams import Streams
+from app.text import printable
 from config import CHECKOUT, Settings
 
 DISPATCHER_NICENESS = 15
@@ -73,6 +77,21 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         did not read, and finds it malformed."""
         if not getattr(req, "is_answered", False):
             super().handle_error(req, client, addr, exc)
+
+
+def write_problem(client: Any, status: int, reason: str, detail: str) -> None:
+    """In place of gunicorn's ``write_error``, which sends HTML: problem details (RFC 9457), as the API's own."""
+    problem = {"type": "about:blank", "title": reason, "status": status, "detail": printable(detail) or reason}
+    body = json.dumps(problem)  # in ASCII
+    fields = [
+        ("Connection", "close"),
+        ("Content-Type", "application/problem+json"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        *SECURITY_HEADERS,
+    ]
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    util.write_nonblock(client, f"HTTP/1.1 {status} {reason}\r\n{head}\r\n{body}".encode("ascii"))
 
 
 def temporary_folder(instance_path: Path) -> Path:
@@ -137,6 +156,7 @@ class Serving:
     def post_worker_init(self, worker: Any) -> None:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
+        util.write_error = write_problem  # what gunicorn itself refuses; it has no setting for that
         self._engine = _engine(worker.wsgi)
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if self.settings.dispatch_in_web:

@@ -27,7 +27,7 @@ ALLOWED = {
     "receivers": {"addresses", "answers", "db", "events", "mail", "orders", "signal", "states"},
     "api": {"addresses", "bus", "clock", "db", "errors", "events", "http", "orders", "states", "text"},
     "observe": {"bus", "errors", "text"},
-    "serving": {"db", "engine", "errors", "observe", "streams"},
+    "serving": {"db", "engine", "errors", "http", "observe", "streams", "text"},
     "streams": set(),
     "doctor": {"bus", "db", "errors", "signal", "states"},
     "cli": {"addresses", "bus", "db", "doctor", "engine", "errors", "observe", "orders", "states", "text"},

@@ -41,7 +41,7 @@ class LiveShop(Shop):
 
     def __init__(self, settings: Settings, **more: Any) -> None:
         quick: dict[str, Any] = {"poll_seconds": 60.0, "lease_seconds": 3.0, "shutdown_seconds": 5.0}
-        super().__init__(settings.model_copy(update=quick | {"database_timeout": 0.3} | more), Clock())
+        super().__init__(settings.model_copy(update=quick | {"database_timeout": 0.5} | more), Clock())
 
 
 @pytest.fixture
@@ -89,6 +89,21 @@ def raising(url: str, table: str, when: str, code: str, condition: str = "true")
     finally:
         run("DROP FUNCTION raise_for_test() CASCADE")
         database.close()
+
+
+@contextlib.contextmanager
+def refusing(shop: Shop, when: str, table: str, delivery_id: int | None = None) -> Iterator[None]:
+    """In the block, the database refuses to write rows of that delivery, or any row, for the row's own sake."""
+    which = "true" if delivery_id is None else f"NEW.delivery_id = {delivery_id}"
+    if not shop.database.is_sqlite:
+        with raising(shop.settings.database_url, table, when, "'23514'", which):
+            yield
+        return
+    shop.execute(f"CREATE TRIGGER refuse BEFORE {when} ON {table} WHEN {which} BEGIN SELECT RAISE(ABORT, 'no'); END")
+    try:
+        yield
+    finally:
+        shop.execute("DROP TRIGGER refuse")
 
 
 def backend(shop: Shop) -> int:
@@ -158,28 +173,15 @@ def test_what_receivers_did_is_kept_whatever_the_database_says_and_holds_up_no_o
 
 def test_an_answer_that_a_trigger_refuses_waits_for_longer_than_its_lease(shop: LiveShop, notes: Notes) -> None:
     """It is no failed attempt, its lease is extended, and nobody else's answer waits."""
-    refuse, allow = (
-        (
-            "CREATE TRIGGER refuse BEFORE INSERT ON attempts WHEN NEW.delivery_id = 1 "
-            "BEGIN SELECT RAISE(ABORT, 'not this one'); END",
-            "DROP TRIGGER refuse",
-        )
-        if shop.database.is_sqlite
-        else (
-            "ALTER TABLE attempts ADD CONSTRAINT refuse CHECK (delivery_id <> 1)",
-            "ALTER TABLE attempts DROP CONSTRAINT refuse",
-        )
-    )
-    shop.execute(refuse)
-    shop.engine.start()
-    shop.place_order("refused")
-    until(lambda: notes.calls == ["refused"])
-    first_end = shop.delivery("notes").due_at
-    shop.place_order("other")
-    until(lambda: [delivery.state for delivery in shop.deliveries()] == ["leased", "done"])
-    until(lambda: Clock().now() > first_end)
-    until(lambda: shop.deliveries()[0].due_at > first_end)
-    shop.execute(allow)
+    with refusing(shop, "INSERT", "attempts", 1):
+        shop.engine.start()
+        shop.place_order("refused")
+        until(lambda: notes.calls == ["refused"])
+        first_end = shop.delivery("notes").due_at
+        shop.place_order("other")
+        until(lambda: [delivery.state for delivery in shop.deliveries()] == ["leased", "done"])
+        until(lambda: Clock().now() > first_end)
+        until(lambda: shop.deliveries()[0].due_at > first_end)
     until(lambda: [delivery.state for delivery in shop.deliveries()] == ["done", "done"], 30)
     assert notes.calls == ["refused", "other"]
     assert shop.execute_scalar("SELECT count(*) FROM attempts WHERE outcome = 'ok'") == 2
@@ -227,11 +229,6 @@ def test_where_many_answers_cannot_be_stored_nothing_more_is_claimed(
 ) -> None:
     """Else a damaged table would have all mails sent, and none of them recorded."""
     monkeypatch.setattr(worker, "MOST_UNSTORED", 3)
-    shop.execute(
-        "CREATE TRIGGER refuse BEFORE INSERT ON attempts BEGIN SELECT RAISE(ABORT, 'none'); END"
-        if shop.database.is_sqlite
-        else "ALTER TABLE attempts ADD CONSTRAINT refuse CHECK (false)"
-    )
     for n in range(70):
         shop.place_order(f"{n}")
     told: list[int] = []
@@ -239,11 +236,10 @@ def test_where_many_answers_cannot_be_stored_nothing_more_is_claimed(
     def listener(_: object, lease: Any, error: Exception, failures: int) -> None:
         told.append(failures)
 
-    with lifecycle.answer_unstored.connected_to(listener):
+    with refusing(shop, "INSERT", "attempts"), lifecycle.answer_unstored.connected_to(listener):
         shop.engine.start()
         until(lambda: 2 in told)
         assert len(notes.calls) < 70
-    shop.execute("DROP TRIGGER refuse" if shop.database.is_sqlite else "ALTER TABLE attempts DROP CONSTRAINT refuse")
     until(lambda: shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state = 'done'") == 70, 60)
     assert len(notes.calls) == 70
 
@@ -313,7 +309,7 @@ def test_a_receiver_that_can_not_read_is_tried_again_without_an_attempt(
         def refuse(*_: Any) -> None:
             raise driver.OperationalError("connection timeout expired")
 
-        event.listen(shop.database.engine, "do_connect", refuse)
+        event.listen(shop.database.engine, "do_connect", refuse, insert=True)
         undo.callback(event.remove, shop.database.engine, "do_connect", refuse)
         answer = shop.dispatcher.invoke(lease)
     assert isinstance(answer, invoke.RetryAfter), answer
@@ -323,13 +319,8 @@ def test_an_answer_that_cannot_be_stored_spoils_none_that_is_settled_with_it(sho
     for order_id in ("1", "2", "3"):
         shop.place_order(order_id)
     held = shop.dispatcher.claim({"notes": 3})
-    shop.execute(
-        "CREATE TRIGGER refuse BEFORE INSERT ON attempts WHEN NEW.delivery_id = 2 "
-        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
-        if shop.database.is_sqlite
-        else "ALTER TABLE attempts ADD CONSTRAINT refuse CHECK (delivery_id <> 2)"
-    )
-    ends, _, unstored = shop.dispatcher.settle_and_claim([(lease, Done()) for lease in held], {})
+    with refusing(shop, "INSERT", "attempts", 2):
+        ends, _, unstored = shop.dispatcher.settle_and_claim([(lease, Done()) for lease in held], {})
     assert [end.lease for end in ends] == [held[0], held[2]]
     assert [each.lease for each in unstored] == [held[1]]
     assert [delivery.state for delivery in shop.deliveries()] == ["done", "leased", "done"]
@@ -340,15 +331,9 @@ def test_a_row_that_cannot_be_written_keeps_no_other_lease_from_being_extended(s
         shop.place_order(order_id)
     held = shop.dispatcher.claim({"notes": 3})
     ends = [delivery.due_at for delivery in shop.deliveries()]
-    shop.execute(
-        "CREATE TRIGGER refuse BEFORE UPDATE ON deliveries WHEN NEW.delivery_id = 2 "
-        "BEGIN SELECT RAISE(ABORT, 'not this one'); END"
-        if shop.database.is_sqlite
-        else "ALTER TABLE deliveries ADD CONSTRAINT refuse CHECK (delivery_id <> 2) NOT VALID"
-    )
-    shop.dispatcher.heartbeat()
-    assert [new.due_at > old for new, old in zip(shop.deliveries(), ends, strict=True)] == [True, False, True]
-    shop.execute("DROP TRIGGER refuse" if shop.database.is_sqlite else "ALTER TABLE deliveries DROP CONSTRAINT refuse")
+    with refusing(shop, "UPDATE", "deliveries", 2):
+        shop.dispatcher.heartbeat()
+        assert [new.due_at > old for new, old in zip(shop.deliveries(), ends, strict=True)] == [True, False, True]
     shop.dispatcher.heartbeat()
     assert all(new.due_at > old for new, old in zip(shop.deliveries(), ends, strict=True))
     assert len(shop.dispatcher.deliver(held)) == 3

@@ -83,10 +83,12 @@ def note_outcome(
 
 
 def _answered_since(transaction: Transaction, receiver: str, began: datetime) -> bool:
+    """Answers of the future, from before a clock was set back, say nothing."""
     latest = select(func.max(Attempt.attempt_id)).scalar_subquery() - LATEST_ATTEMPTS
     answers = select(Attempt.attempt_id).join(Delivery, Delivery.delivery_id == Attempt.delivery_id)
-    answers = answers.where(Attempt.attempt_id > latest, Attempt.ended_at > began, Attempt.outcome.in_(ANSWERED))
-    return transaction.session.scalar(answers.where(Delivery.receiver == receiver).limit(1)) is not None
+    answers = answers.where(Attempt.attempt_id > latest, Attempt.outcome.in_(ANSWERED), Delivery.receiver == receiver)
+    since = answers.where(Attempt.ended_at > began, Attempt.ended_at <= transaction.now)
+    return transaction.session.scalar(since.limit(1)) is not None
 
 
 def _open(transaction: Transaction, receiver: str, *, probe: bool) -> None:

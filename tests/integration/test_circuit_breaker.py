@@ -193,6 +193,20 @@ def test_a_success_before_a_silent_attempt_began_says_nothing_of_it(
     assert shop.count("circuit_breakers") == 1
 
 
+def test_a_success_from_before_the_clock_was_set_back_says_nothing(shop: Shop, server: Server) -> None:
+    for n in range(3):
+        shop.place_order(f"{n}")
+    server.down = None
+    shop.clock.advance(3600)
+    deliver(shop.dispatcher, claim(shop.dispatcher, 1))
+    shop.clock.jump(-1800)
+    hanging = claim(shop.dispatcher, 1)
+    shop.clock.advance(10)
+    server.down = TimedOut()
+    deliver(shop.dispatcher, hanging)
+    assert shop.count("circuit_breakers") == 1
+
+
 def test_a_success_of_another_receiver_says_nothing(shop: Shop, server: Server) -> None:
     shop.receive(lambda sender, event: None, name="neighbour")
     shop.place_order("0")

@@ -341,7 +341,7 @@ class Model:
 
     def _note_outcome(self, lease: Lease, outcome: str | None, now: datetime) -> None:
         breaker = self.breakers.get(lease.receiver)
-        own_trouble = outcome in SILENT and self._answered_since(lease.leased_at, lease.receiver)
+        own_trouble = outcome in SILENT and self._answered_since(lease.leased_at, now, lease.receiver)
         if outcome in DOWN and not own_trouble:
             breaker = self.breakers.setdefault(lease.receiver, Breaker(now, 1, now, now))
             if lease.probe:
@@ -361,9 +361,9 @@ class Model:
                 if waits and any(ended >= was.opened_at for ended in owed.ended):
                     owed.due_at = min(owed.due_at, now)
 
-    def _answered_since(self, began: datetime, receiver: str) -> bool:
+    def _answered_since(self, began: datetime, now: datetime, receiver: str) -> bool:
         return any(
-            outcome in ANSWERED and ended > began
+            outcome in ANSWERED and began < ended <= now
             for owed in self.deliveries
             if owed.receiver == receiver
             for (_, outcome), ended in zip(owed.tries, owed.ended, strict=True)

@@ -75,6 +75,7 @@ def test_the_database_lies_in_the_instance_folder() -> None:
         ({"RETRY_BASE_SECONDS": "9", "RETRY_MAX_SECONDS": "8"}, ["RETRY_BASE_SECONDS is more than"]),
         ({"RETRY_MAX_ATTEMPTS": "0"}, ["RETRY_MAX_ATTEMPTS", "1 to 1000"]),
         ({"LEASE_SECONDS": "nan"}, ["LEASE_SECONDS", "0.5 to 3600"]),
+        ({"RECEIVER_TIMEOUT": "0"}, ["RECEIVER_TIMEOUT is '0'", "1 to 86400; how many seconds a receiver may take"]),
         ({"LOG_FORMAT": "xml"}, ["LOG_FORMAT", "text or json"]),
         ({"PORT": "http"}, ["PORT", "1 to 65535"]),
     ],

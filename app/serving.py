@@ -4,7 +4,6 @@ Leader lock: of the processes that gunicorn forks, one holds the lock and dispat
 the lock of a process that died.
 """
 
-import contextlib
 import fcntl
 import gc
 import os
@@ -80,7 +79,7 @@ def temporary_folder(instance_path: Path) -> Path:
     """Where gunicorn's processes have their unnamed files: in memory, because a slow disk would hold up the heartbeats
     that they are; else where it can be. Raises NoTemporaryFolder."""
     for folder in (Path("/dev/shm"), None, instance_path):  # noqa: S108 - of unnamed files
-        with contextlib.suppress(OSError):  # read-only, or not there
+        with suppress(OSError):  # read-only, or not there
             tempfile.TemporaryFile(dir=folder).close()
             return folder or Path(tempfile.gettempdir())
     raise NoTemporaryFolder

@@ -116,8 +116,10 @@ def dialect_of(session: Session) -> Dialect:
 
 
 def unavailable(dialect: Dialect, error: BaseException) -> DatabaseUnavailable:
-    """To be raised from the error, which is transient."""
-    return DatabaseUnavailable(cure=dialect.cure(error))
+    """What callers are told of the error, which is transient; it is their error's cause."""
+    told = DatabaseUnavailable(cure=dialect.cure(error))
+    told.__cause__ = error
+    return told
 
 
 def driver_error(error: BaseException) -> BaseException:

@@ -20,7 +20,6 @@ from typing import Any
 from app.db.admission import Admission
 from app.db.dialect import Dialect, unavailable
 from app.db.transaction import Transaction, run_within
-from app.errors import DatabaseUnavailable
 
 LARGEST_BATCH = 16
 """How many works share a transaction: it bounds how long the write lock is held."""
@@ -175,15 +174,10 @@ class GroupCommit:
         with self._lock:
             for each in [work, *self._queue]:
                 if hopeless or not self._admission.may_wait(each.began, seconds):
-                    each.finish(self._unavailable(error))
+                    each.finish(unavailable(self._dialect, error))
             self._queue = deque(each for each in self._queue if not each.done)
         if not work.done:
             time.sleep(seconds)
-
-    def _unavailable(self, cause: Exception) -> DatabaseUnavailable:
-        error = unavailable(self._dialect, cause)
-        error.__cause__ = cause
-        return error
 
     def _finish(self, batch: list[Work], error: Exception | None = None) -> None:
         self._admission.transaction_ended()

@@ -20,6 +20,7 @@ from app.db.database import SCHEMA_REVISION, Database
 from app.db.schema import upgrade
 from app.db.sqlite import driver_module
 from app.errors import BackupFailed
+from app.files import sync
 
 PAGES_PER_STEP = 4096
 """Of 4 KiB, copied between two reports of progress."""
@@ -52,9 +53,9 @@ def back_up(file: Path, target: Path, progress: Progress) -> Contents:
     with _failures(f"{target} was not made"), _part_of(target) as part:
         _copy(file, part, progress)
         contents = _checked(part)
-        _sync(part)
+        sync(part)
         part.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     return contents
 
 
@@ -79,7 +80,7 @@ class Restore:
                     wal.rename(f"{kept}-wal")
                 shm.unlink(missing_ok=True)
                 self.part.rename(self.file)
-                _sync(self.file.parent)
+                sync(self.file.parent)
         return kept if is_kept else None
 
 
@@ -108,7 +109,7 @@ def restoring(database: Database, source: Path, progress: Progress) -> Iterator[
             )
         if contents.revision < SCHEMA_REVISION:
             _upgrade(database, part)
-        _sync(part)
+        sync(part)
         yield Restore(file, part, contents)
 
 
@@ -212,12 +213,3 @@ def _lock(opened: IO[bytes], file: Path) -> None:
         raise BackupFailed(
             f"a process has {file} open; stop the service, and every dispatcher, command and shell that uses it, first"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """A file's content, or a folder's names, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

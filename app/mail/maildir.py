@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.errors import Deferred, Unreachable
+from app.files import sync
 from app.mail.backend import Backend
 from app.mail.envelope import OutgoingMail, readable
 from config import Settings
@@ -29,7 +30,7 @@ class FileBackend(Backend):
         with self._draft(readable(mail.message())) as draft:
             final = self.folder / "new" / draft.name
             draft.rename(final)
-            _sync(final.parent)
+            sync(final.parent)
 
     def check(self) -> None:
         with self._draft(b""):
@@ -52,8 +53,8 @@ class FileBackend(Backend):
         if not (self.folder / "new").is_dir():
             for folder in (self.folder.parent, self.folder, *(self.folder / name for name in ("tmp", "cur", "new"))):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync(self.folder)
-            _sync(self.folder.parent)
+            sync(self.folder)
+            sync(self.folder.parent)
 
     def _failure(self, problem: OSError) -> Deferred | Unreachable:
         what = f"{self.folder} doesn't take a mail: {problem.strerror}"
@@ -74,11 +75,3 @@ def _write(file: Path, content: bytes) -> None:
         draft.write(content)
         draft.flush()
         os.fsync(draft.fileno())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.support import postgres
 from tests.support.service import Service
 from tests.support.smtp import SmtpServer
 
@@ -52,6 +53,15 @@ def serve(folder: Path) -> Iterator[Serve]:
 def database(request: pytest.FixtureRequest) -> dict[str, str]:
     """Settings of a service: a SQLite file that isn't there yet, or an empty PostgreSQL schema that is up to date."""
     return {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgres_url")}
+
+
+@pytest.fixture
+def server_of_its_own() -> Iterator[str]:
+    """Another PostgreSQL server than the tests share, on which transactions are numbered from the beginning."""
+    if postgres.binaries() is None:
+        pytest.skip("no PostgreSQL here: install its server")
+    with postgres.private_server() as url:
+        yield url
 
 
 @pytest.fixture

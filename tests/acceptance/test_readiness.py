@@ -18,7 +18,6 @@ from sqlalchemy import create_engine, text
 
 from app.bus.watch import ANSWER_SECONDS
 from tests.acceptance.conftest import Serve
-from tests.support import postgres
 from tests.support.postgres import Door
 from tests.support.service import DISPATCHER, Answer, Service, wait_until
 from tests.support.smtp import SmtpServer
@@ -195,14 +194,6 @@ def test_a_postgresql_that_is_stopped(serve: Serve, postgres_url: str) -> None:
         service.wait_for_log("database back")
         assert service.log.count("database lost") == service.log.count("database back") == 1
         assert "trouble began" not in service.log, "one line for one fault"
-
-
-@pytest.fixture
-def server_of_its_own() -> Iterator[str]:
-    if postgres.binaries() is None:
-        pytest.skip("no PostgreSQL here: install its server")
-    with postgres.private_server() as url:
-        yield url
 
 
 @pytest.mark.postgres

@@ -1,9 +1,17 @@
 """Fixtures of the integration tests."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.api import Api
 from tests.support.shop import Shop
+
+
+@pytest.fixture
+def file(sqlite_url: str) -> Path:
+    """The SQLite database's."""
+    return Path(sqlite_url.removeprefix("sqlite:///"))
 
 
 @pytest.fixture

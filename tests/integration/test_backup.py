@@ -25,11 +25,6 @@ def database_url(sqlite_url: str) -> str:
 
 
 @pytest.fixture
-def file(sqlite_url: str) -> Path:
-    return Path(sqlite_url.removeprefix("sqlite:///"))
-
-
-@pytest.fixture
 def to(tmp_path: Path) -> Path:
     return tmp_path / "backups" / "orders.db"
 

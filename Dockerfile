@@ -10,7 +10,7 @@
 FROM python:3.13-slim AS build
 RUN python -m venv --without-pip /opt/venv
 COPY requirements.lock .
-# Ready-made wheels only, each with the hash it had when the versions were chosen. psycopg is among them.
+# Ready-made wheels only, each with the hash it had when the versions were chosen. psycopg and Celery are among them.
 RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check \
     --require-hashes --only-binary :all: --requirement requirements.lock
 
@@ -19,7 +19,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin 
 WORKDIR /srv
 RUN install --directory --owner=orders --group=orders instance
 COPY --from=build /opt/venv /opt/venv
-COPY config.py wsgi.py gunicorn.conf.py ./
+COPY config.py wsgi.py celery_app.py gunicorn.conf.py ./
 COPY migrations migrations
 COPY app app
 

@@ -2,6 +2,6 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint format lock clean help
-run test lint format lock clean help:
+.PHONY: run test lint format words lock clean help
+run test lint format words lock clean help:
 	@$(PYTHON) dev.py $@ $(ARGS)

@@ -2,10 +2,12 @@
 """Development commands for a checkout; they need nothing but Python 3.11 or newer.
 
     make run       start the service on http://127.0.0.1:8000; make run PORT=8001 takes another port, and
-                   whatever else the README lists as a setting can be given the same way, or by the environment
+                   whatever else the README lists as a setting can be given the same way, by the environment, or
+                   in the file .env
     make test      run the tests; make test ARGS="-k mail" hands further words to pytest
     make lint      check style and types
     make format    put the code into the agreed style
+    make words     bring the console's translations up to date with its words; then translate what is new, and repeat
     make lock      compile requirements*.in into exact pins; make lock ARGS=--upgrade takes newer versions
     make clean     remove .venv and caches; orders and mails in instance/ stay
 
@@ -40,15 +42,33 @@ VENV = ROOT / ".venv"
 STAMP = VENV / ".installed"
 PYTHON = str(VENV / "bin" / "python")
 DEVELOPMENT = ("requirements.txt", "requirements-dev.txt")
+FLASK_IMPORT = "from flask.cli import main\n"
+VERSION_FIRST = f"""
+if sys.argv[1:] == ["--version"]:  # written by dev.py
+    import runpy
+    print("Orders", runpy.run_path({str(ROOT / "app" / "version.py")!r})["VERSION"], flush=True)
+
+"""
 COMPILE = "uv --no-config pip compile -q --universal --python-version 3.11 --custom-compile-command 'make lock'"
+PYBABEL = "babel.messages.frontend -q"
+POT = VENV / "console.pot"
 STEPS = {
     "lint": ["ruff check", "ruff format --check", "mypy"],
     "format": ["ruff check --fix-only", "ruff format"],
+    "words": [
+        f"{PYBABEL} extract -F app/console/babel.cfg -k N_ -k Translatable --no-location --sort-output --omit-header "
+        f"-o {POT} app",
+        f"{PYBABEL} update -i {POT} -d app/console/translations -l zh --no-fuzzy-matching --no-wrap",
+        f"{PYBABEL} compile -d app/console/translations",
+    ],
     "lock": [  # In this order: the later files keep to the versions of the earlier ones.
         f"{COMPILE} requirements.in -o requirements.txt",
         f"{COMPILE} requirements-scale.in -o requirements-scale.txt",
+        f"{COMPILE} requirements-traces.in -o requirements-traces.txt",
+        f"{COMPILE} requirements-celery.in -o requirements-celery.txt",
         f"{COMPILE} requirements-dev.in -o requirements-dev.txt",
-        f"{COMPILE} requirements.txt requirements-scale.txt -o requirements.lock --generate-hashes --no-annotate",
+        f"{COMPILE} requirements.txt requirements-scale.txt requirements-celery.txt -o requirements.lock "
+        "--generate-hashes --no-annotate",
     ],
 }
 
@@ -69,9 +89,13 @@ def main(command: str = "help", *arguments: str) -> int | None:
 
 def run() -> int:
     """gunicorn has a process group of its own: Ctrl-C reaches only us, and we ask it to stop gracefully."""
-    host, port = setting("WEB_HOST", "127.0.0.1").strip("[]"), setting("PORT", "8000")
-    listen(host, port).close()  # A port that is taken is said before a slow installation, not after it.
+    has_file = (ROOT / ".env").exists()  # which only an installed library can read
+    if not has_file:
+        host, port = setting("WEB_HOST", "127.0.0.1").strip("[]"), setting("PORT", "8000")
+        listen(host, port).close()  # A port that is taken is said before a slow installation, not after it.
     prepare("requirements.txt")
+    if has_file:
+        listen(*address()).close()
     service, stopping = None, False
 
     def stop(*_: object) -> None:
@@ -95,6 +119,15 @@ def run() -> int:
     return 0 if stopping else code
 
 
+def address() -> list:
+    """The host and the port by config.py, which reads .env too, and says what is wrong."""
+    words = "import config; s = config.Settings.load(); print(s.web_host.strip('[]'), s.port)"
+    asked = subprocess.run([PYTHON, "-c", words], cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode:
+        fail(asked.stderr.strip().splitlines()[-1].partition("ConfigError: ")[2] or asked.stderr)
+    return asked.stdout.split()
+
+
 def setting(name: str, default: str) -> str:
     """As config.py takes it: an empty one is none."""
     return os.environ.get(name, "").strip() or default
@@ -116,7 +149,8 @@ def listen(host: str, port: str) -> socket.socket:
 def test(*arguments: str) -> None:
     prepare(*DEVELOPMENT)
     os.chdir(ROOT)
-    os.execv(PYTHON, [PYTHON, "-m", "pytest", *arguments])  # Its signals and its exit code are its own.
+    shared = ["--numprocesses=4", "--dist=worksteal"]  # Many tests wait for a process or a server, not for a processor.
+    os.execv(PYTHON, [PYTHON, "-m", "pytest", *shared, *arguments])  # Its signals and its exit code are its own.
 
 
 def clean() -> None:
@@ -133,6 +167,7 @@ def prepare(*requirements: str) -> None:
         fcntl.flock(turn, fcntl.LOCK_EX)
         installed = STAMP.read_text().splitlines() if STAMP.exists() and Path(PYTHON).exists() else []
         if {python, *pins} <= set(installed):
+            tell_version_first()
             return
         if python not in installed and VENV.is_symlink():
             fail(".venv is a link, and to make it anew would empty the folder it leads to; remove the link first")
@@ -144,6 +179,7 @@ def prepare(*requirements: str) -> None:
         STAMP.write_text("\n".join(installed if problem else [python, *pins]))
         if problem:
             fail(problem)
+        tell_version_first()
 
 
 def create_environment() -> None:
@@ -163,6 +199,14 @@ def install(requirements: tuple) -> str:
     if "connection broken" in pip.stderr and pip.returncode:
         return "the package index cannot be reached; is there a network connection? Try again with one"
     return f"pip could not install the packages:\n{pip.stderr}" if pip.returncode else ""
+
+
+def tell_version_first() -> None:
+    """`flask --version` ends before Flask loads any code of ours, so its program is told the service's version here."""
+    program = VENV / "bin" / "flask"
+    text = program.read_text()
+    if VERSION_FIRST not in text:
+        program.write_text(text.replace(FLASK_IMPORT, FLASK_IMPORT + VERSION_FIRST))
 
 
 def fail(text: str) -> NoReturn:

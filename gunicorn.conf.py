@@ -18,7 +18,7 @@ logs.configure(service.Settings.for_logs())
 try:
     # Here, before any worker: a worker that ends itself over a wrong setting is started again for ever.
     settings = service.Settings.load()
-    logs.announce()
+    logs.announce(settings)
     folder = temporary_folder(settings.instance_path)
 except (service.ConfigError, NoTemporaryFolder) as error:
     logs.fail(error)

@@ -39,7 +39,7 @@ if _flask and _serving:
 try:
     settings = config.Settings.load()
     if _serving and not _by_gunicorn:  # gunicorn.conf.py has said it
-        logs.announce()
+        logs.announce(settings)
     app = create_app(settings, prepare_file=False)
     _database = app.extensions["database"]
     if _serving and not (_by_gunicorn and _database.is_sqlite):  # its master prepares a file, and pins it

@@ -13,7 +13,7 @@ class Done:
 
 
 class Discard:
-    """Not needed, because of ``reason``; the delivery ends as ``discarded``. It can be retried by a person."""
+    """Not needed, because of ``reason``; the delivery ends as ``discarded``. A person can retry it."""
 
     def __init__(self, reason: str, *publish: Event) -> None:
         self.reason = reason

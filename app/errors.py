@@ -51,12 +51,22 @@ class DatabaseUnavailable(AppError):
     @property
     def _told(self) -> BaseException:
         """The driver's error."""
-        cause = self.__cause__ or self
+        cause: BaseException = self
+        while isinstance(cause, AppError) and cause.__cause__ is not None:
+            cause = cause.__cause__
         return getattr(cause, "orig", None) or cause
+
+
+class BrokerUnavailable(AppError):
+    """The broker can't be reached, or does not take messages. See to what CELERY_BROKER_URL names."""
 
 
 class DatabaseUnusable(AppError):
     """There is no database where DATABASE_URL and INSTANCE_PATH say, and none can be made."""
+
+
+class TransactionLost(AppError):
+    """The database has ended the transaction; all that was done in it is undone."""
 
 
 class NoTemporaryFolder(AppError):
@@ -76,6 +86,10 @@ class BackupFailed(AppError):
     """The backup was not made, or not restored. What was there before is as it was."""
 
 
+class MoveFailed(AppError):
+    """The data was not moved. The source is as it was, and the target is empty."""
+
+
 class LeaseLost(AppError):
     """The lease ran out and another dispatcher has taken the delivery over; this result is not recorded."""
 
@@ -92,10 +106,35 @@ class UserNotFound(AppError):
     """There is no user with this user_id."""
 
 
+class DeliveryNotFound(AppError):
+    """There is no delivery with this number."""
+
+
+class ActNotFound(AppError):
+    """There is no operator's act with this number."""
+
+
+class SpreadTooLong(AppError):
+    """An act can't be spread over longer than a delivery may wait, which is RETRY_MAX_SECONDS."""
+
+
+class UnknownReceiver(AppError):
+    """No receiver has this name."""
+
+
+class ReplayRefused(AppError):
+    """The events can't be replayed to this receiver."""
+
+
 class AttemptFailed(AppError):
     """An attempt at a delivery failed. Receivers raise one of the kinds below when they know why."""
 
     outcome = Outcome.BUG
+
+    def __init__(self, message: str | None = None, *, code: int | None = None, enhanced: str | None = None) -> None:
+        """``code`` and ``enhanced`` are the reply's, such as 450 and "4.7.1", where there was one."""
+        super().__init__(message)
+        self.code, self.enhanced = code, enhanced
 
 
 class Refused(AttemptFailed):

@@ -18,6 +18,16 @@ class OrderCreated(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NotificationRequested(Event):
+    """A person asked for the order's notification again: a new mail. ``ordered_at`` is when the order was taken."""
+
+    total_price: Decimal
+    email: str | None
+    ordered_at: str
+    requested_by: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationSent(Event):
     """The mail backend accepted the order's notification."""
 
@@ -39,7 +49,19 @@ class NotificationSkipped(Event):
     reason: str
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OrderEmailChanged(Event):
+    """A person put the order's address right: ``email`` is what its mails go to from now on."""
+
+    email: str
+    before: str | None
+    """The order's own until then; none where it had none."""
+    changed_by: str
+
+
 order_created = signal("order_created", OrderCreated)
+notification_requested = signal("notification_requested", NotificationRequested)
 notification_sent = signal("notification_sent", NotificationSent)
 notification_failed = signal("notification_failed", NotificationFailed)
 notification_skipped = signal("notification_skipped", NotificationSkipped)
+order_email_changed = signal("order_email_changed", OrderEmailChanged)

@@ -1,11 +1,26 @@
 """HTTP conventions that the API and the console share: security headers, and errors as RFC 9457 problem details."""
 
+import re
+import secrets
 from collections.abc import Callable, Iterable
-from typing import Any
+from http import HTTPStatus
+from typing import Any, cast
 
-from flask import make_response, request
+from flask import Request, make_response, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, InternalServerError, MethodNotAllowed, NotFound, RequestEntityTooLarge
+
+from app.errors import (
+    ActNotFound,
+    AppError,
+    DatabaseUnavailable,
+    OrderConflict,
+    OrderNotFound,
+    ReplayRefused,
+    SpreadTooLong,
+    UnknownReceiver,
+    UserNotFound,
+)
 
 Environ = dict[str, Any]
 Headers = list[tuple[str, str]]
@@ -20,6 +35,12 @@ SECURITY_HEADERS = (
 )
 """Strictest values, for responses that are data. A page for people sets its own, which are kept."""
 
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy of a page for people: files of this service only, and nothing inline."""
+
 DETAILS: dict[type[HTTPException], str] = {
     NotFound: "There is nothing at this address. /openapi.json lists what there is.",
     MethodNotAllowed: "This address does not take this method; the Allow header names those it takes.",
@@ -28,29 +49,82 @@ DETAILS: dict[type[HTTPException], str] = {
 }
 """The ``detail`` of errors that Flask and Werkzeug raise."""
 
+STATUSES: dict[type[AppError], HTTPStatus] = {
+    ActNotFound: HTTPStatus.NOT_FOUND,
+    OrderNotFound: HTTPStatus.NOT_FOUND,
+    UserNotFound: HTTPStatus.NOT_FOUND,
+    UnknownReceiver: HTTPStatus.NOT_FOUND,
+    OrderConflict: HTTPStatus.CONFLICT,
+    ReplayRefused: HTTPStatus.CONFLICT,
+    SpreadTooLong: HTTPStatus.UNPROCESSABLE_ENTITY,
+    DatabaseUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Of our own errors that a request may end with, to programs and to people. Any other is a mistake in the code: 500."""
+
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+MADE_REQUEST_ID = "orders.request_id"
+"""In the WSGI environment: the id that was made for a request. The response tells it."""
+
+
+def current_request() -> Request:
+    """The request itself. Flask's proxy looks for it anew at each attribute, which is half a percent of a POST."""
+    return cast(Request, request._get_current_object())  # type: ignore[attr-defined]
+
+
+def sent_request_id() -> str | None:
+    """The id that the request brought in X-Request-ID, as proxies set it. A wrong one counts as not sent."""
+    sent = request.environ.get("HTTP_X_REQUEST_ID")
+    return sent if sent is not None and REQUEST_ID.fullmatch(sent) else None
+
+
+def request_id() -> str:
+    """The id that the request brought, or else one that is made now: most requests are logged nowhere and need none."""
+    environ = request.environ
+    if MADE_REQUEST_ID not in environ:
+        if (sent := sent_request_id()) is not None:
+            return sent
+        environ[MADE_REQUEST_ID] = secrets.token_hex(16)
+    return str(environ[MADE_REQUEST_ID])
+
+
+API_PATHS = ("/api", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
 
 def is_api(path: str) -> bool:
     """Whether programs ask at this path. Every error there is JSON, also where no route exists."""
-    return path.startswith(("/api/", "/operator/")) or path in ("/api", "/healthz", "/readyz", "/openapi.json")
+    return path.startswith(("/api/", "/operator/")) or path in (
+        "/api",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+    )
 
 
 class SecurityHeaders:
     """WSGI middleware: adds the security headers to every response. An ``after_request`` hook would cost more."""
 
-    def __init__(self, wsgi_app: WSGIApplication) -> None:
-        self.wsgi_app = wsgi_app
+    def __init__(self, wsgi_app: WSGIApplication, on_response: Callable[[Environ, str], object]) -> None:
+        """``on_response`` is called with each response's status line."""
+        self.wsgi_app, self.on_response = wsgi_app, on_response
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         def start(status: str, headers: Headers, exc_info: Any = None) -> Any:
+            self.on_response(environ, status)
             return start_response(status, with_security_headers(environ, headers), exc_info)
 
         return self.wsgi_app(environ, start)
 
 
 def with_security_headers(environ: Environ, headers: Headers) -> Headers:
-    """The headers of a response with the missing security headers; an API's response is never cached."""
+    """The headers of a response with the missing security headers, and the id that its log lines have; an API's
+    response is never cached."""
     present = {name.lower() for name, _ in headers}
     headers += [header for header in SECURITY_HEADERS if header[0].lower() not in present]
+    if MADE_REQUEST_ID in environ:
+        headers.append(("X-Request-ID", environ[MADE_REQUEST_ID]))
     if not is_api(environ["PATH_INFO"]):
         return headers
     dropped = {"Cache-Control"}
@@ -67,6 +141,14 @@ class Problem(HTTPException):
         self.code = status
         self.members = members
         self.headers = headers or {}
+
+
+def problem_of(error: AppError) -> Problem:
+    """As an HTTP error. Raises the error itself where no request may end with it."""
+    status = next((status for kind, status in STATUSES.items() if isinstance(error, kind)), None)
+    if status is None:
+        raise error
+    return Problem(status, str(error))
 
 
 def answer_problem(error: HTTPException) -> ResponseReturnValue:

@@ -4,10 +4,13 @@ Leader lock: of the processes that gunicorn forks, one holds the lock and dispat
 the lock of a process that died.
 """
 
+import errno
 import fcntl
 import gc
+import json
 import os
 import shlex
+import socket
 import sys
 import tempfile
 import threading
@@ -17,15 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
 
 from app.db import Database, pin_file
 from app.db.schema import prepare
-from app.engine import InProcessEngine
+from app.engine import Engine
 from app.errors import AppError, DatabaseUnavailable, NoTemporaryFolder
+from app.http import SECURITY_HEADERS
 from app.observe import logs
 from app.streams import Streams
+from app.text import printable
 from config import CHECKOUT, Settings
 
 DISPATCHER_NICENESS = 15
@@ -41,14 +47,19 @@ ACCEPT_DELAY_SECONDS = 0.0001
 MOST_DELAYING_CONNECTIONS = 20
 
 GREETING = """
-The service is ready at {url} (Ctrl-C stops it). Place an order:
+The service is ready (Ctrl-C stops it). Open {url}/ in a browser: it shows what happens when an order comes in.
+Or place an order here{whose}:
 
-  curl -i {url}/api/create_order{token} -H 'Content-Type: application/json' -d '{{"order_id": "1001", "user_id": "42", "total_price": 19.99}}'
+  curl -i {url}/api/create_order{token} -H 'Content-Type: application/json' -d '{order}'
 
 and look at what followed from it:
 
-  curl {url}/api/orders/1001{token}
-{looks}"""  # noqa: E501 - the curl is pasted as one line
+  curl {url}/api/orders/{order_id}{token}
+{looks}"""
+
+ORDER = '{"order_id": "1001", "user_id": "42", "total_price": 19.99}'
+MAILED_ORDER = '{"order_id": "2001", "user_id": "42", "total_price": 19.99, "email": "you@example.com"}'
+"""Another order_id: 1001 may be stored already, without an address."""
 
 
 class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
@@ -64,7 +75,12 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         super().accept(listener)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        keeps_connection = super().handle_request(req, conn)
+        try:
+            keeps_connection = super().handle_request(req, conn)
+        except TimeoutError:  # the client of a stream does not read: as if it had gone away
+            with suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
+            raise ConnectionResetError(errno.ECONNRESET, "the client of a stream does not read") from None
         req.is_answered = True
         return keeps_connection
 
@@ -73,6 +89,21 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         did not read, and finds it malformed."""
         if not getattr(req, "is_answered", False):
             super().handle_error(req, client, addr, exc)
+
+
+def write_problem(client: Any, status: int, reason: str, detail: str) -> None:
+    """In place of gunicorn's ``write_error``, which sends HTML: problem details (RFC 9457), as the API's own."""
+    problem = {"type": "about:blank", "title": reason, "status": status, "detail": printable(detail) or reason}
+    body = json.dumps(problem)  # in ASCII
+    fields = [
+        ("Connection", "close"),
+        ("Content-Type", "application/problem+json"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        *SECURITY_HEADERS,
+    ]
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    util.write_nonblock(client, f"HTTP/1.1 {status} {reason}\r\n{head}\r\n{body}".encode("ascii"))
 
 
 def temporary_folder(instance_path: Path) -> Path:
@@ -113,7 +144,7 @@ class Serving:
         self.settings = settings
         self.leader_lock = LeaderLock(folder)
         self.is_prepared = False
-        self._engine: InProcessEngine | None = None
+        self._engine: Engine | None = None
         """The application's, once a worker has loaded it."""
 
     # The hooks, by gunicorn's names
@@ -129,8 +160,9 @@ class Serving:
             finally:
                 database.close()
             self.is_prepared = True
-        except DatabaseUnavailable:
-            server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can")
+        except DatabaseUnavailable as error:
+            why = error.reason
+            server.log.warning("PostgreSQL can't be reached; requests are answered 503 until it can: %s", why)
         except AppError as error:
             logs.fail(error)
         gc.collect()
@@ -139,6 +171,7 @@ class Serving:
     def post_worker_init(self, worker: Any) -> None:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
+        util.write_error = write_problem  # what gunicorn itself refuses; it has no setting for that
         self._engine = _engine(worker.wsgi)
         with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
             self._engine.bus.database.hold_file()
@@ -156,7 +189,7 @@ class Serving:
 
     # The leader
 
-    def _choose_leader(self, worker: Any, engine: InProcessEngine) -> None:
+    def _choose_leader(self, worker: Any, engine: Engine) -> None:
         if not self.leader_lock.acquire():
             threading.Thread(target=self._stand_by, args=[worker, engine], name="stand-by", daemon=True).start()
             return
@@ -166,7 +199,7 @@ class Serving:
                 os.nice(DISPATCHER_NICENESS)
         engine.start()
 
-    def _stand_by(self, worker: Any, engine: InProcessEngine) -> None:
+    def _stand_by(self, worker: Any, engine: Engine) -> None:
         """Dispatch here as well when no leader is left, for example because SIGTTOU took that process away."""
         while worker.alive:
             self.leader_lock.wait_until_free()
@@ -183,8 +216,8 @@ def processes(settings: Settings) -> int:
     return serving + (settings.dispatch_in_web and serving > 1)
 
 
-def _engine(app: Flask) -> InProcessEngine:
-    engine: InProcessEngine = app.extensions["engine"]
+def _engine(app: Flask) -> Engine:
+    engine: Engine = app.extensions["engine"]
     return engine
 
 
@@ -198,7 +231,15 @@ def _serve_nobody(worker: Any) -> None:
 def greeting(settings: Settings) -> str:
     """First commands to try, ready to paste."""
     token = ' -H "Authorization: Bearer $API_TOKEN"' if settings.api_token else ""
-    return GREETING.format(url=url(settings), token=token, looks="".join(f"  {look}\n" for look in looks(settings)))
+    by_smtp = settings.mail_backend == "smtp"
+    return GREETING.format(
+        url=url(settings),
+        token=token,
+        whose=", with your own address in it" if by_smtp else "",
+        order=MAILED_ORDER if by_smtp else ORDER,
+        order_id="2001" if by_smtp else "1001",
+        looks="".join(f"  {look}\n" for look in looks(settings)),
+    )
 
 
 def url(settings: Settings) -> str:

@@ -6,15 +6,16 @@ later. Everything else that blinker users know keeps working: ``connect``, ``con
 """
 
 import dataclasses
-import inspect
+import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from decimal import Decimal, InvalidOperation
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from blinker import ANY, NamedSignal, Namespace
 
+from app.callables import check_called, check_when_dead, parameters_of, shown
 from app.errors import OutsideTransaction
 
 
@@ -29,7 +30,14 @@ class Event:
 
 
 Receiver = Callable[..., Any]
+
+OrderingKey = Literal["order_id", "user_id"]
+"""What a receiver may be ordered by: a field that every event has."""
+
 F = TypeVar("F", bound=Receiver)
+
+LONGEST_NAME = 100
+"""Characters of a receiver's name: the column of the deliveries table holds no more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +50,8 @@ class Subscription:
     transactional: bool
     """A receiver that takes ``session`` or ``transaction`` runs inside the transaction that ends its delivery."""
     when_dead: Callable[[Any, str], Event] | None
+    ordered_by: OrderingKey | None = None
+    """The field of its events whose equals are delivered one at a time, in the order of the events."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,15 +59,44 @@ class ReceiverOptions:
     """An application's choices for one receiver."""
 
     concurrency: int = 1
-    """How many deliveries to it one process tries at once. A transactional receiver has one thread whatever it says."""
+    """How many deliveries to it one process tries at once. A transactional receiver has one thread."""
+    timeout_seconds: float | None = None
+    """How long it may take until its thread is written off; None for RECEIVER_TIMEOUT."""
     hold_unknown: bool = False
     """An attempt whose process died may or may not have had its effect: repeat it, or leave it to a person."""
+    unknown_limit: int | None = None
+    """After so many attempts whose outcome is unknown a delivery is dead; None leaves it to the retry policy."""
+    sends_mail: bool = False
+    """Whether it delivers by the mail backend: an outage is the mail server's then, and a dispatcher that would send by
+    another one refuses to start."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number with which no delivery could succeed."""
+        for name in ("concurrency", "unknown_limit"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number!r} would let no delivery through; give 1 or more")
+        if self.timeout_seconds is not None and not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds={self.timeout_seconds!r} is no time; give more than 0, or leave it out")
+
+
+class Origin(NamedTuple):
+    """The request that an event comes from, as other systems know it."""
+
+    traceparent: str | None = None
+    """W3C Trace Context, valid: kept on the event, and on all that follow from it."""
+    request_id: str | None = None
+
+
+NO_ORIGIN = Origin()
 
 
 class Recorder(Protocol):
     """Stores an event, and a delivery for each subscription, in the transaction that it belongs to."""
 
-    def __call__(self, event: Event, *, source: str, owed: list[Subscription], event_id: str | None) -> None: ...
+    def __call__(
+        self, event: Event, *, source: str, owed: list[Subscription], event_id: str | None, origin: Origin
+    ) -> None: ...
 
 
 recorder: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
@@ -83,6 +122,7 @@ class DurableSignal(NamedSignal):
         *,
         name: str | None = None,
         when_dead: Callable[[Any, str], Event] | None = None,
+        ordered_by: OrderingKey | None = None,
     ) -> F:
         """Subscribe ``receiver`` under a stable name, by default its own.
 
@@ -92,25 +132,50 @@ class DurableSignal(NamedSignal):
         ``when_dead(event, reason)`` makes the event to publish when the bus gives a delivery up. How many run at once,
         and what becomes of an unknown outcome, is each application's to say: see ReceiverOptions.
 
-        Raises ValueError when another receiver has the name, and when ``weak`` is true: what a process has garbage
-        collected can't be called after a restart.
+        ``ordered_by="order_id"``, or ``"user_id"``: of one order's, or one user's, deliveries to this receiver one is
+        under way at a time, and the next follows once it is done, dead or discarded. Without it, a delivery that fails
+        holds up no other.
+
+        Raises ValueError when another receiver has the name, for another ``ordered_by``, and when ``weak`` is true:
+        what a process has garbage collected can't be called after a restart. Raises TypeError for what no delivery
+        could ever succeed with. Each says what to write instead.
         """
         if weak:
             raise ValueError("a durable signal holds its receivers strongly; leave weak=True out")
-        parameters = _parameters_of(receiver)
+        check_called(receiver, "return Done(event, ...) instead of yielding events")
+        parameters = parameters_of(receiver)
+        if when_dead is not None:
+            check_when_dead(when_dead)
         subscription = Subscription(
-            name=name or _name_of(receiver),
+            name=_name_of(receiver) if name is None else name,
             receiver=receiver,
             parameters=parameters,
             transactional=not parameters.isdisjoint(("session", "transaction")),
             when_dead=when_dead,
+            ordered_by=ordered_by,
         )
-        known = self.subscriptions.get(subscription.name)
-        if known is not None and known.receiver != receiver:
-            raise ValueError(f"{self.name} has another receiver named {subscription.name!r}; connect with name=...")
+        self._check_name(subscription)
         super().connect(receiver, sender, weak=False)
         self.subscriptions[subscription.name] = subscription
         return receiver
+
+    def _check_name(self, new: Subscription) -> None:
+        """Threads, options and the circuit breaker are a name's, whichever signal it is connected to."""
+        if not isinstance(new.name, str) or not 0 < len(new.name) <= LONGEST_NAME or not new.name.isprintable():
+            raise ValueError(f"name={new.name!r}: give 1 to {LONGEST_NAME} printable characters, such as 'tell_sales'")
+        if new.ordered_by not in (None, *get_args(OrderingKey)):
+            raise ValueError(f"ordered_by={new.ordered_by!r}: give 'order_id' or 'user_id', or leave it out")
+        for signal in (self, *SIGNALS.values()):
+            known = signal.subscriptions.get(new.name)
+            if known is not None and known.receiver != new.receiver:
+                raise ValueError(
+                    f"{signal.name} has another receiver named {new.name!r}, {shown(known.receiver)}; rename one of "
+                    "the two, or connect the new one with name='a_name_of_its_own'"
+                )
+            if known is not None and signal is not self and known.ordered_by != new.ordered_by:
+                raise ValueError(
+                    f"{new.name} is connected to {signal.name} with ordered_by={known.ordered_by!r}; give the same here"
+                )
 
     def disconnect(self, receiver: Receiver, sender: Any = ANY) -> None:
         """Unsubscribe. Deliveries already recorded for the receiver stay, and show as without one."""
@@ -119,12 +184,13 @@ class DurableSignal(NamedSignal):
             self.subscriptions = {n: s for n, s in self.subscriptions.items() if s.receiver != receiver}
 
     def send(  # type: ignore[override]  # blinker calls the receivers now; we promise that they will be called
-        self, sender: Any = None, /, *, event: Event, event_id: str | None = None
+        self, sender: Any = None, /, *, event: Event, event_id: str | None = None, origin: Origin = NO_ORIGIN
     ) -> list[tuple[Receiver, None]]:
         """Store ``event`` and a delivery for each receiver, in the running transaction.
 
-        ``sender`` is where the event comes from: its text becomes the event's source. While the signal is muted the
-        event is stored and delivered to nobody. Returns, as blinker does, the receivers with what came back: nothing
+        ``sender`` is where the event comes from: its text becomes the event's source. What a receiver sends belongs to
+        the trace of the event that it was given; ``origin`` is for other senders. While the signal is muted the event
+        is stored and delivered to nobody. Returns, as blinker does, the receivers with what came back: nothing
         yet. Raises TypeError for an event of another type, OutsideTransaction outside db.transact(work).
         """
         if type(event) is not self.event_type:
@@ -136,7 +202,7 @@ class DurableSignal(NamedSignal):
         source = str(getattr(sender, "name", sender) or "unknown")
         receivers = [] if self.is_muted else list(self.receivers_for(sender))
         owed = [subscription for subscription in self.subscriptions.values() if subscription.receiver in receivers]
-        record(event, source=source, owed=owed, event_id=event_id)
+        record(event, source=source, owed=owed, event_id=event_id, origin=origin)
         return [(subscription.receiver, None) for subscription in owed]
 
     async def send_async(self, *_: Any, **__: Any) -> Any:
@@ -158,23 +224,39 @@ def signal(name: str, event_type: type[Event]) -> DurableSignal:
     return made
 
 
+def check_options(options: Mapping[str, ReceiverOptions]) -> None:
+    """Raises ValueError for options of a receiver that is not connected, or that can't have them."""
+    known = subscriptions()
+    for name, chosen in options.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"did you mean {near[0]!r}?" if near else f"connected are {', '.join(known)}"
+            raise ValueError(f"there are options for {name!r}, and no receiver is connected by that name; {cure}")
+        if known[name].transactional and chosen.concurrency > 1:
+            raise ValueError(f"{name} takes a session or transaction, and so has one thread; leave concurrency out")
+
+
 def subscriptions() -> dict[str, Subscription]:
     """Every connected receiver, by its name."""
     return {name: found for signal in SIGNALS.values() for name, found in signal.subscriptions.items()}
 
 
+def ordering_of(name: str) -> OrderingKey | None:
+    """What the receiver of that name is ordered by; None also where no receiver has it."""
+    for each in SIGNALS.values():
+        if (found := each.subscriptions.get(name)) is not None:
+            return found.ordered_by
+    return None
+
+
 def _name_of(receiver: Receiver) -> str:
     name = getattr(receiver, "__name__", None)
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{receiver!r} has no name to be found by after a restart; connect with name=...")
+        raise ValueError(
+            f"{shown(receiver)} has no name to be found by after a restart; write it as a function with 'def', or "
+            "connect it with name='a_name_that_stays'"
+        )
     return name
-
-
-def _parameters_of(receiver: Receiver) -> frozenset[str]:
-    parameters = inspect.signature(receiver).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return frozenset({"event", "delivery", *(p.name for p in parameters)})
-    return frozenset(parameter.name for parameter in parameters)
 
 
 def _unwrapped(sender: Any) -> Any:
@@ -184,6 +266,7 @@ def _unwrapped(sender: Any) -> Any:
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str)
+_decoder = json.JSONDecoder()
 
 
 def encode(event: Event) -> str:
@@ -199,19 +282,23 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
     if version != event_type.version:
         raise ValueError(f"{type_name} has version {version} here and {event_type.version} in the code")
     try:
-        values = json.loads(data)
+        values = _decoder.decode(data.decode() if isinstance(data, bytes) else data)
     except RecursionError:
         raise ValueError("the data is nested too deeply") from None
     if not isinstance(values, dict):
         raise ValueError("the data is not a JSON object")
-    if unknown := values.keys() - fields.keys():
-        raise ValueError(f"the data has unknown fields: {', '.join(sorted(unknown))}")
-    if missing := fields.keys() - values.keys():
-        raise ValueError(f"the data lacks: {', '.join(sorted(missing))}")
-    return event_type(**{name: _decode_field(name, fields[name], value) for name, value in values.items()})
+    if values.keys() != fields.keys():
+        unknown, missing = sorted(values.keys() - fields.keys()), sorted(fields.keys() - values.keys())
+        what = f"has unknown fields: {', '.join(unknown)}" if unknown else f"lacks: {', '.join(missing)}"
+        raise ValueError(f"the data {what}")
+    for name, value in values.items():
+        if fields[name] is Decimal or type(value) is not str:
+            values[name] = _decode_field(name, fields[name], value)
+    return event_type(**values)
 
 
 def _decode_field(name: str, declared: Any, value: Any) -> Any:
+    """Of a Decimal's text, or of what is no text: that may be none, where the field may."""
     if declared is Decimal and isinstance(value, str):
         try:
             number = Decimal(value)
@@ -220,6 +307,6 @@ def _decode_field(name: str, declared: Any, value: Any) -> Any:
         if not number.is_finite():
             raise ValueError(f"{name} is not a finite number")
         return number
-    if (not isinstance(declared, type) and value is None) or (isinstance(value, str) and declared is not Decimal):
+    if not isinstance(declared, type) and value is None:
         return value
     raise ValueError(f"{name} has the wrong type")

@@ -6,6 +6,7 @@ part closes the generator; so one that waits for something yields an empty comme
 
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import time
@@ -16,6 +17,12 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3.0
 """How long a stopping process lets streams come to their own end; then each is cut at its next part."""
+
+PART_SECONDS = 5.0
+"""How long a part may take to leave. For a client that does not read, its thread would wait for ever, and so a stop."""
+
+PIECE_BYTES = 16_384
+"""A larger part leaves in pieces, each within PART_SECONDS: so a slow client is not cut off."""
 
 
 class Streams:
@@ -54,6 +61,7 @@ class _Stream:
         self._must_end = must_end
         self._client = client
         self._began = False
+        self._has_limit = False
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -61,6 +69,8 @@ class _Stream:
     def __next__(self) -> bytes:
         if self._began and self._must_end():
             raise self._broken_off("the process is stopping")
+        if self._began and not self._has_limit:  # an answer of one part needs none
+            self._limit_sending(PART_SECONDS)
         try:
             part = next(self._iterator)
         except (StopIteration, OSError):
@@ -70,13 +80,27 @@ class _Stream:
                 raise  # nothing has left yet: the server can still answer 500
             log.exception("a stream failed")
             raise self._broken_off("its generator raised") from None
+        if len(part) > PIECE_BYTES:
+            if not self._has_limit:
+                self._limit_sending(PART_SECONDS)
+            self._iterator = itertools.chain(_pieces(part), self._iterator)
+            part = next(self._iterator)
         self._began = self._began or bool(part)
         return part
 
     def close(self) -> None:
         """Called by the server at the end, however that came about."""
+        if self._has_limit:
+            self._limit_sending(None)
         if hasattr(self._parts, "close"):
             self._parts.close()
+
+    def _limit_sending(self, seconds: float | None) -> None:
+        """Sending raises TimeoutError after so long: see ``serving.SpreadingWorker``."""
+        self._has_limit = seconds is not None
+        if self._client is not None:
+            with contextlib.suppress(OSError):  # it is closed
+                self._client.settimeout(seconds)
 
     def _broken_off(self, reason: str) -> ConnectionResetError:
         """An error that a server takes for a client that went away: it closes the connection without the stream's end
@@ -89,3 +113,8 @@ class _Stream:
             with contextlib.suppress(OSError):
                 self._client.shutdown(socket.SHUT_RDWR)
         return ConnectionResetError(errno.ECONNRESET, f"a stream was broken off: {reason}")
+
+
+def _pieces(part: bytes) -> Iterator[bytes]:
+    for start in range(0, len(part), PIECE_BYTES):
+        yield part[start : start + PIECE_BYTES]

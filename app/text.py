@@ -10,6 +10,9 @@ import re
 STORED_CHARACTERS = 2000
 """How much of a foreign text a column keeps."""
 
+KIND_CHARACTERS = 300
+"""How much of a reason, once it is made comparable, tells its kind: a kind has its place in a page's address."""
+
 SHOWN_CHARACTERS = 64
 """How much of a name from outside is shown."""
 
@@ -20,6 +23,19 @@ _LOCAL_PART = re.compile(r"""(?<![^\s@<>()\[\]\\,:;"])[^\s@<>()\[\]\\,:;"]++@(?=
 def storable(text: str) -> str:
     """As a database column takes it: at most STORED_CHARACTERS, no NUL, no lone surrogates."""
     return text[:STORED_CHARACTERS].replace("\0", "").encode(errors="replace").decode()
+
+
+def words_of(error: BaseException) -> str:
+    """What an exception says. Raises nothing, though the exception's own ``__str__`` may."""
+    try:
+        return str(error).strip()
+    except BaseException as failure:  # foreign code
+        return f"its words can't be shown, because that raises {type(failure).__name__}"
+
+
+def described(error: BaseException) -> str:
+    """An exception's type, and what it says."""
+    return f"{type(error).__name__}: {words_of(error) or 'raised without a word'}"
 
 
 def printable(text: str) -> str:

@@ -1,6 +1,7 @@
 """Compare the service with other ways of doing the same, on this machine: see README.md.
 
-python3 benchmarks/run.py [throughput|latency|backlog|memory|scaling|all] [--rounds N] [--seconds S] [--only NAME,...]
+python3 benchmarks/run.py [throughput|latency|backlog|memory|scaling|engines|all]
+                          [--rounds N] [--seconds S] [--only NAME,...]
 """
 
 import argparse
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import load
+import pictures
 from contenders import CONTENDERS, PEERS, Contender, Running, prepared
 from processes import (
     CHECKOUT,
@@ -420,6 +422,71 @@ def drained(running: Running, dispatchers: int, bench: Bench) -> Row:
     }
 
 
+# engines
+
+
+def engines(bench: Bench) -> list[str]:
+    """POSTs, and mails end to end, on SQLite and on PostgreSQL with more and more ``flask bus run``; a picture too."""
+    ours = {each.database: each for each in CONTENDERS if each.is_service}
+    cases = {"SQLite, 1 dispatcher": ("sqlite", 1)}
+    cases |= {f"PostgreSQL, {n} dispatcher{'s' * (n > 1)}": ("postgresql", n) for n in DISPATCHERS}
+    part = Bench(bench.options, bench.mails, [replace(ours[where], name=name) for name, (where, _) in cases.items()])
+    part.rows = bench.rows
+
+    def measured(running: Running) -> Row:
+        return served(running, cases[running.contender.name][1], bench)
+
+    part.measure("engines", part.contenders, measured)
+    first, rates = next(iter(cases)), {"per_second": "posts_ratio", "mails_per_second": "mails_ratio"}
+    good = {(row["name"], row["round"]): row for row in part.rows if row["what"] == "engines" and "failed" not in row}
+    for (_, number), row in good.items():
+        if base := good.get((first, number)):
+            row |= {ratio: row[rate] / base[rate] for rate, ratio in rates.items()}
+    columns = {"per_second": "{:.0f}", "posts_ratio": "{:.2f}", "p99_ms": "{:.0f}"}
+    columns |= {"mails_per_second": "{:.0f}", "mails_ratio": "{:.2f}", "cpu_ms": "{:.1f}", "unfinished": "{:.0f}"}
+    if bench.options.picture:
+        medians = {
+            name: [statistics.median(row[rate] for (one, _), row in good.items() if one == name) for rate in rates]
+            for name in cases
+            if any(one == name for one, _ in good)
+        }
+        bench.options.picture.write_text(
+            pictures.bars(medians, ("orders taken a second", "mails a second, end to end"))
+        )
+    return [
+        f"### Engines: 16 connections, {bench.options.seconds:g} s, then until the last mail",
+        "",
+        *header(["", "POST/s", "of SQLite's", "p99 ms", "mails/s", "of SQLite's", "CPU ms an order", "unfinished"]),
+        *part.table("engines", columns),
+    ]
+
+
+def served(running: Running, dispatchers: int, bench: Bench) -> Row:
+    running.env["DISPATCH_IN_WEB"] = "false"
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: str) -> int:
+            log = running.folder / f"{command[0]}.log"
+            begun = process(running.python, "-m", *command, log=log, env=running.env, cwd=CHECKOUT)
+            return stack.enter_context(begun).pid
+
+        running.roots = [start("gunicorn", "wsgi:app")]
+        running.roots += [start("flask", "--app", "wsgi.py", "bus", "run") for _ in range(dispatchers)]
+        wait_until(lambda: running.place("first"), "a first answer")
+        load.full(running.port, 1, "warm")
+        running.drain()
+        pids = [*running.pids, *running.server_pids]
+        before, burned = bench.mails.ask("count")["mails"], cpu_seconds(pids)
+        found = load.full(running.port, bench.options.seconds, "load")
+        counts, mails = running.drain(60), bench.mails.ask("count")
+        burned = cpu_seconds([*running.pids, *running.server_pids]) - burned
+    return found | {
+        "mails_per_second": (mails["mails"] - before) / (mails["last"] - found["began"]),
+        "cpu_ms": 1000 * burned / (mails["mails"] - before),
+        "unfinished": counts["stored"] - min(counts.values()),
+    }
+
+
 # Numbers and words
 
 
@@ -485,6 +552,7 @@ PARTS = {
     "memory": use_of_memory,
     "backlog": backlog,
     "scaling": scaling,
+    "engines": engines,
 }
 
 
@@ -499,6 +567,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--finished", type=int, default=1_000_000, help="deliveries in the backlog's full database")
     parser.add_argument("--waiting", type=int, default=100_000, help="deliveries in the backlog's waiting databases")
     parser.add_argument("--only", default="", help="contenders, by their names or parts of them, with commas")
+    parser.add_argument("--picture", type=Path, help="an SVG file for the picture of 'engines'")
     parser.add_argument("--out", type=Path, help="a file for the raw numbers, as JSON")
     default = str(own) if own.exists() else os.environ.get("SERVICE_PYTHON", "")
     parser.add_argument("--service-python", default=default, help="has the service's requirements ($SERVICE_PYTHON)")
@@ -522,9 +591,9 @@ def main() -> None:
     try:
         program("wrk")
     except Missing:
-        parts = [part for part in parts if part not in ("throughput", "memory", "scaling")]
-        say("throughput, memory and scaling are left out: there is no wrk (apt-get install wrk)")
-    if set(parts) - {"backlog", "scaling"}:
+        parts = [part for part in parts if part not in ("throughput", "memory", "scaling", "engines")]
+        say("throughput, memory, scaling and engines are left out: there is no wrk (apt-get install wrk)")
+    if set(parts) - {"backlog", "scaling", "engines"}:
         make_peers()
     facts = machine()
     sections: list[str] = []

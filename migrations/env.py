@@ -14,9 +14,18 @@ def belongs_here(item, name, kind, reflected, compared):
     return not (connection.dialect.name == "sqlite" and name == "events_transaction_id_position")
 
 
+def rendered(kind, item, autogenerate):
+    """How a new revision spells the types of app.db; others as Alembic does."""
+    if kind != "type" or not type(item).__module__.startswith("app.db."):
+        return False
+    autogenerate.imports.add(f"from app.db import {type(item).__name__}")
+    return f"{type(item).__name__}()"
+
+
 context.configure(
     connection=connection,
     include_object=belongs_here,
+    render_item=rendered,
     target_metadata=Base.metadata,
     render_as_batch=True,
     compare_type=True,

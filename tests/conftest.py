@@ -4,15 +4,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import hypothesis
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, text
 
 from app.db import Base, Database, schema
 from config import Settings
 from tests.support import postgres
+from tests.support.brokers import Rabbit, Redis
+from tests.support.postgres import Door
 from tests.support.shop import Shop
 
 # A busy machine is no fault of the code's, nor of the examples that it takes long to make up.
@@ -21,8 +22,7 @@ hypothesis.settings.load_profile("patient")
 
 for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
     del os.environ[name]  # the developer's own settings are not the tests'
-
-FIGURES = pytest.StashKey[list[str]]()
+os.environ["FLASK_SKIP_DOTENV"] = "1"  # nor are those in .env
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +44,10 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """TEST_POSTGRES_URL where it is set (its tables are emptied!), else a private server; skips without either."""
+    """A database of one's own at TEST_POSTGRES_URL where it is set, else a private server; skips without either."""
     if given := os.environ.get("TEST_POSTGRES_URL"):
-        yield given
+        with postgres.another_database(given) as url:
+            yield url
         return
     if postgres.binaries() is None:
         pytest.skip("no PostgreSQL here: install its server, or set TEST_POSTGRES_URL")
@@ -75,13 +76,15 @@ def postgres_url(postgres_at_head: str) -> str:
 @pytest.fixture
 def bare_postgres_url(postgres_server: str) -> Iterator[str]:
     """A PostgreSQL database without a schema."""
-    name = f"bare_{uuid4().hex}"
-    engine = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-        yield make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    engine.dispose()
+    with postgres.another_database(postgres_server) as url:
+        yield url
+
+
+@pytest.fixture
+def latin1_postgres_url(postgres_server: str) -> Iterator[str]:
+    """A PostgreSQL database that can't hold every text."""
+    with postgres.another_database(postgres_server, "LATIN1") as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
@@ -95,7 +98,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
     return Settings.of(
         instance_path=tmp_path / "instance",
         database_url=database_url,
-        database_timeout=5,
+        database_timeout=15,
         mail_backend="memory",
         poll_seconds=30,
         log_level="ERROR",
@@ -110,18 +113,52 @@ def shop(settings: Settings) -> Iterator[Shop]:
 
 
 @pytest.fixture
+def own_server() -> Iterator[str]:
+    """Another PostgreSQL server than the tests share, on which transactions are numbered from the beginning."""
+    if postgres.binaries() is None:
+        pytest.skip("no PostgreSQL here: install its server")
+    with postgres.private_server() as url:
+        yield url
+
+
+@pytest.fixture
+def door(postgres_url: str) -> Iterator[Door]:
+    """A way to the PostgreSQL server that a test can shut."""
+    with Door(postgres_url) as made:
+        made.open()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[Rabbit]:
+    """A private RabbitMQ, for all tests of a process: it takes six seconds to start, or more on a busy machine."""
+    if not Rabbit.is_installed():
+        pytest.skip("no RabbitMQ here: install rabbitmq-server")
+    made = Rabbit()
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    if not Redis.is_installed():
+        pytest.skip("no Redis here: install redis-server")
+    made = Redis()
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Print a line of figures at the end of the run."""
-    lines = request.config.stash.setdefault(FIGURES, [])
-
-    def note(line: str) -> None:
-        lines.append(f"{request.node.name}: {line}")
-
-    return note
+    return lambda line: request.node.user_properties.append(("figures", line))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if lines := terminalreporter.config.stash.get(FIGURES, []):
+    done = [test for outcome in ("passed", "failed") for test in terminalreporter.stats.get(outcome, [])]
+    if lines := [f"{test.nodeid}: {line}" for test in done for name, line in test.user_properties if name == "figures"]:
         terminalreporter.section("figures")
         for line in lines:
             terminalreporter.write_line(line)

@@ -1,23 +1,5 @@
-"""The API's blueprint, and the application's parts that its views use."""
+"""The API's blueprint."""
 
-from typing import cast
-
-from flask import Blueprint, current_app
-
-from app.bus import Bus
-from app.db import Database
-from config import Settings
+from flask import Blueprint
 
 blueprint = Blueprint("api", __name__)
-
-
-def bus() -> Bus:
-    return cast(Bus, current_app.extensions["bus"])
-
-
-def database() -> Database:
-    return cast(Database, current_app.extensions["database"])
-
-
-def settings() -> Settings:
-    return cast(Settings, current_app.extensions["settings"])

@@ -2,15 +2,15 @@
 
 import logging
 import time
-from http import HTTPStatus
 
 from flask import current_app
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from app.api.blueprint import blueprint
-from app.errors import DatabaseUnavailable, OrderConflict, OrderNotFound, UserNotFound
-from app.http import Problem, answer_problem
+from app.errors import AppError, DatabaseUnavailable, SpreadTooLong
+from app.http import answer_problem, problem_of
+from app.validation import field_problem
 
 log = logging.getLogger(__name__)
 
@@ -37,20 +37,20 @@ class OutageLog:
 blueprint.app_errorhandler(HTTPException)(answer_problem)
 
 
-@blueprint.errorhandler(OrderNotFound)
-@blueprint.errorhandler(UserNotFound)
-def answer_not_found(error: OrderNotFound | UserNotFound) -> ResponseReturnValue:
-    return answer_problem(Problem(HTTPStatus.NOT_FOUND, str(error)))
+@blueprint.errorhandler(AppError)
+def answer_error(error: AppError) -> ResponseReturnValue:
+    return answer_problem(problem_of(error))
 
 
-@blueprint.errorhandler(OrderConflict)
-def answer_conflict(error: OrderConflict) -> ResponseReturnValue:
-    return answer_problem(Problem(HTTPStatus.CONFLICT, str(error)))
+@blueprint.errorhandler(SpreadTooLong)
+def answer_spread_too_long(error: SpreadTooLong) -> ResponseReturnValue:
+    return answer_problem(field_problem([("over_seconds", str(error))]))
 
 
 @blueprint.errorhandler(DatabaseUnavailable)
 def answer_unavailable(error: DatabaseUnavailable) -> ResponseReturnValue:
     """503 with Retry-After. The database's reason is logged and not sent: it may name hosts and users."""
     current_app.extensions["outage_log"].tell(error.reason)
-    retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return answer_problem(Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers=retry))
+    problem = problem_of(error)
+    problem.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return answer_problem(problem)

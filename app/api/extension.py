@@ -5,24 +5,43 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from app.api import auth, deliveries, error_handlers, events, health, openapi, orders, users
+from app.api import (
+    acts,
+    addresses,
+    auth,
+    deliveries,
+    error_handlers,
+    events,
+    health,
+    metrics,
+    openapi,
+    orders,
+    receivers,
+    status,
+    users,
+)
 from app.api.blueprint import blueprint
 from app.api.json_provider import ExactJSONProvider
 from app.http import SecurityHeaders
+from app.observe.metrics import Metrics
 from config import Settings
 
-ROUTES = (auth, deliveries, error_handlers, events, health, openapi, orders, users)
+ROUTES = (
+    *(acts, addresses, auth, deliveries, error_handlers, events, health, metrics, openapi, orders, receivers, status),
+    users,
+)
 """The modules that add something to the blueprint when they are imported."""
 
 
 def init_app(app: Flask) -> None:
-    """Add the API to an application whose extensions hold ``database`` and ``settings``."""
+    """Add the API to an application whose extensions hold ``bus``, ``database``, ``metrics`` and ``settings``."""
     app.extensions["outage_log"] = error_handlers.OutageLog()
     app.json = ExactJSONProvider(app)
     app.url_map.merge_slashes = False  # Flask would redirect //api//orders with an HTML page
     app.register_blueprint(blueprint)
     app.response_class = PlainLocation
-    app.wsgi_app = SecurityHeaders(app.wsgi_app)  # type: ignore[method-assign]  # as Flask documents it
+    observed: Metrics = app.extensions["metrics"]
+    app.wsgi_app = SecurityHeaders(app.wsgi_app, observed.count_request)  # type: ignore[method-assign]  # as Flask documents
     settings: Settings = app.extensions["settings"]
     if settings.trusted_proxies:
         trusted = {f"x_{header}": 0 for header in ("for", "proto")}  # ProxyFix trusts these two by itself

@@ -4,9 +4,11 @@ from http import HTTPStatus
 
 from flask.typing import ResponseReturnValue
 
-from app.api.blueprint import blueprint, bus
+from app.api.blueprint import blueprint
 from app.api.operation import Operation, ResponseDoc
 from app.api.response_models import Health, Readiness
+from app.bus.troubles import NO_DISPATCHER, Cause
+from app.current import bus
 from app.http import Problem
 from app.version import VERSION
 
@@ -21,7 +23,14 @@ def healthz() -> ResponseReturnValue:
 @blueprint.get("/readyz")
 @Operation(
     "Is the service ready to take orders and to deliver?",
-    responses={200: ResponseDoc("it is", Readiness), 503: ResponseDoc("it is not; 'reasons' tell why")},
+    responses={
+        200: ResponseDoc("it is", Readiness),
+        503: ResponseDoc(
+            "it is not; 'reasons' tell why",
+            detail="The service is not ready.",
+            members={"reasons": [NO_DISPATCHER], "causes": [Cause.NO_DISPATCHER], "warnings": []},
+        ),
+    },
 )
 def readyz() -> ResponseReturnValue:
     """Tells every cause, with its cure, within three seconds, whatever the database does.

@@ -2,15 +2,26 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel
+from werkzeug.exceptions import InternalServerError, RequestEntityTooLarge
 
-from app.api.request_models import RequestModel
 from app.api.response_models import ProblemDetails
-from app.http import MAX_BODY_BYTES
+from app.errors import DatabaseUnavailable
+from app.fields import PAGE_SIZE_RULE
+from app.http import DETAILS, MAX_BODY_BYTES
+from app.refusals import (
+    FROM_ELSEWHERE,
+    NOT_TYPED_JSON,
+    NOT_UTF8,
+    PASSWORD_MISSING,
+    TOKEN_MISSING,
+    WRONG_HOST,
+)
+from app.request_models import RequestModel
 
 View = TypeVar("View", bound=Callable[..., ResponseReturnValue])
 
@@ -23,6 +34,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "required": True,
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     },
+    "X-Request-ID": {
+        "description": "the request's id in the service's log, where the request brought none",
+        "schema": {"type": "string"},
+    },
     "WWW-Authenticate": {"description": "how to authenticate", "required": True, "schema": {"type": "string"}},
 }
 """Response headers, as the document describes them."""
@@ -30,11 +45,15 @@ HEADERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ResponseDoc:
-    """One response that a view may give. Without a model it is a problem."""
+    """One response that a view may give. Without a model it is a problem; the model None is plain text."""
 
     description: str
-    model: type[BaseModel] = ProblemDetails
+    model: type[BaseModel] | None = ProblemDetails
     headers: tuple[str, ...] = ()
+    detail: str = ""
+    """Of the example that the document shows of a problem: what a client that provokes it may read."""
+    members: Mapping[str, Any] = field(default_factory=dict)
+    """What that example has beside ``detail``."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +81,63 @@ class Operation:
 OPERATIONS: dict[str, Operation] = {}
 """By the name of the view."""
 
+NOT_JSON = "The body is not JSON: Expecting value: line 1 column 1 (char 0)."
+UNKNOWN_FIELD = {"errors": [{"field": "", "message": "must be a JSON object"}]}
+
 ALWAYS = {
-    421: ResponseDoc("the service does not answer to the name in the Host header"),
-    500: ResponseDoc("something is wrong on the service's side"),
+    421: ResponseDoc("the service does not answer to the name in the Host header", detail=WRONG_HOST),
+    500: ResponseDoc(
+        "something is wrong on the service's side",
+        headers=("X-Request-ID",),
+        detail=DETAILS[InternalServerError],
+    ),
 }
 UNDER_API = {
-    401: ResponseDoc("the service has an API_TOKEN, and the request lacks it", headers=("WWW-Authenticate",)),
-    503: ResponseDoc("the database can't take it now; nothing was stored", headers=("Retry-After",)),
+    401: ResponseDoc(
+        "the service has an API_TOKEN, and the request lacks it",
+        headers=("WWW-Authenticate",),
+        detail=TOKEN_MISSING.format("API_TOKEN"),
+    ),
+    503: ResponseDoc(
+        "the database can't take it now; nothing was stored",
+        headers=("Retry-After",),
+        detail=str(DatabaseUnavailable()),
+    ),
 }
 UNDER_OPERATOR = {
-    401: ResponseDoc("the service has a CONSOLE_PASSWORD, and the request lacks it", headers=("WWW-Authenticate",)),
-    403: ResponseDoc("the service has no CONSOLE_PASSWORD, and the request comes from elsewhere"),
+    401: ResponseDoc(
+        "the service has a CONSOLE_PASSWORD, and the request lacks it",
+        headers=("WWW-Authenticate",),
+        detail=PASSWORD_MISSING,
+    ),
+    403: ResponseDoc(
+        "the service has no CONSOLE_PASSWORD, and the request comes from elsewhere",
+        detail=FROM_ELSEWHERE.format("Operator routes answer", "CONSOLE_PASSWORD"),
+    ),
     503: UNDER_API[503],
 }
+AT_METRICS = {
+    401: ResponseDoc(
+        "the service has a METRICS_TOKEN, and the request lacks it",
+        headers=("WWW-Authenticate",),
+        detail=TOKEN_MISSING.format("METRICS_TOKEN"),
+    ),
+    403: ResponseDoc(
+        "the service has no METRICS_TOKEN, and the request comes from elsewhere",
+        detail=FROM_ELSEWHERE.format("Metrics answer", "METRICS_TOKEN"),
+    ),
+}
 WITH_BODY = {
-    400: ResponseDoc("the body is not JSON in UTF-8, or names a field twice"),
-    413: ResponseDoc(f"the body is larger than {MAX_BODY_BYTES} bytes"),
-    415: ResponseDoc("the body is not application/json"),
-    422: ResponseDoc("fields are wrong; 'errors' names every one"),
+    400: ResponseDoc("the body is not JSON in UTF-8, or names a field twice", detail=NOT_JSON),
+    413: ResponseDoc(f"the body is larger than {MAX_BODY_BYTES} bytes", detail=DETAILS[RequestEntityTooLarge]),
+    415: ResponseDoc("the body is not application/json", detail=NOT_TYPED_JSON),
+    422: ResponseDoc("fields are wrong; 'errors' names every one", detail="1 field is wrong.", members=UNKNOWN_FIELD),
 }
 WITH_QUERY = {
-    400: ResponseDoc("the query is not UTF-8"),
-    422: ResponseDoc("parameters are wrong; 'errors' names every one"),
+    400: ResponseDoc("the query is not UTF-8", detail=NOT_UTF8),
+    422: ResponseDoc(
+        "parameters are wrong; 'errors' names every one",
+        detail="1 field is wrong.",
+        members={"errors": [{"field": "limit", "message": f"must be {PAGE_SIZE_RULE}"}]},
+    ),
 }

@@ -7,17 +7,18 @@ from flask import request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.urls import iri_to_uri
 
-from app.api.blueprint import blueprint, database
+from app.api.blueprint import blueprint
 from app.api.operation import Operation, ResponseDoc
-from app.api.request_models import NewOrder, OrderQuery
+from app.api.origin import origin
 from app.api.response_models import OrderPage, OrderView, OrderWithTimeline, PlacedOrder
-from app.api.validation import read_body, read_query
 from app.bus import queries
 from app.clock import uuid7
-from app.db import Transaction
-from app.errors import OrderConflict, OrderNotFound
-from app.events import OrderCreated, order_created
-from app.orders import find_order, is_identifier, list_orders, place_order
+from app.current import database
+from app.errors import OrderNotFound
+from app.events import OrderCreated
+from app.orders import find_order, is_identifier, list_orders, take_order
+from app.request_models import NewOrder, OrderQuery
+from app.validation import read_body, read_query
 
 SOURCE = "/api/create_order"
 """The ``source`` of this route's events."""
@@ -32,41 +33,20 @@ SOURCE = "/api/create_order"
         200: ResponseDoc(
             "the same order was stored before; nothing happens twice", PlacedOrder, headers=("Idempotent-Replayed",)
         ),
-        409: ResponseDoc("an order with this order_id exists with other content"),
+        409: ResponseDoc(
+            "an order with this order_id exists with other content", detail="order 1001 exists with other content"
+        ),
     },
 )
 def create_order() -> ResponseReturnValue:
     """Stores the order and the event that announces it in one transaction, or nothing."""
     order = read_body(NewOrder)
     event_id = uuid7()
-    earlier_id = _store(order, event_id)
+    earlier_id = take_order(database(), SOURCE, OrderCreated(**vars(order)), event_id, origin())
     if earlier_id is not None:
         return _success(order, earlier_id), HTTPStatus.OK, {"Idempotent-Replayed": "true"}
     location = f"{request.script_root}/api/orders/{order.order_id}"
     return _success(order, event_id), HTTPStatus.CREATED, {"Location": location}
-
-
-def _store(order: NewOrder, event_id: str) -> str | None:
-    """Store the order and send its event. Returns the earlier event's id where the same order was stored before.
-
-    Raises OrderConflict, outside the transaction: a refused order has written nothing, and an error inside would
-    make the requests of the same group commit begin again.
-    """
-    event = OrderCreated(**vars(order))
-
-    def work(transaction: Transaction) -> str | OrderConflict | None:
-        try:
-            earlier_id = place_order(transaction, **vars(order), event_id=event_id)
-        except OrderConflict as conflict:
-            return conflict
-        if earlier_id is None:
-            order_created.send(SOURCE, event=event, event_id=event_id)
-        return earlier_id
-
-    stored = database().transact(work, lock_order=order.user_id)
-    if isinstance(stored, OrderConflict):
-        raise stored
-    return stored
 
 
 def _success(order: NewOrder, event_id: str) -> dict[str, Any]:
@@ -84,9 +64,9 @@ def show_orders() -> ResponseReturnValue:
     query = read_query(OrderQuery)
     filters = query.model_dump()
     with database().read() as session:
-        orders, cursor = list_orders(session, before=filters.pop("cursor"), **filters)
-        page = OrderPage.serialize({"orders": orders, "next_cursor": cursor})
-    return (page, {"Link": _link(query, cursor)}) if cursor else page
+        found = list_orders(session, after=filters.pop("cursor"), **filters)
+        page = OrderPage.serialize({"orders": found.orders, "next_cursor": found.cursor})
+    return (page, {"Link": _link(query, found.cursor)}) if found.cursor else page
 
 
 def _link(query: OrderQuery, cursor: str) -> str:
@@ -100,7 +80,7 @@ def _link(query: OrderQuery, cursor: str) -> str:
     "Show an order and everything that happened to it",
     responses={
         200: ResponseDoc("the order, and its events with their causes, deliveries and attempts", OrderWithTimeline),
-        404: ResponseDoc("there is no such order"),
+        404: ResponseDoc("there is no such order", detail="there is no order 1001"),
     },
 )
 def show_order(order_id: str) -> ResponseReturnValue:

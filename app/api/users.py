@@ -2,9 +2,10 @@
 
 from flask.typing import ResponseReturnValue
 
-from app.api.blueprint import blueprint, database
+from app.api.blueprint import blueprint
 from app.api.operation import Operation, ResponseDoc
 from app.api.response_models import UserView
+from app.current import database
 from app.errors import UserNotFound
 from app.orders import find_user, is_identifier
 
@@ -14,7 +15,7 @@ from app.orders import find_user, is_identifier
     "Show a user's record",
     responses={
         200: ResponseDoc("the user's record, into which confirmed orders are counted", UserView),
-        404: ResponseDoc("there is no such user"),
+        404: ResponseDoc("there is no such user", detail="there is no user 42"),
     },
 )
 def show_user(user_id: str) -> ResponseReturnValue:

@@ -3,6 +3,8 @@
 from app.bus.bus import Bus
 from app.bus.dispatcher import Dispatcher
 from app.bus.leases import Lease, LeaseEnd
-from app.bus.operate import Filter
+from app.bus.operate import Act, Filter
+from app.bus.replay import Replay
+from app.bus.tables import Role
 
-__all__ = ["Bus", "Dispatcher", "Filter", "Lease", "LeaseEnd"]
+__all__ = ["Act", "Bus", "Dispatcher", "Filter", "Lease", "LeaseEnd", "Replay", "Role"]

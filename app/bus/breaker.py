@@ -1,28 +1,71 @@
-"""The circuit breaker of each receiver, shared by all processes.
+"""The circuit breaker of each receiver by the plain rule, shared by all processes: see ``retries``.
 
-An attempt that finds the backend unreachable, silent or overloaded *opens* the receiver's breaker. An open breaker lets
-nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe may follow at once,
-because a single message that hangs must delay nobody else; each failed probe makes the wait for the next one longer. A
-delivery is tried at the later of its own ``due_at`` and the breaker's ``probe_at`` (``leases.next_due``). A probe that
-comes through *closes* the breaker, and the deliveries that had failed while it was open are due at once.
+An attempt that finds the backend unreachable, silent or overloaded *opens* the receiver's breaker, unless the backend
+has answered others since the attempt began: a message that hangs among successes hangs for its own sake. An open
+breaker lets nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe may
+follow at once, because a single message that hangs must delay nobody else; each failed probe makes the wait for the
+next one longer. A delivery is tried at the later of its own ``due_at`` and the breaker's ``probe_at``
+(``leases.next_due``). A probe that comes through *closes* the breaker, and what surely failed while it was open is due
+at once.
+
+A receiver that a person has paused lets nothing through, not even a probe: see ``pause``. Whoever asks the breaker asks
+for the pause in the same statement.
 """
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import bindparam, delete, select, update
+from sqlalchemy import bindparam, delete, exists, null, select, union_all, update
+from sqlalchemy.orm import Session
 
-from app.bus.tables import UNFINISHED, CircuitBreaker, Delivery
-from app.db import Prepared, Reader, Transaction, table, utc
-from app.retry import PROBE_MAXIMUM, probe_wait
+from app.bus import gates, queries
+from app.bus.tables import (
+    UNFINISHED,
+    ActDelivery,
+    Attempt,
+    CircuitBreaker,
+    Delivery,
+    OperatorAct,
+    PausedReceiver,
+)
+from app.db import Prepared, Runner, Transaction, table, utc
+from app.retry import PROBE_MAXIMUM, probe_wait, why
 from app.states import DeliveryState, Outcome
 
 BACKEND_DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
-"""Outcomes that say something about the backend rather than about this one delivery."""
+"""Outcomes that say something about the backend, or, where it answers others, about this one delivery."""
 
-FIND_OPEN = Prepared(select(table(CircuitBreaker).c.receiver, table(CircuitBreaker).c.probe_at))
-FIND_BREAKER = Prepared(
-    select(table(CircuitBreaker).c.probe_at).where(CircuitBreaker.receiver == bindparam("name")).with_for_update()
+SILENT = (Outcome.TIMEOUT, Outcome.UNKNOWN)
+"""Outcomes that single messages have too, at a backend that works."""
+
+ANSWERED = (Outcome.OK, Outcome.REFUSED, Outcome.DEFERRED)
+"""Outcomes that show that the backend works."""
+
+SURELY_FAILED = tuple(outcome for outcome in BACKEND_DOWN if outcome is not Outcome.UNKNOWN)
+"""Outcomes that an outage's end makes due at once. What is ``unknown`` may have come through: it keeps its own wait."""
+
+FIND_HELD_BACK = Prepared(
+    union_all(
+        select(table(CircuitBreaker).c.receiver, table(CircuitBreaker).c.probe_at).where(
+            CircuitBreaker.opened_at.is_not(None)
+        ),
+        select(table(PausedReceiver).c.receiver, null()),
+    )
 )
+_locked = (
+    select(table(CircuitBreaker).c.probe_at)
+    .where(CircuitBreaker.receiver == bindparam("name"), CircuitBreaker.opened_at.is_not(None))
+    .with_for_update()
+    .subquery("breaker")
+)
+FIND_BREAKER = Prepared(
+    union_all(
+        select(_locked.c.probe_at),
+        select(null()).select_from(table(PausedReceiver)).where(PausedReceiver.receiver == bindparam("name")),
+    )
+)
+"""When the next probe may be taken, of an open breaker; and none, of a paused receiver.
+
+On PostgreSQL it locks the breaker's row, and so the table: ``pause`` waits for those who have read it."""
 MOVE_PROBE = Prepared(
     update(table(CircuitBreaker)).where(CircuitBreaker.receiver == bindparam("name")).values(probe_at=bindparam("at"))
 )
@@ -32,24 +75,50 @@ FAR_AHEAD = Prepared(
     update(table(CircuitBreaker)).where(CircuitBreaker.probe_at > bindparam("latest")).values(probe_at=bindparam("at"))
 )
 
+_probe_under_way = exists().where(
+    Delivery.receiver == CircuitBreaker.receiver,
+    UNFINISHED,
+    Delivery.state == DeliveryState.LEASED,
+    Delivery.due_at == CircuitBreaker.probe_at,  # take_probe() and extend_probe() set it to the lease's end
+)
 
-def next_probes(reader: Reader) -> dict[str, datetime]:
-    """For each receiver whose breaker is open, when the next probe may be taken."""
-    return {receiver: utc(probe_at) for receiver, probe_at in FIND_OPEN(reader, {}).fetchall()}
+_spread_by_act = exists().where(
+    ActDelivery.delivery_id == Delivery.delivery_id,
+    ActDelivery.lease_token == Delivery.lease_token,
+    ActDelivery.taken_back_at.is_(None),
+    OperatorAct.act_id == ActDelivery.act_id,
+    OperatorAct.over_seconds.is_not(None),
+)
+
+
+def held_back(reader: Runner) -> tuple[dict[str, datetime], set[str]]:
+    """For each receiver whose breaker is open, when the next probe may be taken; and the receivers that are paused."""
+    found = FIND_HELD_BACK(reader, {}).fetchall()
+    probes = {receiver: utc(probe_at) for receiver, probe_at in found if probe_at is not None}
+    return probes, {receiver for receiver, probe_at in found if probe_at is None}
 
 
 def take_probe(transaction: Transaction, receiver: str, lease: timedelta) -> bool | None:
-    """None when the breaker is closed; else whether the caller may probe now.
+    """None when the breaker is closed; else whether the caller may probe now. False where the receiver is paused.
 
     The next probe is due when this one's ``lease`` ends: one whose process died is lost in time.
     """
-    breaker = FIND_BREAKER(transaction, {"name": receiver}).fetchone()
-    if breaker is None:
+    found = FIND_BREAKER(transaction, {"name": receiver}).fetchall()
+    if not found:
         return None
-    if utc(breaker[0]) > transaction.now:
+    if (None,) in found or utc(found[0][0]) > transaction.now:
         return False
     MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})
     return True
+
+
+def is_probe(transaction: Transaction, receiver: str, until: datetime) -> bool | None:
+    """None when the breaker is closed; else whether a lease ``until`` then is the probe's. False where the receiver is
+    paused."""
+    found = FIND_BREAKER(transaction, {"name": receiver}).fetchall()
+    if not found:
+        return None
+    return (None,) not in found and utc(found[0][0]) == until
 
 
 def extend_probe(transaction: Transaction, receiver: str, until: datetime) -> None:
@@ -63,14 +132,35 @@ def pull_back(transaction: Transaction, lease: timedelta) -> int:
     return int(FAR_AHEAD(transaction, {"latest": latest, "at": transaction.now}).rowcount)
 
 
+def probe_now(transaction: Transaction, receiver: str) -> None:
+    """Where the receiver's breaker is open, its next probe may be taken now, unless one is under way."""
+    gates.ask_for_probe(transaction, receiver)
+    due = update(table(CircuitBreaker)).where(CircuitBreaker.receiver == receiver)
+    due = due.where(CircuitBreaker.probe_at > transaction.now, ~_probe_under_way)
+    transaction.session.execute(due.values(probe_at=transaction.now))
+
+
+def next_probes_later(session: Session, now: datetime) -> dict[str, datetime]:
+    """For each receiver whose breaker is open, and lets no probe through before then."""
+    later = select(CircuitBreaker.receiver, CircuitBreaker.probe_at)
+    later = later.where(CircuitBreaker.opened_at.is_not(None), CircuitBreaker.probe_at > now, ~_probe_under_way)
+    return {row.receiver: row.probe_at for row in session.execute(later)}
+
+
 def give_back_probe(transaction: Transaction, receiver: str) -> None:
     """The probe was not made, or says nothing of the backend: another may be taken at once."""
     MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now})
 
 
-def note_outcome(transaction: Transaction, receiver: str, outcome: Outcome | None, *, probe: bool) -> None:
-    """Open, keep open, or close the receiver's breaker, as the end of an attempt demands."""
-    if outcome in BACKEND_DOWN:
+def note_outcome(
+    transaction: Transaction, receiver: str, outcome: Outcome | None, *, probe: bool, began: datetime
+) -> None:
+    """Open, keep open, or close the receiver's breaker, as the end of an attempt that ``began`` then demands.
+
+    The attempts that end together are to be recorded before.
+    """
+    answers_others = outcome in SILENT and _answered_since(transaction, receiver, began)
+    if outcome in BACKEND_DOWN and not answers_others:
         _open(transaction, receiver, probe=probe)
     elif probe and outcome in (None, Outcome.BUG):
         give_back_probe(transaction, receiver)
@@ -78,12 +168,21 @@ def note_outcome(transaction: Transaction, receiver: str, outcome: Outcome | Non
         _close(transaction, receiver)
 
 
+def _answered_since(transaction: Transaction, receiver: str, began: datetime) -> bool:
+    """Answers of the future, from before a clock was set back, say nothing."""
+    answers = queries.latest_attempts(Attempt.attempt_id, receiver, ANSWERED)
+    since = answers.where(Attempt.ended_at > began, Attempt.ended_at <= transaction.now)
+    return transaction.session.scalar(since.limit(1)) is not None
+
+
 def _open(transaction: Transaction, receiver: str, *, probe: bool) -> None:
     """Several failures at once count as one; a failed probe makes the wait longer."""
     now, session = transaction.now, transaction.session
     first = transaction.dialect.insert(CircuitBreaker)
     first = first.values(receiver=receiver, opened_at=now, failures=1, probe_at=now)
-    session.execute(first.on_conflict_do_nothing(index_elements=["receiver"]))
+    anew = {"opened_at": now, "failures": 1, "probe_at": now}  # a row that the learned policy left, of a closed one
+    closed = CircuitBreaker.opened_at.is_(None)
+    session.execute(first.on_conflict_do_update(index_elements=["receiver"], set_=anew, where=closed))
     if probe:
         failures = session.scalar(select(CircuitBreaker.failures).where(CircuitBreaker.receiver == receiver)) or 0
         probe_at = now + timedelta(seconds=probe_wait(failures + 1))
@@ -92,15 +191,20 @@ def _open(transaction: Transaction, receiver: str, *, probe: bool) -> None:
 
 
 def _close(transaction: Transaction, receiver: str) -> None:
-    """The backend answers: what failed because it was down is due now.
+    """The backend answers: what surely failed because it was down is due now.
 
-    Where the first probe came through, the backend was not down: one message hung, and it waits as its policy says.
+    Where the first probe came through, the backend was not down: one message hung, and it waits as its policy says. So
+    does what had failed before the breaker opened, and what an operator's act has spread.
     """
     now, session = transaction.now, transaction.session
-    closed = delete(table(CircuitBreaker)).where(CircuitBreaker.receiver == receiver)
-    first_probe_succeeded = session.execute(closed.returning(CircuitBreaker.failures)).scalar() == 1
-    if first_probe_succeeded:
+    closed = delete(table(CircuitBreaker)).where(
+        CircuitBreaker.receiver == receiver, CircuitBreaker.opened_at.is_not(None)
+    )
+    found = session.execute(closed.returning(CircuitBreaker.failures, CircuitBreaker.opened_at)).first()
+    if found is None or found.failures == 1:
         return
     waiting = (Delivery.receiver == receiver, UNFINISHED, Delivery.state == DeliveryState.READY, Delivery.due_at > now)
-    due = update(table(Delivery)).where(*waiting, Delivery.outcome.in_(BACKEND_DOWN))
-    session.execute(due.values(due_at=now))
+    failed_meanwhile = exists().where(Attempt.delivery_id == Delivery.delivery_id, Attempt.ended_at >= found.opened_at)
+    due = update(table(Delivery)).where(*waiting, Delivery.outcome.in_(SURELY_FAILED), failed_meanwhile)
+    due = due.where(~_spread_by_act)
+    session.execute(due.values(due_at=now, due_because=why.CLOSED))

@@ -23,19 +23,12 @@ def pause_seconds(lease_seconds: float, ready_lag_seconds: float) -> float:
     return min(lease_seconds, silence(ready_lag_seconds).total_seconds()) / BEATS_WITHIN
 
 
-def record(transaction: Transaction, name: str) -> None:
-    """The dispatcher ``name`` is alive now."""
+def record(transaction: Transaction, name: str, settings: str | None = None) -> None:
+    """The dispatcher ``name`` is alive now. ``settings`` is what it delivers by, where nobody has recorded it yet."""
     now = transaction.now
-    first = transaction.dialect.insert(DispatcherHeartbeat).values(name=name, started_at=now, seen_at=now)
+    first = transaction.dialect.insert(DispatcherHeartbeat)
+    first = first.values(name=name, started_at=now, seen_at=now, settings=settings)
     transaction.session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"seen_at": now}))
-
-
-def remove(transaction: Transaction, name: str, unseen_for: timedelta) -> None:
-    """The dispatcher ``name`` ends; so have, without a word, those that were ``unseen_for`` so long, or were seen by a
-    clock that ran ahead by as much."""
-    now, seen_at = transaction.now, DispatcherHeartbeat.seen_at
-    ended = (DispatcherHeartbeat.name == name) | ~seen_at.between(now - unseen_for, now + unseen_for)
-    transaction.session.query(DispatcherHeartbeat).where(ended).delete()
 
 
 def probe(transaction: Transaction, name: str) -> None:

@@ -14,9 +14,8 @@ from app.bus.outbox import caused_by
 from app.clock import Clock
 from app.db import Transaction
 from app.errors import AttemptFailed, DatabaseUnavailable
-from app.retry import Policy
 from app.states import Outcome
-from app.text import storable
+from app.text import described, storable, words_of
 
 MISSING_RECEIVER_WAIT_SECONDS = 60.0
 """After so long a delivery without a receiver is looked at again, and after so long it counts as being without one."""
@@ -32,11 +31,18 @@ class Failure:
     outcome: Outcome | None
     detail: str
     final: bool = False
+    code: int | None = None
+    """Of the other side's reply, such as SMTP's 450."""
+    enhanced: str | None = None
+    """Such as 4.7.1 (RFC 3463)."""
 
 
 class NotBegun:
     """The receiver was not called: the delivery is due again at once, and no attempt is spent."""
 
+
+UNSTORED_WAIT_SECONDS = 30.0
+"""Until the next try of a delivery whose transactional receiver did what could not be stored, and so is undone."""
 
 Answer = Done | Discard | RetryAfter | Failure | NotBegun
 
@@ -47,55 +53,64 @@ class Invoker:
 
     context: Callable[[], AbstractContextManager[Any]]
     options: Mapping[str, signal.ReceiverOptions]
-    policy: Policy
     clock: Clock
     missing_after: timedelta
     sender: object
     """Of the lifecycle signals that are sent here."""
 
     def invoke(self, lease: Lease, transaction: Transaction | None = None) -> Answer:
-        """The receiver's answer; what it raises is a Failure. ``transaction`` is for a receiver that takes one.
+        """The receiver's answer; whatever it raises is a Failure. ``transaction`` is for a receiver that takes one.
 
         Raises only what is the database's trouble and not the receiver's.
         """
         subscription = find_subscription(lease)
         if subscription is None:
             return self._without_receiver(lease)
-        if refusal := self._refusal(lease):
-            return refusal
-        try:
-            event = signal.decode(lease.type, lease.version, lease.data)
-        except ValueError as error:
-            return Failure(Outcome.BUG, storable(f"undecodable event: {error}"), final=True)
-        return self._call(subscription, lease, event, transaction)
-
-    def _refusal(self, lease: Lease) -> Failure | None:
-        """Why the receiver is not called: earlier attempts ended without a result."""
         if lease.in_doubt and self.options[lease.receiver].hold_unknown:
             return Failure(None, "its last attempt's outcome is unknown; retry it, or discard it", final=True)
-        if lease.expired and self.policy.wait(lease.spent, Outcome.UNKNOWN) is None:
-            return Failure(None, "given up: its attempts end without a result, as if it killed the process", final=True)
-        return None
+        if fate := self._fate(lease, lease.unknown):
+            return Failure(None, fate, final=True)
+        try:
+            event = signal.decode(lease.type, lease.version, lease.data)
+        except BaseException as error:  # decode's own ValueError, or whatever the event's class raises
+            return Failure(Outcome.BUG, storable(f"undecodable event: {words_of(error)}"), final=True)
+        return self._call(subscription, lease, event, transaction)
+
+    def _failed(self, lease: Lease, error: AttemptFailed) -> Failure:
+        if error.outcome is not Outcome.UNKNOWN:
+            return Failure(error.outcome, storable(words_of(error)), code=error.code, enhanced=error.enhanced)
+        if fate := self._fate(lease, lease.unknown + 1):
+            return Failure(error.outcome, storable(f"{fate}. {words_of(error)}"), final=True)
+        return Failure(error.outcome, storable(words_of(error)), final=self.options[lease.receiver].hold_unknown)
+
+    def _fate(self, lease: Lease, unknown: int) -> str | None:
+        """Why it is given up after so many unknown attempts; None where it may be tried again."""
+        limit = self.options[lease.receiver].unknown_limit
+        if limit is None or unknown < limit:
+            return None
+        return f"its fate is unknown: up to {unknown} copies may have arrived; retry it, or discard it"
 
     def _call(
         self, subscription: signal.Subscription, lease: Lease, event: signal.Event, transaction: Transaction | None
     ) -> Answer:
+        lease.running = True
         try:
             with self.context(), caused_by(lease):
                 answer = subscription.receiver(lease.source, **_arguments(subscription, lease, event, transaction))
                 if transaction is not None:
                     transaction.flush()
+                return _checked(answer)
         except AttemptFailed as error:
-            held = error.outcome is Outcome.UNKNOWN and self.options[lease.receiver].hold_unknown
-            return Failure(error.outcome, storable(str(error)), final=held)
+            return self._failed(lease, error)
         except DatabaseUnavailable as error:  # no fault of this delivery's
-            return RetryAfter(DATABASE_WAIT_SECONDS, str(error))
-        except Exception as error:
+            return RetryAfter(DATABASE_WAIT_SECONDS, words_of(error))
+        except BaseException as error:  # foreign code may raise SystemExit too, and this thread serves others
             if transaction is not None and transaction.dialect.is_transient(error):
                 raise
             lifecycle.report(lifecycle.receiver_raised, self.sender, lease=lease, error=error)
             return bug(error)
-        return _checked(answer)
+        finally:
+            lease.running = False
 
     def _without_receiver(self, lease: Lease) -> Answer:
         """Neither silence nor an endless loop, and no attempt spent: a newer version of the code may have it."""
@@ -106,8 +121,14 @@ class Invoker:
         return RetryAfter(MISSING_RECEIVER_WAIT_SECONDS, reason)
 
 
-def bug(error: Exception) -> Failure:
-    return Failure(Outcome.BUG, storable(f"{type(error).__name__}: {error}"))
+def undone(error: BaseException) -> RetryAfter:
+    """The answer for a receiver whose transaction could not be committed: no attempt was spent."""
+    reason = error.reason if isinstance(error, DatabaseUnavailable) else described(error)
+    return RetryAfter(UNSTORED_WAIT_SECONDS, f"what it did can't be stored: {reason}".partition("\n")[0])
+
+
+def bug(error: BaseException) -> Failure:
+    return Failure(Outcome.BUG, storable(described(error)))
 
 
 def find_subscription(lease: Lease) -> signal.Subscription | None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import ColumnElement, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from app.bus.tables import Attempt, Delivery, OperatorAct, StoredEvent
+from app.bus.tables import ActDelivery, Attempt, Delivery, StoredEvent
 from app.db import Database, Transaction
 from app.states import DeliveryState
 
@@ -16,6 +16,8 @@ BATCH = 200
 
 def prune(database: Database, keep: timedelta, batches: int | None = None) -> int:
     """Delete events older than ``keep``, with their deliveries and attempts. Returns how many events.
+
+    What operators did is kept: an act forgets only which deliveries it touched.
 
     ``batches`` is how many at the most, each a transaction of its own. An event stays while one of its deliveries is
     waiting, running or dead, or ended less than ``keep`` ago.
@@ -55,16 +57,18 @@ def _prune_batch(transaction: Transaction, keep: timedelta, last: int) -> tuple[
     deliveries = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids))
     for statement in (
         delete(Attempt).where(Attempt.delivery_id.in_(deliveries)),
+        delete(ActDelivery).where(ActDelivery.delivery_id.in_(deliveries)),
         delete(Delivery).where(Delivery.event_id.in_(ids)),
         delete(StoredEvent).where(StoredEvent.event_id.in_(ids)),
-        delete(OperatorAct).where(OperatorAct.acted_at < cutoff),
     ):
         session.execute(statement.execution_options(synchronize_session=False))
     return len(ids), found[-1].position if len(found) == BATCH else None
 
 
 def _lock_unneeded(session: Session, ids: list[str], needed: ColumnElement[bool]) -> list[str]:
-    """Lock the events' deliveries, and look again: on PostgreSQL a person may have retried one since it was read."""
+    """Lock the events and their deliveries, and look again: on PostgreSQL a person may have retried or replayed one
+    since it was read."""
+    session.execute(select(StoredEvent.position).where(StoredEvent.event_id.in_(ids)).with_for_update())
     locked = select(Delivery.delivery_id).where(Delivery.event_id.in_(ids)).order_by(Delivery.delivery_id)
     session.execute(locked.with_for_update())
     spared = set(session.scalars(select(Delivery.event_id).where(Delivery.event_id.in_(ids), needed)))

@@ -9,11 +9,12 @@ from datetime import timedelta
 
 from sqlalchemy.exc import DBAPIError
 
-from app.bus import heartbeats, lifecycle
-from app.bus.troubles import DISPATCHING, Cause, Limits, Readiness, Trouble, examine
+from app.bus import heartbeats, lifecycle, queries
+from app.bus.troubles import DISPATCHING, MOST_COUNTED, Cause, Limits, Outage, Readiness, Trouble, examine
 from app.db import Database
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import subscriptions
+from app.translatable import Translatable
 from config import Settings
 
 ANSWER_SECONDS = 3.0
@@ -30,8 +31,13 @@ GRACE_SECONDS = 5.0
 """After the process' start, and after an outage of the database, dispatchers have so long to come back before it is
 reported that none is alive, or that deliveries are overdue."""
 
-SEE_TO_THE_DATABASE = "see that it runs, and that DATABASE_URL names it"
-SEE_TO_WRITING = "see that its disk has room, that this service may write, and that DATABASE_URL names the primary"
+STILL_SECONDS = 60.0
+"""Between lines about an outage that lasts."""
+
+SEE_TO_THE_DATABASE = Translatable("see that it runs, and that DATABASE_URL names it")
+SEE_TO_WRITING = Translatable(
+    "see that its disk has room, that this service may write, and that DATABASE_URL names the primary"
+)
 
 
 class _Look:
@@ -68,6 +74,10 @@ class Watch:
         self._lock = threading.Lock()
         self._latest: _Look | None = None
         self._reported: dict[tuple[Cause, str | None], Trouble] = {}
+        self._outages: dict[str, Outage] = {}
+        """Of receivers' backends, as they were seen last."""
+        self._told_at: dict[str, float] = {}
+        """When the outage was last told of, by the monotonic clock."""
         self._grace_ends = time.monotonic() + GRACE_SECONDS
 
     def look(self) -> Readiness:
@@ -86,10 +96,41 @@ class Watch:
             lifecycle.report(lifecycle.trouble_ended, self._sender, trouble=trouble)
         return readiness
 
-    def run(self, stopped: threading.Event) -> None:
-        """Look and report now and then, until the event is set: nobody need ask."""
+    def run(self, stopped: threading.Event, dispatcher: str) -> None:
+        """Look and report now and then, until the event is set: nobody need ask. Of the dispatchers that are alive,
+        the first by name tells of backends' outages: one line for all processes."""
         while not stopped.wait(self.pause_seconds):
-            self.look_and_report()
+            self.report_outages(self.look_and_report(), dispatcher)
+
+    def report_outages(self, readiness: Readiness, dispatcher: str) -> None:
+        """Report by lifecycle signals which backends were lost, are lost still, and are back. For one thread."""
+        if not readiness.is_complete:
+            return
+        tells = dispatcher == min((each.name for each in readiness.dispatchers), default=dispatcher)
+        present = {outage.receiver: outage for outage in readiness.outages}
+        for receiver in self._outages.keys() - present.keys():
+            self._report_back(self._outages.pop(receiver), tells)
+        for receiver, outage in present.items():
+            known = receiver in self._outages
+            self._outages[receiver] = outage
+            now = self.database.clock.monotonic()
+            if known and (now - self._told_at[receiver] < STILL_SECONDS or not outage.waiting):
+                continue
+            self._told_at[receiver] = now
+            if tells:
+                signal = lifecycle.backend_still_lost if known else lifecycle.backend_lost
+                lifecycle.report(signal, self._sender, outage=outage)
+
+    def _report_back(self, outage: Outage, tells: bool) -> None:
+        if not tells:
+            return
+        lasted = self.database.clock.now() - outage.since
+        try:
+            with self.database.read() as session:
+                waiting = queries.count_unfinished(session, outage.receiver, MOST_COUNTED)
+        except (DatabaseUnavailable, DBAPIError):
+            waiting = outage.waiting
+        lifecycle.report(lifecycle.backend_back, self._sender, outage=outage, lasted=lasted, waiting=waiting)
 
     # One look for all who ask at the same time
 
@@ -100,16 +141,21 @@ class Watch:
                 threading.Thread(target=self._examine, args=[self._latest], name="readiness", daemon=True).start()
             return self._latest
 
-    @staticmethod
-    def _answer(look: _Look) -> Readiness:
+    def _answer(self, look: _Look) -> Readiness:
         waited = time.monotonic() - look.began
         if look.ended.wait(max(0.0, ANSWER_SECONDS - waited)):
             return look.readiness
         found, waited = look.readiness, time.monotonic() - look.began
+        if look.writes and (trouble := self.database.trouble):
+            return _unwritable(found, *_unwritten(trouble))
         if look.writes:
-            text = f"the database can be read, but has not taken a write for {waited:.0f} s; {SEE_TO_WRITING}"
+            text = Translatable(
+                "the database can be read, but has not taken a write for %(time)s", time=f"{waited:.0f} s"
+            )
+            text = text.then(SEE_TO_WRITING)
             return _unwritable(found, text)
-        text = f"the database has not answered for {waited:.0f} s; {SEE_TO_THE_DATABASE}"
+        text = Translatable("the database has not answered for %(time)s", time=f"{waited:.0f} s")
+        text = text.then(SEE_TO_THE_DATABASE)
         return _with(found, Trouble(Cause.DATABASE_UNREACHABLE, text))
 
     def _examine(self, look: _Look) -> None:
@@ -119,7 +165,7 @@ class Watch:
                 look.writes = True
                 look.readiness = self._write(look.readiness)
         except Exception as error:
-            text = "the check of readiness itself failed; /readyz logs its traceback"
+            text = Translatable("the check of readiness itself failed; /readyz logs its traceback")
             look.readiness = _with(look.readiness, Trouble(Cause.CHECK_FAILED, text, repr(error), error=error))
         finally:
             look.ended.set()
@@ -132,7 +178,7 @@ class Watch:
                 return examine(session, self.database.clock.now(), self._limits, subscriptions())
         except (DatabaseUnavailable, DBAPIError) as error:
             words, detail = _words(error, SEE_TO_THE_DATABASE)
-            text = f"the database can't be read: {words}"
+            text = Translatable("the database can't be read: %(words)s", words=words)
             return _with(nothing, Trouble(Cause.DATABASE_UNREACHABLE, text, detail))
         except AppError as error:
             return _with(nothing, Trouble(Cause.SCHEMA_DIFFERS, str(error)))
@@ -148,9 +194,7 @@ class Watch:
         try:
             self.database.transact(lambda transaction: heartbeats.probe(transaction, name))
         except (DatabaseUnavailable, DBAPIError) as error:
-            words, detail = _words(error, SEE_TO_WRITING)
-            text = f"the database can be read, but not written: {words}"
-            return _unwritable(found, text, detail)
+            return _unwritable(found, *_unwritten(error))
         return found
 
     # Changes
@@ -178,6 +222,11 @@ def _unwritable(found: Readiness, text: str, detail: str = "") -> Readiness:
     return replace(found, troubles=(Trouble(Cause.DATABASE_UNWRITABLE, text, detail),), is_complete=False)
 
 
+def _unwritten(error: DatabaseUnavailable | DBAPIError) -> tuple[str, str]:
+    words, detail = _words(error, SEE_TO_WRITING)
+    return Translatable("the database can be read, but not written: %(words)s", words=words), detail
+
+
 def _words(error: DatabaseUnavailable | DBAPIError, cure: str) -> tuple[str, str]:
     """The database's words that anybody may read, with the cure, and those that may name hosts and users.
 
@@ -188,4 +237,4 @@ def _words(error: DatabaseUnavailable | DBAPIError, cure: str) -> tuple[str, str
         error.__cause__ = cause
     error.cure = error.cure or cure
     public = error.public_reason
-    return (public, "") if public is not None else (f"it gives no connection; {cure}", error.reason)
+    return (public, "") if public is not None else (Translatable("it gives no connection").then(cure), error.reason)

@@ -1,24 +1,24 @@
-"""flask bus: run a dispatcher; see, retry, discard and prune deliveries."""
+"""flask bus: run a dispatcher, see what waits, forget what is old. Deliveries and acts have files of their own."""
 
-import contextlib
-import getpass
-import os
 import signal
+import sys
 import threading
-from datetime import UTC
-from typing import Any
+import time
+from collections.abc import Iterator
 
 import click
 from flask import current_app
 
-from app.bus import Filter, operate, queries
+from app import current
+from app.bus import Role, delivers_by
+from app.bus.status import Status, sentence
+from app.bus.troubles import Cause
 from app.cli import output
-from app.cli.group import Group, any_bus, bus, database
-from app.db import iso
-from app.engine import InProcessEngine
-from app.errors import DatabaseUnavailable
+from app.cli.group import Group, bus, check_there, one_line_errors
+from app.db import iso, schema
+from app.engine import Engine
+from app.errors import AppError, DatabaseUnavailable
 from app.observe import logs
-from app.states import DeliveryState, Outcome
 
 STOP_CHECK_SECONDS = 1
 
@@ -26,108 +26,109 @@ bus_group = Group("bus", help="Run a dispatcher, and see to deliveries.")
 
 
 @bus_group.command("run")
-def run() -> None:
-    """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many."""
-    logs.announce()
-    engine: InProcessEngine = current_app.extensions["engine"]
-    with contextlib.suppress(DatabaseUnavailable):  # the dispatcher itself waits until the database is back
-        database()
+@click.option("--anyway", is_flag=True, help="Deliver mail by the settings of this shell, whatever was used before.")
+def run(anyway: bool) -> None:
+    """Dispatch until SIGTERM or Ctrl-C. As many as you like may run, on one machine or, with PostgreSQL, on many.
+
+    Refuses to start where it would deliver mail by another backend or server than the dispatchers before it.
+    """
+    logs.announce(current.bus().settings)
+    engine: Engine = current_app.extensions["engine"]
+    try:
+        schema.prepare(current.database())
+    except DatabaseUnavailable:
+        pass  # the dispatcher itself waits until the database is back
+    except AppError as error:
+        logs.fail(error)  # as a service tells it: in JSON where the log is JSON
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    engine.start()
+    worker = engine.start(anyway=anyway, waits=False)
     while engine.alive and not stop.wait(STOP_CHECK_SECONDS):
         pass
-    if not engine.stop():
-        raise click.ClickException("some receivers were still running; their deliveries will be tried again")
+    ended_by_itself = not stop.is_set()
+    finished = engine.stop()
+    if worker.refusal:
+        logs.fail(worker.refusal)
+    if ended_by_itself:
+        logs.fail("the dispatcher ended by itself; see its log, and start it again")
+    if not finished:
+        logs.fail("some receivers were still running; their deliveries will be tried again")
 
 
 @bus_group.command("status")
-def status() -> None:
-    """Whether the service is ready, or why not; which dispatchers are alive; what is waiting or dead."""
-    readiness = any_bus().watch.look()
-    if not readiness.is_read:
-        raise click.ClickException("; ".join(map(str, readiness.reasons)))
-    for trouble in readiness.reasons:
-        output.line(f"not ready: {trouble}")
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=2, show_default=True, help="Of --watch, in seconds."
+)
+@output.json_option
+def status(watch: bool, interval: float, as_json: bool) -> None:
+    """Whether the service is ready, or why not; who dispatches; for each receiver what waits, failed, died, and why.
+
+    Exit code 1 where the database can't be read, so that nothing is known of it.
+    """
+    if not watch:
+        if not _show_status(as_json):
+            sys.exit(1)
+        return
+    try:
+        while True:
+            _show_again(as_json)
+            time.sleep(interval)
+    except KeyboardInterrupt:
+        if not as_json:
+            output.line()
+
+
+def _show_again(as_json: bool) -> None:
+    """One picture of a row of them: what keeps one from being taken is shown in its place."""
+    output.clear()
+    try:
+        with one_line_errors():
+            _show_status(as_json)
+    except click.ClickException as error:
+        output.line(f"error: {error.message}")
+    if not as_json:
+        output.line()
+
+
+def _show_status(as_json: bool) -> bool:
+    """Returns whether it could look. Raises ClickException instead, unless as JSON."""
+    check_there(current.database())
+    found = current.bus().status()
+    if as_json:
+        output.document(found.as_json())
+        return found.readiness.is_read
+    if not found.readiness.is_read:
+        raise click.ClickException("; ".join(map(str, found.readiness.reasons)))
+    for text in _status_lines(found):
+        output.line(text)
+    return True
+
+
+def _status_lines(found: Status) -> Iterator[str]:
+    readiness = found.readiness
+    yield f"{found.at:%Y-%m-%d %H:%M:%S} UTC"
+    yield from (f"not ready: {trouble}" for trouble in readiness.reasons)
     if not readiness.reasons:
-        output.line("ready")
-    for trouble in readiness.warnings:
-        output.line(f"warning: {trouble}")
-    for dispatcher in readiness.dispatchers:
-        output.line(f"dispatcher {dispatcher.name}, since {iso(dispatcher.started_at)}")
-    with database().read() as session:
-        waiting = queries.backlog(session)
-    output.table(
-        ["receiver", "state", "deliveries", "oldest"],
-        [[row.receiver, row.state, row.deliveries, row.since] for row in waiting],
-        empty="nothing is waiting, and nothing is dead",
-    )
-
-
-def _filter_options(command: Any) -> Any:
-    """Decorator: the options that select deliveries, named as the fields of Filter, and ``yes``."""
-    states = [DeliveryState.READY.value, DeliveryState.DEAD.value, DeliveryState.DISCARDED.value]
-    outcomes = [outcome.value for outcome in Outcome]
-    for option in (
-        click.option("--delivery", "delivery_id", type=click.IntRange(0, 2**63 - 1), help="This delivery only."),
-        click.option("--state", type=click.Choice(states)),
-        click.option("--receiver"),
-        click.option("--type", "event_type", help="Of event, such as OrderCreated."),
-        click.option("--order", "order_id"),
-        click.option("--user", "user_id"),
-        click.option("--older-than", type=click.DateTime(), help="Made before this time, in UTC."),
-        click.option("--outcome", type=click.Choice(outcomes), help="Of the latest attempt."),
-        click.option("--reason", help="Text that the reason contains."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
-    ):
-        command = option(command)
-    return command
-
-
-@bus_group.command("retry")
-@_filter_options
-def retry(yes: bool, **conditions: Any) -> None:
-    """Make dead and discarded deliveries due again, with a new budget of attempts. Says first how many."""
-    if selected := _confirmed("retry", conditions, yes):
-        output.line(f"retried {bus().retry(selected, by=_operator())}")
-
-
-@bus_group.command("discard")
-@_filter_options
-@click.option("--because", required=True, help="Why: kept with each delivery.")
-def discard(yes: bool, because: str, **conditions: Any) -> None:
-    """Give waiting and dead deliveries up for good. Says first how many."""
-    if not because.strip():
-        raise click.BadParameter("say why", param_hint="--because")
-    if selected := _confirmed("discard", conditions, yes):
-        output.line(f"discarded {bus().discard(selected, because, by=_operator())}")
+        yield "ready"
+    yield from (f"warning: {trouble}" for trouble in readiness.warnings)
+    is_told = any(trouble.cause is Cause.DISPATCHER_REFUSES for trouble in readiness.reasons)
+    if found.refused_here and not readiness.dispatchers and not is_told:
+        yield f"'flask bus run' would refuse here: {found.refused_here}"
+    for each in readiness.dispatchers:
+        by = f": mail {delivers_by.in_words(each.told)}" if each.told and not each.is_relay else ""
+        role = f", {each.role}" if each.role != Role.DISPATCHER else ""
+        yield f"dispatcher {each.name}{role}, since {iso(each.started_at)}{by}"
+    yield from (sentence(receiver, found.at) for receiver in found.receivers)
 
 
 @bus_group.command("prune")
-def prune() -> None:
+@output.json_option
+def prune(as_json: bool) -> None:
     """Forget finished events older than RETENTION_DAYS now; a dispatcher does so every hour. Orders are kept."""
-    output.line(f"forgot {bus().prune()} events")
-
-
-def _confirmed(action: str, conditions: dict[str, Any], yes: bool) -> Filter | None:
-    """The deliveries to act on, once a person has confirmed their number; None where there are none."""
-    if conditions["older_than"] is not None:
-        conditions["older_than"] = conditions["older_than"].replace(tzinfo=UTC)
-    selected = Filter(**conditions)
-    with database().read() as session:
-        count = operate.count(session, action, selected)
-    if count == 0:
-        output.line("no delivery matches")
-        return None
-    if not yes:
-        click.confirm(f"{action} {count} deliveries?", abort=True)
-    return selected
-
-
-def _operator() -> str:
-    """The author that an act is recorded with: the operating system's user."""
-    try:
-        return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError):  # a container may run as a user without a name
-        return f"cli:{os.getuid()}"
+    count = bus().prune()
+    if as_json:
+        output.document({"events": count})
+    else:
+        output.line(f"forgot {count} events")

@@ -1,5 +1,6 @@
-"""flask db: upgrade, show and check the database schema; back the database up, and restore it."""
+"""flask db: upgrade, show, check and revise the database schema; back the database up, and restore it."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import click
 from sqlalchemy import URL
 
+from app import current
 from app.cli import output
-from app.cli.group import Group, any_database
+from app.cli.group import Group
 from app.db import SCHEMA_REVISION, schema, sqlite_backup
 from app.db.sqlite_backup import Contents
 
@@ -20,17 +22,28 @@ ANY_FILE = click.Path(path_type=Path)
 
 
 @db_group.command("upgrade")
-def upgrade() -> None:
+@output.json_option
+def upgrade(as_json: bool) -> None:
     """Bring the schema up to date."""
-    schema.upgrade(any_database())
-    output.line(f"the schema is at {any_database().schema_revision()}")
+    before = current.database().schema_revision()
+    schema.upgrade(current.database())
+    after = current.database().schema_revision()
+    if as_json:
+        output.document({"revision": after, "before": before})
+    elif after == before:
+        output.line(f"the schema is at {after}; there was nothing to do")
+    else:
+        output.line(f"the schema is at {after}; now start the service, or start anew what runs with older code")
 
 
 @db_group.command("current")
-def current() -> None:
+@output.json_option
+def show_current(as_json: bool) -> None:
     """The revision that the database is at."""
-    found = any_database().schema_revision()
-    if found is None:
+    found = current.database().schema_revision()
+    if as_json:
+        output.document({"revision": found, "needed": SCHEMA_REVISION})
+    elif found is None:
         output.line("empty; run 'flask db upgrade'")
     elif found < SCHEMA_REVISION:
         output.line(f"{found}; this code needs {SCHEMA_REVISION}: run 'flask db upgrade'")
@@ -41,47 +54,81 @@ def current() -> None:
 
 
 @db_group.command("check")
-def check() -> None:
+@output.json_option
+def check(as_json: bool) -> None:
     """Fail when models and migrations differ."""
-    schema.check(any_database())
-    output.line("models and migrations agree")
+    schema.check(current.database())
+    if as_json:
+        output.document({"agree": True})
+    else:
+        output.line("models and migrations agree")
+
+
+@db_group.command("revision")
+@click.option("-m", "--message", required=True, help="What it changes: becomes its docstring and its file's name.")
+@click.option("--empty", is_flag=True, help="Without steps; write them yourself, to change rows for example.")
+@output.json_option
+def revision(message: str, empty: bool, as_json: bool) -> None:
+    """Write the next migration: the steps to the schema that the models have now."""
+    if not (re.search(r"\w", message) and message.isprintable() and not set(message) & set('"\\')):
+        raise click.BadParameter("write one line, without double quotes and backslashes", param_hint="-m")
+    file = schema.make_revision(message, empty=empty)
+    if file is None:
+        raise click.ClickException(
+            "models and migrations agree, so nothing was written; change a model first, one that the application "
+            "imports, or add --empty to write the steps yourself"
+        )
+    written = str(file.relative_to(schema.MIGRATIONS.parent))
+    if as_json:
+        output.document({"file": written})
+    else:
+        output.line(f"wrote {written}; read it, then run 'flask db upgrade'")
 
 
 @db_group.command("backup")
 @click.argument("to", type=ANY_FILE)
-def backup(to: Path) -> None:
+@output.json_option
+def backup(to: Path, as_json: bool) -> None:
     """Copy the SQLite database to the new file TO, while the service runs, and check the copy.
 
     Exits with 1, and leaves no file, when that can't be done.
     """
-    file = any_database().dialect.file
+    file = current.database().dialect.file
     if file is None:
         command = f"pg_dump --format=custom --file={shlex.quote(str(to))} {_postgresql_url()}"
         raise click.ClickException(f"PostgreSQL has its own: {command}")
     contents = sqlite_backup.back_up(file, to, _show_progress)
-    output.line(f"{to}: {_size(to)}, checked; {_shown(contents)}")
+    if as_json:
+        output.document({"file": str(to), "bytes": to.stat().st_size, "contents": contents})
+    else:
+        output.line(f"{to}: {_size(to)}, checked; {_shown(contents)}")
 
 
 @db_group.command("restore")
 @click.argument("source", metavar="FROM", type=ANY_FILE)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def restore(source: Path, yes: bool) -> None:
+@output.json_option
+def restore(source: Path, yes: bool, as_json: bool) -> None:
     """Put the backup FROM in the place of the SQLite database, once it is checked. Keeps the file that is there.
 
     Refuses while any process has the database open. An older schema is brought up to date.
     """
-    file = any_database().dialect.file
+    file = current.database().dialect.file
     if file is None:
         url = _postgresql_url()
         command = f"pg_restore --no-owner --exit-on-error --dbname={url} {shlex.quote(str(source))}"
         # Another server's transactions are numbered anew: without this, the feed would hold back what is restored.
         command += f" && psql {url} --command={shlex.quote(FORGET_TRANSACTIONS)}"
         raise click.ClickException(f"PostgreSQL has its own, into an empty database: {command}")
-    with sqlite_backup.restoring(any_database(), source, _show_progress) as found:
-        output.line(f"{source}: checked; {_shown(found.contents)}")
+    with sqlite_backup.restoring(current.database(), source, _show_progress) as found:
+        if not as_json:
+            output.line(f"{source}: checked; {_shown(found.contents)}")
         if not yes:
-            click.confirm(f"put it in the place of {file}?", abort=True)
+            output.confirm(f"put it in the place of {file}?")
         kept = found.replace()
+    if as_json:
+        output.document({"file": str(file), "kept": str(kept) if kept else None, "contents": found.contents})
+        return
     output.line(f"restored {file}" + (f"; what was there is {kept}" if kept else ""))
     if found.contents.unfinished:
         output.line(
@@ -108,6 +155,6 @@ def _show_progress(done: int, total: int) -> None:
 
 def _postgresql_url() -> str:
     """This database's, without its password: libpq takes that from ~/.pgpass or PGPASSWORD."""
-    url = any_database().url
+    url = current.database().url
     bare = URL.create("postgresql", url.username, None, url.host, url.port, url.database, url.query)
     return shlex.quote(str(bare))

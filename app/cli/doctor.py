@@ -1,4 +1,6 @@
-"""flask doctor: check the service's surroundings."""
+"""flask doctor: examine the service and its surroundings."""
+
+import sys
 
 import click
 from flask import current_app
@@ -9,11 +11,17 @@ from app.cli import output
 
 
 @click.command("doctor")
+@output.json_option
 @with_appcontext
-def doctor_command() -> None:
-    """Check everything that is easily forgotten; each finding with its cure."""
-    findings = doctor.examine(current_app._get_current_object())  # type: ignore[attr-defined]  # of LocalProxy
-    for finding in findings:
-        output.line(str(finding))
-    if any(finding.level == "wrong" for finding in findings):
-        raise SystemExit(1)
+def doctor_command(as_json: bool) -> None:
+    """Examine the service: its database, disk, mail server, dispatchers and outbox; and where this shell differs.
+
+    Exit code 0: nothing is wrong; 1: something is; 2: it could not look.
+    """
+    found = doctor.examine(current_app._get_current_object())  # type: ignore[attr-defined]  # of LocalProxy
+    if as_json:
+        output.document(found.as_json())
+    else:
+        for finding in found.findings:
+            output.line(str(finding))
+    sys.exit(found.exit_code)

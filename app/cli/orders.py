@@ -1,20 +1,23 @@
-"""flask orders: list orders, and show one with its timeline."""
+"""flask orders: list orders, show one with its timeline, put its address right, and send what was skipped."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from app import orders
-from app.bus import queries
+from app import current, orders
+from app.addresses import checked_email
+from app.bus import Filter, operate, queries
+from app.bus.operate import Chosen
 from app.cli import output
-from app.cli.group import Group, database
+from app.cli.deliveries import carry_out, no_wait_option, over_option, tell_nothing, yes_option
+from app.cli.group import Group, bus, database, operator
 from app.db import iso
-from app.states import NotificationStatus, OrderStatus
+from app.states import DeliveryState, NotificationStatus, OrderStatus
 
 COLUMNS = ("order_id", "user_id", "total_price", "email", "status", "notification", "created_at")
 
-orders_group = Group("orders", help="Look at orders.")
+orders_group = Group("orders", help="Look at orders, and put their addresses right.")
 
 
 @orders_group.command("list")
@@ -22,26 +25,112 @@ orders_group = Group("orders", help="Look at orders.")
 @click.option("--status", type=click.Choice([status.value for status in OrderStatus]))
 @click.option("--notification", type=click.Choice([status.value for status in NotificationStatus]))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-def list_orders(limit: int, **filters: Any) -> None:
-    """Orders, the newest first."""
+@output.json_option
+def list_orders(limit: int, as_json: bool, **filters: Any) -> None:
+    """Orders, the newest first; where a notification is not sent, the reason."""
     with database().read() as session:
-        page, next_cursor = orders.list_orders(session, **filters, limit=limit)
-    output.table(COLUMNS, [[getattr(order, name) for name in COLUMNS] for order in page], empty="no orders")
-    if next_cursor:
+        page = orders.list_orders(session, **filters, limit=limit)
+        unsent = [order.order_id for order in page.orders if order.notification is not NotificationStatus.SENT]
+        reasons = orders.notification_reasons(session, unsent)
+    rows = [as_mapping(order) | {"reason": reasons.get(order.order_id)} for order in page.orders]
+    if as_json:
+        output.document({"orders": rows, "next_cursor": page.cursor})
+        return
+    columns = (*COLUMNS, "reason") if reasons else COLUMNS
+    output.table(columns, [[row[name] for name in columns] for row in rows], empty="no orders")
+    if page.cursor:
         output.line(f"and more; --limit {limit * 2} shows them")
 
 
 @orders_group.command("show")
 @click.argument("order_id")
-def show_order(order_id: str) -> None:
+@output.json_option
+def show_order(order_id: str, as_json: bool) -> None:
     """An order and all that happened to it."""
     with database().read() as session:
         order = orders.find_order(session, order_id)
         timeline = queries.timeline(session, order_id)
+    if as_json:
+        output.document(as_mapping(order) | {"timeline": timeline})
+        return
     output.record(order)
     for event in timeline:
         for text in _event_lines(event):
             output.line(text)
+
+
+@orders_group.command("set-email")
+@click.argument("order_id")
+@click.argument("address")
+@output.json_option
+def set_email(order_id: str, address: str, as_json: bool) -> None:
+    """Let the order's mails go to ADDRESS, from the next try on. Says how to send what was skipped for want of one."""
+    address = checked_address(address)
+    changed = orders.set_order_email(bus(), order_id, address, by=operator())
+    given_up = Filter(order_id=order_id, receiver=orders.NOTIFICATION, state=DeliveryState.DEAD.value)
+    with database().read() as session:
+        count = operate.count(session, "retry", given_up)
+    if as_json:
+        told = {"order_id": order_id, "email": address, "changed": changed, "given_up": count}
+        output.document(told | {"skipped": count_skipped()})
+        return
+    output.line(f"order {order_id}: {address}")
+    if count:
+        output.line(f"to send what was given up ({count}): flask bus retry {given_up.options()}")
+    offer_to_send_skipped()
+
+
+@orders_group.command("send-skipped")
+@click.option("--order", "order_id", help="Only this order's.")
+@click.option("--user", "user_id", help="Only this user's.")
+@over_option
+@yes_option
+@no_wait_option
+@output.json_option
+def send_skipped(yes: bool, no_wait: bool, as_json: bool, **conditions: Any) -> None:
+    """Send the notifications that were skipped for want of an address, where there is one now. Says first how many."""
+    chosen = _skipped(**conditions)
+    if len(chosen) == 0:
+        tell_nothing("nothing was skipped that has an address now", as_json=as_json)
+        return
+    carry_out(
+        lambda on_progress: bus().carry_out(chosen, on_progress),
+        len(chosen),
+        action="retry",
+        question=f"send {len(chosen)} notifications?",
+        yes=yes,
+        waits=not no_wait,
+        as_json=as_json,
+    )
+
+
+def checked_address(address: str) -> str:
+    """The address, normalised. Raises ClickException."""
+    try:
+        return checked_email(address)
+    except ValueError as problem:
+        raise click.ClickException(f"ADDRESS: {problem}") from problem
+
+
+def offer_to_send_skipped() -> None:
+    """Print the command that sends all that was skipped and has an address now, where there is any."""
+    if count := count_skipped():
+        output.line(f"to send what was skipped and has an address now ({count}): flask orders send-skipped")
+
+
+def count_skipped() -> int:
+    """How many notifications, of all orders, were skipped for want of an address and have one now."""
+    return len(_skipped())
+
+
+def _skipped(**conditions: Any) -> Chosen:
+    with database().read() as session:
+        return orders.choose_skipped(session, current.settings().user_email_domain, operator(), **conditions)
+
+
+def as_mapping(row: Any) -> dict[str, Any]:
+    """A row of a table, by its columns' names."""
+    return {column.name: getattr(row, column.name) for column in row.__table__.columns}
 
 
 def _event_lines(event: dict[str, Any]) -> Iterator[str]:
@@ -58,6 +147,10 @@ def _delivery_lines(delivery: dict[str, Any]) -> Iterator[str]:
     yield f"    → {delivery['receiver']}  {delivery['state']}  (delivery {number}){reason}"
     for attempt in delivery["attempts"]:
         yield f"        {iso(attempt['ended_at'])}  {attempt['outcome']}{_after_colon(attempt['detail'])}"
+        if attempt["why"]:
+            yield f"            why then: {attempt['why']}"
+    if delivery["due_because"] and delivery["due_at"]:
+        yield f"        {iso(delivery['due_at'])}  next try: {delivery['due_because']}"
 
 
 def _after_colon(text: str | None) -> str:

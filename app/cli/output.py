@@ -4,8 +4,12 @@ Mail servers, clients, operators and exceptions choose much of what a command sh
 colour, move or rename the reader's terminal.
 """
 
+import json
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import click
@@ -15,10 +19,27 @@ from app.text import printable
 
 MISSING = "–"
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+"""Decorator: the option of every command that ends by itself. With it, ``document`` prints all that is on stdout."""
+
 
 def line(text: str = "") -> None:
     """Print one line. A line break in ``text`` is a control character too."""
     click.echo(printable(text))
+
+
+def confirm(question: str) -> None:
+    """Ask on stderr: stdout has the result alone. Raises Abort where the answer is no."""
+    try:
+        click.confirm(printable(question), abort=True, err=True)
+    finally:
+        if not sys.stdin.isatty():  # an answer from a pipe is not seen, nor is the end of its line
+            click.echo(err=True)
+
+
+def clear() -> None:
+    """Clear the terminal; nothing where the output is none."""
+    click.clear()
 
 
 def record(row: Any) -> None:
@@ -43,6 +64,22 @@ def shown(value: Any) -> str:
     if value is None:
         return MISSING
     return iso(value) if isinstance(value, datetime) else str(value)
+
+
+def document(value: Any) -> None:
+    """Print one JSON document, in ASCII: no control character of a foreign text reaches the terminal."""
+    click.echo(json.dumps(value, default=_jsonable, ensure_ascii=True))
+
+
+def _jsonable(value: Any) -> Any:
+    """Times in ISO 8601, decimals as they are written, a dataclass as an object."""
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, Decimal):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def printable_lines(text: str) -> str:

@@ -4,7 +4,7 @@ from app.clock import iso
 from app.db.columns import Base, Money, UtcTime, table
 from app.db.database import SCHEMA_REVISION, Database
 from app.db.dialect import Dialect, Listener, dialect_of
-from app.db.prepared import Prepared, Reader, money, utc
+from app.db.prepared import Prepared, Reader, Runner, money, utc
 from app.db.sqlite import driver_module as sqlite_module
 from app.db.sqlite_file import pin as pin_file
 from app.db.transaction import Transaction
@@ -18,6 +18,7 @@ __all__ = [
     "Money",
     "Prepared",
     "Reader",
+    "Runner",
     "Transaction",
     "UtcTime",
     "dialect_of",

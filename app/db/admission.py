@@ -41,11 +41,15 @@ class Admission:
 
     def may_wait(self, began: float, seconds: float = 0) -> bool:
         """Whether the transaction that began to wait then may wait so much longer."""
-        now = time.monotonic()
-        if now + seconds > began + self._timeout_seconds:
+        if self.is_overdue(began, seconds):
             return False
+        now = time.monotonic()
         is_stuck = now - self._last_end > STUCK_SECONDS
         return not is_stuck or sum(other < began for other in list(self._admitted)) < WAITING_WHEN_STUCK
+
+    def is_overdue(self, began: float, seconds: float = 0) -> bool:
+        """Whether the time of the transaction that began to wait then is over, or will be so much later."""
+        return time.monotonic() + seconds > began + self._timeout_seconds
 
     def transaction_ended(self) -> None:
         self._last_end = time.monotonic()

@@ -1,50 +1,61 @@
-"""The way to the database: ``transact`` for all writes, ``read`` and ``autocommit`` for everything else."""
+"""The way to the database: ``transact`` for all writes, ``read`` and ``query`` for everything else."""
 
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
-from blinker import Signal
-from sqlalchemy import Connection, Engine, make_url, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy import Connection, Engine, ExceptionContext, event, make_url, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.clock import Clock
 from app.db.admission import Admission
-from app.db.dialect import Dialect, unavailable
+from app.db.dialect import CONDEMNING, NO_DEADLINE, Dialect, unavailable
 from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
 from app.db.prepared import Reader
 from app.db.sqlite import SQLite
-from app.db.transaction import AddedRows, Transaction, in_transaction
-from app.errors import NestedTransaction, SchemaAhead, SchemaBehind
+from app.db.transaction import Postponed, Transaction, in_transaction
+from app.errors import DatabaseUnavailable, NestedTransaction, SchemaAhead, SchemaBehind
 
 T = TypeVar("T")
 
-SCHEMA_REVISION = "0002"
-"""The newest revision in migrations/, stated here so that a start need not load Alembic. A test compares them."""
+MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
 
-IDLE_WRITERS = 8
-"""How many connections are kept ready for the next transactions. SQLite, which has one writer, needs one."""
+SCHEMA_REVISION = max(file.name[:4] for file in MIGRATIONS.glob("versions/[0-9]*.py"))
+"""The newest revision in migrations/, by its files' names: a start need not load Alembic. A test compares them."""
+
+IDLE_CONNECTIONS = 8
+"""How many connections are kept ready, at most, for the next transactions, and for the next queries. Of the first,
+SQLite, which has one writer, needs one."""
 
 
 class Database:
-    """The way to the database. ``timeout`` is how many seconds a write may wait."""
+    """The way to the database. ``timeout`` is how many seconds a write or a read may wait for it; ``pool_size`` is how
+    many connections to PostgreSQL this process has at most, beside a listener's."""
 
     def __init__(self, url: str, *, clock: Clock | None = None, timeout: float = 10, pool_size: int = 20) -> None:
         self.url = make_url(url)
         self.clock = clock or Clock()
         self.timeout = timeout
-        self.committed = Signal(
-            "Sent after a commit, in the leader's thread; `facts` are the Transaction.facts of its works."
-        )
+        self.on_commit: Callable[[list[dict[str, Any]]], object] | None = None
+        """Called after a commit, in the leader's thread, with the Transaction.facts of its works. The bus sets it."""
         self.before_work: Callable[[Transaction], None] | None = None
         """Called before each work, in the context that it runs in. The bus sets it to ``outbox.record_into``, so that
         ``signal.send`` finds the transaction."""
         chosen = SQLite if self.url.get_backend_name() == "sqlite" else PostgreSQL
         self.dialect: Dialect = chosen(self.url, timeout, pool_size)
+        self._most_idle = min(IDLE_CONNECTIONS, max(1, pool_size // 4))  # of each kind; as many remain for sessions
+        self._generation = 0
+        """Of connections: those of an earlier one are used no more."""
+        event.listen(self.engine, "connect", self._note_generation)
+        event.listen(self.engine, "checkout", self._check_generation)
+        event.listen(self.engine, "checkin", self._close_outdated)
+        event.listen(self.engine, "handle_error", self._tell_sqlalchemy)
+        self._autocommit = self.engine.execution_options(**self.dialect.autocommit)
         reading = self.engine.execution_options(**self.dialect.snapshot)
         self._reading_session = sessionmaker(reading, expire_on_commit=False, info={"dialect": self.dialect})
         self._start_afresh()
@@ -53,6 +64,7 @@ class Database:
         self.admission = Admission(self.timeout)
         self.group_commit = GroupCommit(self.run_batch, self.dialect, self.admission)
         self._idle_writers: deque[Connection] = deque()
+        self._idle_readers: deque[Connection] = deque()
         self.written_at = float("-inf")
         """When this process last committed, by the clock's ``monotonic``."""
 
@@ -69,6 +81,12 @@ class Database:
         """How often of late another process held the write lock when this one wanted it, from 0 to 1."""
         return self.dialect.write_contention
 
+    @property
+    def trouble(self) -> DatabaseUnavailable | None:
+        """What the writes that wait have met last; None where the latest was committed."""
+        error = self.group_commit.trouble
+        return None if error is None else unavailable(self.dialect, error)
+
     def transact(self, work: Callable[[Transaction], T], lock_order: str | None = None) -> T:
         """Run ``work(transaction)`` in one write transaction, and return what it returns once that is durable.
 
@@ -76,33 +94,37 @@ class Database:
         PostgreSQL ends the transaction to resolve a deadlock, and when another work that shares it fails. So it must
         have no effects outside the transaction.
 
-        ``lock_order`` is the key of the rows that the work locks. Works that share a transaction run in its order, so
-        that they cause no deadlock with those of other processes. On PostgreSQL, a work without one shares none.
+        ``lock_order`` is the key of the row that the work locks, a unique key that it inserts included. Works that
+        share a transaction run in its order, so that they cause no deadlock with those of other processes; what a work
+        locks beyond that row, it postpones (Transaction.postpone). On PostgreSQL, a work without one shares none.
 
         Raises DatabaseUnavailable after ``timeout``, and sooner while the database is stuck and others wait for it;
-        NestedTransaction inside another transaction.
+        NestedTransaction inside another transaction. A work without a lock order may take longer in all, though each
+        of PostgreSQL's answers may not. After an error that tells of an answer that did not come, the transaction may
+        have been committed: what is done again must be done as if it were the first time.
         """
         if in_transaction():
             raise NestedTransaction
-        with self.admission.admitted() as began:
-            mine = Work(work, lock_order, began)
-            self.group_commit.submit(mine)
-            committed = self.group_commit.wait(mine)
-        self._notify(committed)
+        with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):
+            with self.admission.admitted() as began:
+                mine = Work(work, lock_order, began)
+                self.group_commit.submit(mine)
+                committed = self.group_commit.wait(mine)
+            self._notify(committed)
         return cast(T, mine.outcome())
 
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
         """One write transaction. The works are taken when it holds the write lock, so that late ones are among them."""
-        with self.dialect.write_queue(), self._writer() as connection:
+        with self.dialect.write_queue(), self._kept(self.engine, self._idle_writers) as connection:
             self.dialect.begin_write(connection.connection.dbapi_connection)
             works = take_works()
-            now, added_rows = self.clock.now(), AddedRows()
+            now, postponed = self.clock.now(), Postponed()
             for work in sorted(works, key=lambda work: work.lock_order or ""):
-                transaction = Transaction(connection, self.dialect, now, added_rows)
+                transaction = Transaction(connection, self.dialect, now, postponed)
                 work.run(transaction, self.before_work)
-            transaction.insert_rows()
+            transaction.write_postponed()
             self.commit(connection)
-            self.dialect.check_commit()
+            self.dialect.check_file()
             self.written_at = self.clock.monotonic()
 
     def commit(self, connection: Connection) -> None:
@@ -114,50 +136,96 @@ class Database:
 
     def _notify(self, works: list[Work]) -> None:
         """A leader reports for all whose works it committed: one wake-up for all."""
-        if facts := [work.facts for work in works if work.facts and work.error is None]:
-            self.committed.send(self, facts=facts)
+        facts = [work.facts for work in works if work.facts and work.error is None]
+        if facts and self.on_commit is not None:
+            self.on_commit(facts)
 
     @contextlib.contextmanager
-    def _writer(self) -> Iterator[Connection]:
-        """A connection for one transaction, kept for the next: a pool would ask each time whether it lives."""
-        connection: Connection | None = None
+    def _kept(self, engine: Engine, idle: deque[Connection]) -> Iterator[Connection]:
+        """A connection for the block, kept for the next use: a pool would ask each time whether it lives."""
+        generation, connection = self._generation, None
         with contextlib.suppress(IndexError):
-            connection = self._idle_writers.pop()
-        connection = connection or self.engine.connect()
+            connection = idle.pop()
+        if connection is None:
+            with self.dialect.deadline(self.timeout):
+                connection = engine.connect()
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
+            if self._condemns(error):
+                connection.invalidate()
             connection.close()  # which rolls back
             raise
-        if len(self._idle_writers) < IDLE_WRITERS:
-            self._idle_writers.append(connection)
+        if len(idle) < self._most_idle and generation == self._generation:
+            idle.append(connection)
         else:
             connection.close()
 
-    @contextlib.contextmanager
-    def autocommit(self) -> Iterator[Reader]:
-        """For prepared queries, each of which sees the database as it is at its moment. Raises DatabaseUnavailable."""
+    def query(self, ask: Callable[[Reader], T]) -> T:
+        """Return what ``ask(reader)`` returns, whose prepared queries each see the database as it is at their moment.
+
+        Where a connection proves dead, ``ask`` runs once more, on a new one. Raises DatabaseUnavailable.
+        """
         try:
-            connection = self.engine.raw_connection()
-            try:
-                yield Reader(connection.dbapi_connection, self.dialect)
-            finally:
-                connection.close()
+            with self.dialect.deadline(self.timeout):
+                try:
+                    return self._query(ask)
+                except Exception as error:
+                    if self.dialect.trouble(error) not in CONDEMNING:
+                        raise
+                return self._query(ask)
         except Exception as error:
             if not self.dialect.is_transient(error):
                 raise
             raise unavailable(self.dialect, error) from error
 
+    def _query(self, ask: Callable[[Reader], T]) -> T:
+        with self._kept(self._autocommit, self._idle_readers) as connection:
+            self.dialect.check_file()
+            return ask(Reader(connection.connection.dbapi_connection, self.dialect))
+
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A session on one consistent snapshot that never takes the write lock. Raises DatabaseUnavailable."""
         try:
-            with self._reading_session() as session:
+            with self.dialect.deadline(self.timeout), self._reading_session() as session:
                 yield session
-        except (DBAPIError, PoolTimeout) as error:
+        except Exception as error:
             if not self.dialect.is_transient(error):
                 raise
             raise unavailable(self.dialect, error) from error
+
+    def _condemns(self, error: BaseException) -> bool:
+        """Whether the connection that met the error is to be used no more; nor are the idle ones then."""
+        if self.dialect.trouble(error) not in CONDEMNING:
+            return False
+        self.renew_connections()
+        return True
+
+    def renew_connections(self) -> None:
+        """Use no present connection again: one that is in use is closed when it is returned, and one that lies idle is
+        replaced when it is next taken from the pool."""
+        self._generation += 1
+        for idle in (self._idle_writers, self._idle_readers):
+            with contextlib.suppress(IndexError):  # there are no more
+                while True:
+                    idle.pop().close()
+
+    def _note_generation(self, _: Any, record: ConnectionPoolEntry) -> None:
+        record.info["generation"] = self._generation
+
+    def _check_generation(self, _: Any, record: ConnectionPoolEntry, __: Any) -> None:
+        if record.info["generation"] != self._generation:
+            raise DisconnectionError  # the pool opens another in its place
+
+    def _close_outdated(self, driver: Any, record: ConnectionPoolEntry) -> None:
+        if driver is not None and record.info.get("generation") != self._generation:
+            record.invalidate()
+
+    def _tell_sqlalchemy(self, context: ExceptionContext) -> None:
+        """Called by SQLAlchemy for an error of a statement of its own; it throws the connection away by itself."""
+        if context.connection is not None and self._condemns(context.original_exception):
+            context.is_disconnect = True
 
     def check_schema(self) -> None:
         """Raises SchemaBehind or SchemaAhead when the database is not at the code's revision, DatabaseUnavailable when
@@ -188,8 +256,7 @@ class Database:
         Raises DatabaseUnavailable.
         """
         if self.dialect.file is not None:
-            with self.autocommit():
-                pass
+            self.query(lambda _: None)
 
     def forget_connections(self) -> None:
         """After a fork: the parent's connections are the parent's; the child opens its own.
@@ -197,12 +264,12 @@ class Database:
         The old pool is kept alive: collecting it would close the parent's SQLite connections from here, which
         sqlite.org/howtocorrupt.html (section 2.6) warns of.
         """
-        self._inherited = (self.engine.pool, self._idle_writers)
+        self._inherited = (self.engine.pool, self._idle_writers, self._idle_readers)
         self._start_afresh()
         self.dialect.after_fork()
         self.engine.dispose(close=False)
 
     def close(self) -> None:
-        while self._idle_writers:
-            self._idle_writers.pop().close()
+        """Close the connections that nobody uses; those in use are closed when they are returned."""
+        self.renew_connections()
         self.dialect.close()

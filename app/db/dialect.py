@@ -3,22 +3,57 @@
 ``sqlite.py`` and ``postgresql.py`` answer, each for one of the two. Nothing outside this folder asks which one it is.
 """
 
+import contextlib
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from datetime import datetime
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, Select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DisconnectionError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
-from app.errors import DatabaseUnavailable
+from app.db.postgresql_health import Connections
+from app.errors import DatabaseUnavailable, DatabaseUnusable, TransactionLost
+
+CONNECTION_BROKE = "8s2b"
+"""SQLAlchemy's code of an error that follows from a connection that broke earlier in the transaction."""
+
+
+class Trouble(Enum):
+    """What a database's error means for the transaction that met it. Each dialect has one table from codes to these."""
+
+    STATEMENT = "the statement, or a value in it, is at fault: tried again it fails again"
+    MOMENT = "others were in the way: the transaction is run again, on the same connection"
+    SERVER = "the database is at fault: the transaction is run again, on a new connection"
+    LASTING = "as SERVER, but somebody has to mend it: it does not pass within a request"
+
+
+PASSING = frozenset({Trouble.MOMENT, Trouble.SERVER, Trouble.LASTING})
+"""It is nobody's fault, and ends without anybody changing the statement."""
+
+CONDEMNING = frozenset({Trouble.SERVER, Trouble.LASTING})
+"""The connection that met it is used no more, nor are those that lie idle: they may all lead to a server that has
+stopped writing, or to a file that was replaced."""
+
+NO_DEADLINE = contextlib.nullcontext()
+
+
+class Unanswered(Exception):
+    """An answer did not come in time. It says nothing of the trouble, which an error before it may have told."""
 
 
 class Listener(Protocol):
-    """A connection that hears notifications. ``drain`` and ``fileno`` raise DatabaseUnavailable once it is lost."""
+    """A connection that hears notifications. Its methods raise DatabaseUnavailable once it is lost."""
 
     def fileno(self) -> int: ...
+
+    def check(self) -> None:
+        """Ask the server whether it is there. Notifications that come with the answer make ``fileno`` ready no more."""
 
     def drain(self) -> None:
         """Take off the connection what arrived."""
@@ -36,6 +71,9 @@ class Dialect(Protocol):
     snapshot: dict[str, Any]
     """The execution options of a connection that reads one consistent snapshot."""
 
+    autocommit: dict[str, Any]
+    """The execution options of a connection on which each query stands alone."""
+
     one_writer: bool
     """Whether all processes share one write lock."""
 
@@ -52,11 +90,19 @@ class Dialect(Protocol):
     def write_queue(self) -> AbstractContextManager[None]:
         """Around a write transaction: where all processes share one write lock, they queue for it here."""
 
+    def deadline(self, seconds: float) -> AbstractContextManager[None]:
+        """In the block, this thread waits no longer for the database, all in all, where that can be had.
+
+        Then what waits raises an error that is transient. Nobody can give up a disk: SQLite's waits have an end of
+        their own, and where the disk hangs they have none.
+        """
+
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
 
-    def check_commit(self) -> None:
-        """After a commit, and before it is acknowledged: raises the driver's error where others won't find it."""
+    def check_file(self) -> None:
+        """Before each use, and after a commit, before it is acknowledged: raises the driver's error where the
+        database's file is no longer at its path, so that others won't find what is written."""
 
     def after_fork(self) -> None:
         """Let go of what is the parent's."""
@@ -64,18 +110,48 @@ class Dialect(Protocol):
     def close(self) -> None:
         """Close what is open; the next use opens it again."""
 
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        """Hold the keys until the transaction ends, having waited for others that hold one. A single writer need not.
+
+        It is for transactions that lock several rows of one owner: whoever holds the owner's key first can't meet
+        another in the middle.
+        """
+
+    def try_lock_keys(self, driver: Any, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that could be had at once; they are held until the transaction ends. A key that shares its
+        hash with another may be refused."""
+
+    def lock_table(self, driver: Any, table: str) -> None:
+        """Wait for the transactions that have locked rows of the table, and keep others from doing so until this one
+        ends. Reading goes on. A single writer need not."""
+
     def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
         """The block's statements travel together where there is a network between."""
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        """Whether the database is in trouble and the trouble passes; else the statement is wrong."""
+    def trouble(self, error: BaseException) -> Trouble | None:
+        """What the error means; None where it is none of this database's: a Python error, or a value that its driver
+        refuses before anything is sent. An error that the table does not name counts as SERVER."""
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        """Whether the disk is full or fails, which does not pass within a request."""
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether the database is in trouble and the trouble passes."""
 
     def cure(self, error: BaseException) -> str | None:
         """What an operator can do about trouble with the database; None where that is not known."""
+
+    def session_settings(self, session: Session) -> dict[str, str]:
+        """What is relied on in a session, as the database says that it is."""
+
+    def weaknesses(self, session: Session) -> list[str]:
+        """What of the server's configuration takes from the promises, each with its cure."""
+
+    def connections(self, session: Session) -> Connections | None:
+        """How many the service may open, beside how many it can have; None where nothing limits them."""
+
+    def version(self, session: Session) -> str:
+        """Of the database in use, with its name."""
+
+    def server_time(self, session: Session) -> datetime | None:
+        """By the server's clock; None where the database is on this machine."""
 
     def defect(self) -> str | None:
         """A known defect of the version in use, and the cure; None without one."""
@@ -87,6 +163,9 @@ class Dialect(Protocol):
 
     def raw_text(self, column: Any) -> Any:
         """A text column in a form that can be read even where the text is damaged: bytes or text."""
+
+    def in_cents(self, amount: Any) -> Any:
+        """A Money column in hundredths, as an integer: sums of it are exact."""
 
     def transaction_id(self) -> Any:
         """The id of the running transaction, for a column that ``in_commit_order`` sorts by."""
@@ -127,6 +206,12 @@ def driver_error(error: BaseException) -> BaseException:
     return getattr(error, "orig", None) or error
 
 
-def is_connection_trouble(error: BaseException) -> bool:
-    """Whether no connection could be had, or one broke: of that the drivers give no code."""
-    return isinstance(error, PoolTimeout | OperationalError) or type(driver_error(error)).__name__ == "OperationalError"
+def trouble_without_code(error: BaseException, driver: ModuleType) -> Trouble | None:
+    """What an error means that carries no code of the database's."""
+    if isinstance(error, PoolTimeout | DisconnectionError | DatabaseUnusable | TransactionLost):
+        return Trouble.SERVER
+    if isinstance(error, PendingRollbackError) and error.code == CONNECTION_BROKE:
+        return Trouble.SERVER
+    refusals = (driver.DataError, driver.IntegrityError, driver.NotSupportedError, driver.ProgrammingError)
+    found = driver_error(error)
+    return Trouble.SERVER if isinstance(found, driver.Error) and not isinstance(found, refusals) else None

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from app.db.admission import Admission
-from app.db.dialect import Dialect, unavailable
+from app.db.dialect import Dialect, Trouble, Unanswered, driver_error, unavailable
 from app.db.transaction import Transaction, run_within
 
 LARGEST_BATCH = 16
@@ -45,7 +45,7 @@ class Work:
         self.woken.acquire()
         self.done = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.facts: dict[str, Any] = {}
 
     def run(self, transaction: Transaction, before: Callable[[Transaction], None] | None) -> None:
@@ -53,7 +53,7 @@ class Work:
         self.facts = transaction.facts
         self.result = self.context.run(run_within, transaction, self.function, before)
 
-    def finish(self, error: Exception | None = None) -> None:
+    def finish(self, error: BaseException | None = None) -> None:
         self.error, self.done = error, True
         self.woken.release()
 
@@ -78,6 +78,8 @@ class GroupCommit:
     ) -> None:
         self.leaders = 0
         """How many threads lead. On PostgreSQL it may be several."""
+        self.trouble: BaseException | None = None
+        """What the works that wait have met last; None since a transaction was committed."""
         self._run_batch, self._dialect, self._admission = run_batch, dialect, admission
         self._lock = threading.Lock()
         self._queue: deque[Work] = deque()
@@ -139,17 +141,23 @@ class GroupCommit:
     def _run(self, batch: list[Work]) -> list[Work]:
         """Try until the batch, to which the queue is added, is committed or given up."""
         attempts = itertools.count()
+        trouble: BaseException | None = None
         while not batch[0].done:
             try:
                 self._run_batch(partial(self._fill, batch))
-            except Exception as error:
+            except BaseException as error:  # SystemExit from another thread's work is that thread's
+                trouble = trouble if trouble and isinstance(driver_error(error), Unanswered) else error
+                self.trouble = trouble if self._dialect.is_transient(error) else None
                 if len(batch) > 1:
                     self._separate(batch)
+                    if self._dialect.is_transient(error):
+                        self._give_up(batch[0], trouble, self._admission.is_overdue)
                 elif self._dialect.is_transient(error):
-                    self._retry_later(batch[0], error, next(attempts))
+                    self._retry_later(batch[0], trouble, next(attempts))
                 else:
                     self._finish(batch, error)
             else:
+                self.trouble = None
                 self._finish(batch)
         return batch
 
@@ -167,19 +175,23 @@ class GroupCommit:
             self._queue.extendleft(reversed(batch[1:]))
         del batch[1:]
 
-    def _retry_later(self, work: Work, error: Exception, attempt: int) -> None:
-        """Give up what may wait no longer, in the queue too, which waits for the same database; then back off."""
+    def _retry_later(self, work: Work, error: BaseException, attempt: int) -> None:
+        """Give up what may wait no longer, and back off before the next try."""
         seconds = random.uniform(0, min(LONGEST_BACKOFF_SECONDS, 0.002 * 2 ** min(attempt, 10)))  # noqa: S311 - no secret
-        hopeless = self._dialect.is_disk_trouble(error)
-        with self._lock:
-            for each in [work, *self._queue]:
-                if hopeless or not self._admission.may_wait(each.began, seconds):
-                    each.finish(unavailable(self._dialect, error))
-            self._queue = deque(each for each in self._queue if not each.done)
+        hopeless = self._dialect.trouble(error) is Trouble.LASTING
+        self._give_up(work, error, lambda began: hopeless or not self._admission.may_wait(began, seconds))
         if not work.done:
             time.sleep(seconds)
 
-    def _finish(self, batch: list[Work], error: Exception | None = None) -> None:
+    def _give_up(self, work: Work, error: BaseException, is_hopeless: Callable[[float], bool]) -> None:
+        """Tell whoever began to wait at a hopeless time; in the queue too, which waits for the same database."""
+        with self._lock:
+            for each in [work, *self._queue]:
+                if is_hopeless(each.began):
+                    each.finish(unavailable(self._dialect, error))
+            self._queue = deque(each for each in self._queue if not each.done)
+
+    def _finish(self, batch: list[Work], error: BaseException | None = None) -> None:
         self._admission.transaction_ended()
         for each in batch:
             each.finish(error)

@@ -53,10 +53,12 @@ class Prepared:
         cursor.executemany(compiled.sql, [compiled.bind(row) for row in rows])
         return int(cursor.rowcount)
 
-    def insert_all(self, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Run an INSERT, for all the rows in one statement."""
+    def insert_all(self, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> Any:
+        """Run an INSERT, for all the rows in one statement. Returns the cursor; its rows have no order."""
         compiled = self.compiled(runner.dialect)
-        runner.driver.execute(compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)])
+        return runner.driver.execute(
+            compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)]
+        )
 
     def compiled(self, dialect: Dialect) -> "Compiled":
         found = self._compiled.get(dialect.name)
@@ -94,7 +96,8 @@ class Compiled:
     def repeated(self, count: int) -> str:
         """The INSERT for so many rows."""
         into, values = self.sql.split(" VALUES ")
-        return f"{into} VALUES {', '.join([values] * count)}"
+        values, returning, columns = values.partition(" RETURNING ")
+        return f"{into} VALUES {', '.join([values] * count)}{returning}{columns}"
 
 
 def utc(value: Any) -> datetime:

@@ -4,28 +4,34 @@ Alembic is imported only when there is something to do: it adds more than half t
 imports.
 """
 
+import tempfile
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from app.db.database import Database
+from app.db.database import MIGRATIONS as MIGRATIONS
+from app.db.database import SCHEMA_REVISION, Database
 from app.db.dialect import unavailable
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
-
-MIGRATIONS = Path(__file__).resolve().parent.parent.parent / "migrations"
 
 
 def prepare(database: Database) -> None:
     """At every start: a database file is brought up to date; a server's database must be so already.
 
-    Raises SchemaBehind, SchemaAhead, DatabaseUnusable for a file, DatabaseUnavailable for a server.
+    Raises SchemaBehind, SchemaAhead, DatabaseUnusable, and for a server DatabaseUnavailable.
     """
     if database.dialect.file is None:
-        database.check_schema()
+        try:
+            database.check_schema()
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, DatabaseUnusable):
+                raise error.__cause__ from None
+            raise
         return
     try:
         try:
@@ -38,6 +44,24 @@ def prepare(database: Database) -> None:
             f"{database.url.database} can't be used as the database: {reason}; set DATABASE_URL to another file, or "
             "see to this one, whose folder must be writable too"
         ) from error
+
+
+def absence(database: Database) -> str | None:
+    """Where a SQLite database was never made, words that say so, with the cure; else None.
+
+    A start makes it. A command that looks does not: its shell may lack the service's settings, and with an empty
+    database nothing is wrong.
+    """
+    file = database.dialect.file
+    try:
+        if file is None or (file.exists() and database.schema_revision() is not None):
+            return None
+    except DatabaseUnavailable:  # it is there, and what is wrong with it is told when it is used
+        return None
+    return (
+        f"there is no database at {file} yet: the service's start makes it, or 'flask db upgrade'; where the service "
+        "runs already, set INSTANCE_PATH or DATABASE_URL in this shell as it has them"
+    )
 
 
 def upgrade(database: Database) -> None:
@@ -57,6 +81,34 @@ def check(database: Database) -> None:
 
     with migrating(database) as config:
         command.check(config)
+
+
+def make_revision(message: str, *, empty: bool = False) -> Path | None:
+    """Write the next migration: from the newest one to the models, or without steps when it is to be ``empty``.
+
+    Compares on a new SQLite file, so the service's own database need not be there. Returns the migration's file; None
+    when models and migrations agree, and so nothing was written.
+    """
+    from alembic import command
+
+    following = f"{int(SCHEMA_REVISION) + 1:04}"
+    with tempfile.TemporaryDirectory() as folder, closing(Database(f"sqlite:///{folder}/schema.db")) as scratch:
+        upgrade(scratch)
+        with migrating(scratch) as config:
+            made: Any = command.revision(
+                config,
+                message,
+                autogenerate=not empty,
+                rev_id=following,
+                process_revision_directives=_leave_out_what_is_empty,
+            )
+    return Path(made.path) if made else None
+
+
+def _leave_out_what_is_empty(_: Any, __: Any, revisions: list[Any]) -> None:
+    """Called by Alembic with what it found to differ, before it writes a file."""
+    if revisions[0].upgrade_ops.is_empty():
+        revisions.clear()
 
 
 @contextmanager
@@ -82,7 +134,7 @@ def migrating(database: Database) -> Iterator[Any]:
 def _config(connection: Connection) -> Any:
     from alembic.config import Config
 
-    config = Config()
+    config = Config(cmd_opts=Namespace(quiet=True))  # it would print what it does
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection

@@ -5,20 +5,34 @@ import fcntl
 import importlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import URL, Connection, LargeBinary, Select, String, cast, create_engine, event, text
+from sqlalchemy import (
+    URL,
+    Connection,
+    Integer,
+    LargeBinary,
+    Select,
+    String,
+    cast,
+    create_engine,
+    event,
+    func,
+    text,
+    type_coerce,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect as Compiler
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import Listener, driver_error, is_connection_trouble
+from app.db.dialect import NO_DEADLINE, PASSING, Listener, Trouble, driver_error, trouble_without_code
 from app.db.sqlite_file import DBMOVED, DatabaseFile, is_pinned
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
@@ -31,14 +45,32 @@ WAL_RESET_BUG = (
     "'pip install pysqlite3' brings a newer one, where a wheel for this Python exists"
 )
 
-DAMAGE = {11: "CORRUPT", 26: "NOTADB"}
-"""Primary result codes of a file that is damaged (sqlite.org/rescode.html)."""
+TROUBLE = {
+    1: (Trouble.STATEMENT, "ERROR: wrong SQL, or a table that is not there"),
+    4: (Trouble.MOMENT, "ABORT"),
+    5: (Trouble.MOMENT, "BUSY"),
+    6: (Trouble.MOMENT, "LOCKED"),
+    8: (Trouble.LASTING, "READONLY"),
+    9: (Trouble.MOMENT, "INTERRUPT"),
+    10: (Trouble.LASTING, "IOERR"),
+    11: (Trouble.LASTING, "CORRUPT: the file is damaged"),
+    12: (Trouble.STATEMENT, "NOTFOUND"),
+    13: (Trouble.LASTING, "FULL"),
+    15: (Trouble.MOMENT, "PROTOCOL: too much contention for a lock"),
+    17: (Trouble.MOMENT, "SCHEMA: another process has just changed it"),
+    18: (Trouble.STATEMENT, "TOOBIG"),
+    19: (Trouble.STATEMENT, "CONSTRAINT"),
+    20: (Trouble.STATEMENT, "MISMATCH"),
+    21: (Trouble.STATEMENT, "MISUSE"),
+    25: (Trouble.STATEMENT, "RANGE"),
+    26: (Trouble.LASTING, "NOTADB: the file is no database"),
+}
+"""By primary result code (sqlite.org/rescode.html). All others, such as CANTOPEN and NOMEM, are SERVER: the file is
+opened anew."""
 
-TRANSIENT = {5: "BUSY", 6: "LOCKED", 8: "READONLY", 10: "IOERR", 13: "FULL", 14: "CANTOPEN", 15: "PROTOCOL"} | DAMAGE
-"""Those of trouble with the database and not with the statement: it passes, if only when somebody mends it."""
+DAMAGE = {11, 26}
+"""Codes of a file that is damaged."""
 
-DISK_TROUBLE = {8, 10, 13} | DAMAGE.keys()
-"""Those of them that do not pass within a request."""
 
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 """To what size the WAL shrinks again, once no reader holds it any more."""
@@ -58,6 +90,7 @@ class SQLite:
 
     def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
         self.snapshot: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
+        self.autocommit: dict[str, Any] = {}
         self.file = Path(url.database or "").absolute()
         self._write_queue = WriteQueue(self.file)
         self._database_file = DatabaseFile(self.file, driver_module(), self._open_anchor)
@@ -69,7 +102,7 @@ class SQLite:
         )
         event.listen(self.engine, "do_connect", self._before_connect)
         event.listen(self.engine, "connect", self._configure)
-        event.listen(self.engine, "checkout", self._check_file)
+        event.listen(self.engine, "checkout", self.check_file)
         event.listen(self.engine, "begin", _begin)
 
     def _configure(self, driver: Any, _: Any) -> None:
@@ -93,9 +126,6 @@ class SQLite:
         set_pragmas(driver, self._busy_milliseconds)
         return driver
 
-    def _check_file(self, *_: Any) -> None:
-        self._database_file.check()
-
     @property
     def write_contention(self) -> float:
         return self._write_queue.contention
@@ -107,33 +137,50 @@ class SQLite:
         self._database_file.check()
         driver.execute("BEGIN IMMEDIATE")
 
-    def check_commit(self) -> None:
+    def check_file(self, *_: Any) -> None:
         self._database_file.check()
 
     def after_fork(self) -> None:
-        self._write_queue.after_fork()
+        self._write_queue.close()
         self._database_file.after_fork()
 
     def close(self) -> None:
         self.engine.dispose()
         self._database_file.close()
+        self._write_queue.close()
+
+    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return NO_DEADLINE
+
+    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
+        """Nothing: a transaction that writes is alone."""
+
+    def try_lock_keys(self, driver: Any, keys: Iterable[str]) -> set[str]:
+        """All, for the same reason."""
+        return set(keys)
+
+    def lock_table(self, driver: Any, table: str) -> None:
+        """Nothing, for the same reason."""
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
 
-    @staticmethod
-    def is_transient(error: BaseException) -> bool:
-        code = _primary_code(error)
-        return code in TRANSIENT if code is not None else is_connection_trouble(error)
+    def trouble(self, error: BaseException) -> Trouble | None:
+        code = _code(error)
+        if code is None:
+            return trouble_without_code(error, driver_module())
+        return TROUBLE.get(code & 0xFF, (Trouble.SERVER,))[0]
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return _primary_code(error) in DISK_TROUBLE
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) in PASSING
 
     def cure(self, error: BaseException) -> str | None:
-        code = _primary_code(error)
-        if code in DAMAGE:
+        code = _code(error)
+        if code is None or code == DBMOVED:
+            return None
+        if code & 0xFF in DAMAGE:
             return f"{self.file.name} is damaged: stop the service, and restore a backup with 'flask db restore'"
-        if code in (*DISK_TROUBLE, CANTOPEN) and driver_error(error).sqlite_errorcode != DBMOVED:  # type: ignore[attr-defined]
+        if code & 0xFF == CANTOPEN or self.trouble(error) is Trouble.LASTING:
             return self._cure_of_the_disk()
         return None
 
@@ -152,6 +199,22 @@ class SQLite:
             return f"let the user {os.getuid()}, whom the service runs as, write {name} and its folder"
         return f"the disk that holds {name} fails, or became read-only: the kernel's log (dmesg) tells"
 
+    def session_settings(self, session: Session) -> dict[str, str]:
+        names = wanted_pragmas(self._busy_milliseconds)
+        return {name: str(session.execute(text(f"PRAGMA {name}")).scalar_one()) for name in names}
+
+    def weaknesses(self, session: Session) -> list[str]:
+        return []
+
+    def connections(self, session: Session) -> None:
+        """A file has as many as are opened."""
+
+    def version(self, session: Session) -> str:
+        return f"SQLite {driver_module().sqlite_version}"
+
+    def server_time(self, session: Session) -> datetime | None:
+        return None
+
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info
         return None if is_safe(version) else WAL_RESET_BUG.format(driver_module().sqlite_version)
@@ -162,6 +225,9 @@ class SQLite:
     def raw_text(self, column: Any) -> Any:
         """As bytes: text that is no longer UTF-8 breaks the query that reads it as text."""
         return cast(column, LargeBinary)
+
+    def in_cents(self, amount: Any) -> Any:
+        return cast(func.replace(type_coerce(amount, String), ".", ""), Integer)
 
     def transaction_id(self) -> Any:
         """Always 0: with one writer at a time, positions are in the order of commits."""
@@ -240,9 +306,8 @@ def is_safe(version: tuple[int, ...]) -> bool:
     return version >= newest or any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_VERSIONS)
 
 
-def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
-    """Set what the service depends on, and read it back: SQLite silently ignores what it can't do."""
-    wanted = {
+def wanted_pragmas(busy_milliseconds: int) -> dict[str, int | str]:
+    return {
         "busy_timeout": busy_milliseconds,
         "journal_mode": "wal",
         "synchronous": 2,  # FULL
@@ -250,7 +315,11 @@ def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
         "journal_size_limit": WAL_LIMIT_BYTES,
         "temp_store": 2,  # MEMORY: in a container there may be no folder for temporary files
     }
-    for name, value in wanted.items():
+
+
+def set_pragmas(driver: Any, busy_milliseconds: int) -> None:
+    """Set what durability depends on, and read it back: SQLite silently ignores what it can't do."""
+    for name, value in wanted_pragmas(busy_milliseconds).items():
         driver.execute(f"PRAGMA {name}={value}")
         found = driver.execute(f"PRAGMA {name}").fetchone()[0]
         if found != value:
@@ -280,6 +349,7 @@ def _make_private(file: Path) -> None:
         file.touch(mode=0o600, exist_ok=False)
 
 
-def _primary_code(error: BaseException) -> int | None:
-    code = getattr(driver_error(error), "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
+def _code(error: BaseException) -> int | None:
+    """SQLite's extended result code; None of an error that is not its own."""
+    found = driver_error(error)
+    return getattr(found, "sqlite_errorcode", None) if isinstance(found, driver_module().Error) else None

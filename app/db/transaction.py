@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -11,10 +12,23 @@ from sqlalchemy.orm import Session
 
 from app.db.dialect import Dialect
 from app.db.prepared import Prepared
+from app.errors import TransactionLost
 
 T = TypeVar("T")
-AddedRows = dict[Prepared, list[dict[str, Any]]]
-"""Rows that wait to be inserted, by their INSERT, in the order in which these were first used."""
+
+
+class Postponed:
+    """What the works that share a transaction leave for its end."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Prepared, list[dict[str, Any]]] = {}
+        """Rows to be inserted, by their INSERT, in the order in which these were first used."""
+        self.writes: list[tuple[str, Callable[[], object]]] = []
+        """Writes that lock rows, each with the key of its row."""
+
+    def clear(self) -> None:
+        self.rows.clear()
+        self.writes.clear()
 
 
 class Transaction:
@@ -23,57 +37,84 @@ class Transaction:
     A work that raises is undone with the whole transaction, and the other works run again.
     """
 
-    def __init__(self, connection: Connection, dialect: Dialect, now: datetime, added_rows: AddedRows) -> None:
-        """``added_rows`` are those of all works that share the transaction."""
+    def __init__(self, connection: Connection, dialect: Dialect, now: datetime, postponed: Postponed) -> None:
+        """``postponed`` is that of all works that share the transaction."""
         self.now = now
         """When the transaction began, by the injected clock."""
         self.facts: dict[str, Any] = {}
-        """Facts for listeners to ``Database.committed``; dropped when the transaction rolls back."""
+        """Facts for ``Database.on_commit``; dropped when the transaction rolls back."""
         self.dialect = dialect
         self.driver: Any = connection.connection.dbapi_connection
         """The driver's connection, for prepared statements."""
         self._connection = connection
-        self._added_rows = added_rows
+        self._postponed = postponed
         self._session: WorkSession | None = None
 
     @property
     def session(self) -> Session:
         """A SQLAlchemy session in the transaction, made when it is first asked for: most works need none."""
         if self._session is None:
-            self._session = WorkSession(self._connection, self.dialect, self.insert_rows)
+            self._session = WorkSession(self._connection, self.dialect, self.write_postponed)
         return self._session
 
     @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
-        """The block's writes stay or go together: an exception undoes them, and is passed on."""
+        """The block's writes stay or go together: an exception undoes them, and is passed on.
+
+        Raises TransactionLost where it can't be undone by itself: the whole transaction has to be run again.
+        """
         self.flush()
-        self.insert_rows()
+        self.write_postponed()
         self.driver.execute("SAVEPOINT part")
         try:
             yield
             self.flush()
-            self.insert_rows()
-        except Exception:
-            self._added_rows.clear()
-            if self._session is not None:
-                self._session.undo()
-            self.driver.execute("ROLLBACK TO SAVEPOINT part")
-            self.driver.execute("RELEASE SAVEPOINT part")
+            self.write_postponed()
+        except BaseException as error:  # SystemExit from a receiver, say: its thread goes on with the transaction
+            self._postponed.clear()
+            with self._or_lost(error):
+                if self._session is not None:
+                    self._session.undo()
+                self.driver.execute("ROLLBACK TO SAVEPOINT part")
+                self.driver.execute("RELEASE SAVEPOINT part")
             raise
-        self.driver.execute("RELEASE SAVEPOINT part")
+        with self._or_lost():
+            self.driver.execute("RELEASE SAVEPOINT part")
+
+    @contextlib.contextmanager
+    def _or_lost(self, why: BaseException | None = None) -> Iterator[None]:
+        """Raises TransactionLost where the block fails, for the savepoint is gone then, and the whole transaction with
+        it: the connection broke, or SQLite has rolled back by itself. On it the next statement would stand alone."""
+        try:
+            yield
+        except Exception as error:
+            raise TransactionLost from why or error
 
     def add_row(self, statement: Prepared, row: dict[str, Any]) -> None:
         """Insert the row by a prepared INSERT, later: one statement inserts the rows of all works that share the
         transaction. It runs when the transaction or the savepoint ends, or the session asks the database."""
-        self._added_rows.setdefault(statement, []).append(row)
+        self._postponed.rows.setdefault(statement, []).append(row)
 
-    def insert_rows(self) -> None:
-        """Insert the added rows now."""
-        if self._added_rows:
+    def postpone(self, lock_order: str, write: Callable[[], object]) -> None:
+        """Call ``write`` when the added rows have been inserted. It locks the row of that key.
+
+        A work that has locked one row and then locks another postpones the second: all works that share the transaction
+        lock their first rows in one order, and then their second rows in one order, so that they cause no deadlock.
+        ``write`` runs without the work's context, so it sends no signal.
+        """
+        self._postponed.writes.append((lock_order, write))
+
+    def write_postponed(self) -> None:
+        """Insert the added rows, and call the postponed writes, now."""
+        if self._postponed.rows:
             with self.dialect.pipeline(self.driver):
-                for statement, rows in self._added_rows.items():
+                for statement, rows in self._postponed.rows.items():
                     statement.insert_all(self, rows)
-            self._added_rows.clear()
+            self._postponed.rows.clear()
+        if self._postponed.writes:
+            for _, write in sorted(self._postponed.writes, key=itemgetter(0)):
+                write()
+            self._postponed.writes.clear()
 
     def flush(self) -> None:
         """Send the session's changes to the database now."""

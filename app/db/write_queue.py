@@ -56,8 +56,11 @@ class WriteQueue:
             if writing is not None:
                 fcntl.flock(writing, fcntl.LOCK_UN)
 
-    def after_fork(self) -> None:
-        """The parent's open files are the parent's: a lock on them would be held for both."""
+    def close(self) -> None:
+        """Close the files; the next write opens them again.
+
+        In a forked child they are the parent's: a lock on them would hold for both.
+        """
         for lock in self._locks:
             os.close(lock)
         self._locks = []

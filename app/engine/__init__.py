@@ -1,5 +1,6 @@
 """ENGINE: what brings leased deliveries to where receivers run."""
 
-from app.engine.inprocess import InProcessEngine
+from app.engine.choice import make_engine
+from app.engine.interface import Engine
 
-__all__ = ["InProcessEngine"]
+__all__ = ["Engine", "make_engine"]

@@ -6,5 +6,6 @@ recipient: ``smtp`` to a server, ``file`` to a Maildir, ``console`` to stdout, `
 
 from app.mail.mailer import Mailer, init_app
 from app.mail.messages import OrderNotification
+from app.mail.smtp import reach
 
-__all__ = ["Mailer", "OrderNotification", "init_app"]
+__all__ = ["Mailer", "OrderNotification", "init_app", "reach"]

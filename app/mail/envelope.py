@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from flask_mail import Message
 
 from app.addresses import ascii_email
 from app.errors import Refused
+from app.mail.headers import encoded_mailbox
 from app.text import control_character
 
 _SUBJECT = re.compile(rb"^Subject:.*(?:\n[ \t].*)*", re.MULTILINE)
@@ -49,7 +51,7 @@ class CheckedMessage:
         return self.original
 
     def content(self) -> bytes:
-        return _written(self.original)
+        return written(self.original)
 
 
 def checked_message(message: Message) -> CheckedMessage:
@@ -70,6 +72,7 @@ def refuse_control_characters(name: str, value: str) -> None:
         raise Refused(f"The mail's {name} has a control character ({found}): {value!a:.80}.")
 
 
+@functools.lru_cache(maxsize=256)  # the sender's is asked for with each mail
 def envelope_address(address: str | tuple[str, str]) -> str:
     """The bare ASCII address of ``user@domain``, ``Name <user@domain>`` or ``(name, address)``.
 
@@ -86,7 +89,7 @@ def readable(message: Message) -> bytes:
     """The message as a person reads it: UTF-8, unencoded (RFC 6532), with LF. Raises Refused as content()."""
     plain = copy.copy(message)
     plain.charset = "utf-8"
-    content = _written(plain).replace(b"\r\n", b"\n")
+    content = written(plain).replace(b"\r\n", b"\n")
     subject = f"Subject: {plain.subject}".encode()
     return _SUBJECT.sub(lambda _: subject, content, count=1) if plain.subject else content
 
@@ -97,11 +100,31 @@ def _without_name(address: str) -> str:
     return found if address.endswith(f"<{found}>") else address
 
 
-def _written(message: Message) -> bytes:
+def written(message: Message) -> bytes:
+    """The message as Flask-Mail writes it, but its addresses: that breaks long names into lines before it encodes them.
+
+    Raises Refused when it can't be written.
+    """
     try:
-        return message.as_bytes()
+        content = message.as_bytes()
     except (ValueError, LookupError, MessageError) as problem:  # bad surrogates, an unknown charset, a broken header
         raise Refused(f"The mail can't be written: {problem}") from problem
+    head, blank, body = content.partition(b"\r\n\r\n")
+    for name, addresses in (
+        (b"From", [message.sender]),
+        (b"To", message.recipients),
+        (b"Cc", message.cc),
+        (b"Reply-To", [message.reply_to] if message.reply_to else []),
+    ):
+        mailboxes = dict.fromkeys(encoded_mailbox(*_name_and_address(address)) for address in addresses)
+        old, new = rb"(?m)^%b:[^\r\n]*(?:\r\n[ \t][^\r\n]*)*" % name, b"%b: %b" % (name, b",\r\n ".join(mailboxes))
+        head = re.sub(old, new, head, count=1)
+    return head + blank + body
+
+
+def _name_and_address(address: str | tuple[str, str]) -> tuple[str, str]:
+    name = address[0] if isinstance(address, tuple) else parseaddr(address)[0]
+    return name, envelope_address(address)
 
 
 def _header_texts(message: Message) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import collections
 import sys
+from datetime import datetime
 
 from flask_mail import Message
 
@@ -40,3 +41,7 @@ class MemoryBackend(Backend):
     def deliver(self, mail: OutgoingMail) -> None:
         mail.content()  # what no server could get fails here too
         self.outbox.append(mail.message())
+
+    def find(self, message_id: str, at: datetime) -> bytes | None:
+        kept = (each for each in reversed(self.outbox) if each.msgId == message_id)
+        return next(map(readable, kept), None)

@@ -2,10 +2,14 @@
 
 import contextlib
 import errno
+import heapq
+import math
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from app.errors import Deferred, Unreachable
@@ -13,6 +17,19 @@ from app.files import sync
 from app.mail.backend import Backend
 from app.mail.envelope import OutgoingMail, readable
 from config import Settings
+
+OUTAGE_FILE = "mail-outage"
+
+MOST_SEARCHED = 1000
+"""So many files are opened to find a mail, those first whose names have a time near its own."""
+
+
+def begin_outage(instance_path: Path, until: datetime) -> None:
+    """Every file backend of this instance folder fails until then, as an unreachable server would."""
+    instance_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = instance_path / f"{OUTAGE_FILE}.{os.getpid()}"
+    draft.write_text(until.isoformat(), "ascii")
+    draft.replace(instance_path / OUTAGE_FILE)
 
 
 class FileBackend(Backend):
@@ -24,9 +41,12 @@ class FileBackend(Backend):
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.instance_path / "mail"
+        self._outage = settings.instance_path / OUTAGE_FILE
 
     def deliver(self, mail: OutgoingMail) -> None:
-        """Raises Deferred when the disk is full, Unreachable when the folder can't be written to."""
+        """Raises Deferred when the disk is full, Unreachable when the folder can't be written to, and in an outage that
+        a visitor began."""
+        self._suffer_outage()
         with self._draft(readable(mail.message())) as draft:
             final = self.folder / "new" / draft.name
             draft.rename(final)
@@ -35,6 +55,32 @@ class FileBackend(Backend):
     def check(self) -> None:
         with self._draft(b""):
             pass
+
+    def find(self, message_id: str, at: datetime) -> bytes | None:
+        """Raises OSError where the folder, or the mail in it, can't be read."""
+        names = [(kept, name) for kept in ("new", "cur") for name in self._names(kept)]
+        wanted = re.compile(rb"(?mi)^Message-ID:\s*" + re.escape(message_id.encode()))
+        for kept, name in heapq.nsmallest(MOST_SEARCHED, names, key=lambda each: _seconds_from(each[1], at)):
+            with contextlib.suppress(FileNotFoundError):  # a mail program has just moved it
+                content = (self.folder / kept / name).read_bytes()
+                if wanted.search(content.partition(b"\n\n")[0]):
+                    return content
+        return None
+
+    def _names(self, kept: str) -> list[str]:
+        try:
+            return [entry.name for entry in (self.folder / kept).iterdir()]
+        except FileNotFoundError:  # no mail was delivered yet
+            return []
+
+    def _suffer_outage(self) -> None:
+        try:
+            until = datetime.fromisoformat(self._outage.read_text("ascii"))
+        except FileNotFoundError:
+            return
+        if datetime.now(UTC) < until:
+            raise Unreachable(f"the mail server is down until {until:%H:%M:%S} UTC: somebody broke it, to see it mend")
+        self._outage.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _draft(self, content: bytes) -> Iterator[Path]:
@@ -68,6 +114,12 @@ def _unique_name() -> str:
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
     host = socket.gethostname().replace("/", "-").replace(":", "-")
     return f"{seconds}.M{microseconds:06}R{os.urandom(8).hex()}.{host}"
+
+
+def _seconds_from(name: str, at: datetime) -> float:
+    """Between the time in the name and ``at``; names of others have none."""
+    seconds = name.partition(".")[0]
+    return abs(int(seconds) - at.timestamp()) if seconds.isascii() and seconds.isdigit() else math.inf
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from email.charset import QP, SHORTEST, Charset
 from email.utils import formatdate
+from html import escape
 from typing import Literal, NamedTuple
 
 from flask_mail import Message
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import escape
 
-from app.mail.envelope import Envelope, envelope_address, refuse_control_characters
+from app.mail.envelope import Envelope, envelope_address, refuse_control_characters, written
+from app.mail.headers import encoded_text
 
 LANGUAGE = {"zh": "zh-CN", "en": "en"}
 FACTS = ("order_id", "user_id", "total_price", "created_at")
@@ -35,9 +36,10 @@ class Texts(NamedTuple):
 class OrderNotification:
     """The mail that tells a user of an order: text and HTML, 7-bit clean, in Chinese or English. An OutgoingMail.
 
-    ``total_price`` is shown with two decimals, ``created_at`` (aware) in UTC. All headers are functions of the facts,
-    so copies are recognised by their Message-ID and read the same; they ask that no machine answers (Auto-Submitted,
-    RFC 3834). Raises Refused for a control character in an id, and for a bad address.
+    ``total_price`` is shown with two decimals, ``created_at`` (aware) in UTC. ``requested_at`` is when somebody asked
+    for the mail, where that was later: it is dated then. ``traceparent``, valid, is a header of the same name. All
+    headers are functions of the facts, so copies are recognised by their Message-ID and read the same; they ask that no
+    machine answers (Auto-Submitted, RFC 3834). Raises Refused for a control character in an id, and for a bad address.
     """
 
     order_id: str
@@ -48,6 +50,8 @@ class OrderNotification:
     event_id: str
     locale: Literal["zh", "en"]
     sender: str
+    requested_at: datetime | None = None
+    traceparent: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("order_id", "user_id", "event_id", "sender"):
@@ -69,33 +73,45 @@ class OrderNotification:
         message.mail_options, message.rcpt_options, message.alts = [], [], {}
         message.subject, message.body, message.html = self._texts()
         message.sender, message.recipients = self.sender, [self.envelope.recipient]
-        message.date, message.msgId = self.created_at.timestamp(), self.message_id
+        message.date, message.msgId = self._dated_at.timestamp(), self.message_id
         message.charset = SEVEN_BIT  # type: ignore[assignment]  # the email package takes both
         message.extra_headers = {"Auto-Submitted": "auto-generated", "Content-Language": LANGUAGE[self.locale]}
+        if self.traceparent is not None:
+            message.extra_headers["Traceparent"] = self.traceparent
         return message
 
     def content(self) -> bytes:
-        """What Flask-Mail writes of message(), fifty times as fast: only what differs is written anew."""
-        subject, text, html = self._texts()
-        return _frame(self.locale, self.sender) % {
-            b"subject": _header(subject),
+        """What Flask-Mail writes of message(), but for where it breaks lines, and a hundred times as fast: only what
+        differs is written anew."""
+        facts = self._facts()
+        return _frame(self.locale, self.sender, self.traceparent is not None) % {
+            b"subject": encoded_text(_formats(self.locale).subject % facts),
             b"recipient": self.envelope.recipient.encode(),
-            b"date": _date(int(self.created_at.timestamp())),
+            b"date": _date(int(self._dated_at.timestamp())),
             b"message_id": self.message_id.encode(),
-            b"text": _quoted_printable(text),
-            b"html": _quoted_printable(html),
+            b"traceparent": (self.traceparent or "").encode(),
+            **{b"text_%b" % name.encode(): _quoted_printable(fact) for name, fact in facts.items()},
+            **{b"html_%b" % name.encode(): _quoted_printable(escape(fact)) for name, fact in facts.items()},
         }
 
+    @property
+    def _dated_at(self) -> datetime:
+        return self.requested_at or self.created_at
+
     def _texts(self) -> Texts:
-        created_at = f"{self.created_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-        facts = dict(zip(FACTS, (self.order_id, self.user_id, f"{self.total_price:.2f}", created_at), strict=True))
+        facts = self._facts()
         subject, text, html = _formats(self.locale)
         return Texts(subject % facts, text % facts, html % {name: escape(fact) for name, fact in facts.items()})
 
+    def _facts(self) -> dict[str, str]:
+        created_at = self.created_at.astimezone(UTC).isoformat(" ", "seconds").removesuffix("+00:00")
+        values = (self.order_id, self.user_id, f"{self.total_price:.2f}", f"{created_at} UTC")
+        return dict(zip(FACTS, values, strict=True))
+
 
 @functools.lru_cache(maxsize=16)
-def _frame(locale: Literal["zh", "en"], sender: str) -> bytes:
-    """A notification as Flask-Mail writes it, as a %-format of what differs from one to the next."""
+def _frame(locale: Literal["zh", "en"], sender: str, is_traced: bool) -> bytes:
+    """A notification as ``written`` writes it, as a %-format of what differs from one to the next."""
     example = OrderNotification(
         order_id="",
         user_id="",
@@ -105,11 +121,28 @@ def _frame(locale: Literal["zh", "en"], sender: str) -> bytes:
         event_id="",
         locale=locale,
         sender=sender,
+        traceparent="@traceparent@" if is_traced else None,
     )
     message = example.message()
     message.subject, message.body, message.html, message.msgId = "@subject@", "@text@", "@html@", "@message_id@"
-    written = message.as_bytes().replace(b"%", b"%%").replace(b"To: recipient@example.com", b"To: @recipient@")
-    return re.sub(rb"@(\w+)@", rb"%(\1)b", re.sub(rb"(?m)^Date: .*", b"Date: @date@\r", written))
+    content = written(message).replace(b"%", b"%%").replace(b"To: recipient@example.com", b"To: @recipient@")
+    content = re.sub(rb"@(\w+)@", rb"%(\1)b", re.sub(rb"(?m)^Date: .*", b"Date: @date@\r", content))
+    _, text, html = _formats(locale)
+    for name, wording in ((b"text", text), (b"html", html)):
+        content = content.replace(b"%%(%b)b" % name, _encoded_format(wording, name))
+    return content
+
+
+def _encoded_format(wording: str, name: bytes) -> bytes:
+    """A %-format of facts as one of encoded facts. A fact has lines of its own, which soft line breaks (RFC 2045, 6.7)
+    take away again, so that where the others end does not depend on it."""
+    encoded = b""
+    for place, piece in enumerate(re.split(r"%\((\w+)\)s", wording)):
+        if place % 2:
+            encoded += b"=\r\n%%(%b_%b)b=\r\n" % (name, piece.encode())
+        else:
+            encoded += _quoted_printable(piece.replace("%%", "%")).replace(b"%", b"%%")
+    return encoded
 
 
 @functools.cache
@@ -145,14 +178,6 @@ def _empty_message() -> Message:
 @functools.lru_cache(maxsize=256)
 def _date(seconds: int) -> bytes:
     return formatdate(seconds, localtime=True).encode()  # as Flask-Mail does
-
-
-def _header(text: str) -> bytes:
-    """A header's text in ASCII, in encoded words where need be (RFC 2047); no line is longer than 76 columns."""
-    if text.isascii() and len(text) <= 64 and "=?" not in text:
-        return text.encode()
-    pieces = (text[start : start + 9].encode() for start in range(0, len(text), 9))
-    return b"\r\n ".join(b"=?utf-8?b?%b?=" % binascii.b2a_base64(piece, newline=False) for piece in pieces)
 
 
 def _quoted_printable(text: str) -> bytes:

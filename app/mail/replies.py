@@ -10,7 +10,7 @@ CLOSING = 421
 LOGIN_WANTED = frozenset({530, 534, 535, 538})
 """RFC 4954: the server turns us down, not this mail, until somebody corrects the settings."""
 
-_ENHANCED = re.compile(r"\s*[245]\.(\d{1,3})\.(\d{1,3})\b")
+_ENHANCED = re.compile(r"\s*([245]\.(\d{1,3})\.(\d{1,3}))\b")
 _CONGESTION = frozenset({(3, 2), (4, 5), (5, 3)})  # not accepting messages, congested, too many recipients
 _ADDRESS, _MAILBOX, _POLICY = 1, 2, 7
 _GREYLISTED = (_POLICY, 1)
@@ -25,10 +25,16 @@ def meaning(code: int, text: str) -> type[AttemptFailed]:
     return Throttled if _is_about_rate(code, text) else Deferred
 
 
+def enhanced_code(text: str) -> str | None:
+    """The enhanced code that a reply's text begins with."""
+    found = _ENHANCED.match(text)
+    return found[1] if found else None
+
+
 def _is_about_rate(code: int, text: str) -> bool:
     """A reply about one address or mailbox never is; 4.7.1 is how greylisting says "the first time"."""
     found = _ENHANCED.match(text)
-    subject, detail = (int(found[1]), int(found[2])) if found else (0, 0)
+    subject, detail = (int(found[2]), int(found[3])) if found else (0, 0)
     if subject in (_ADDRESS, _MAILBOX) or (subject, detail) == _GREYLISTED:
         return False
     return code in (CLOSING, 452) or subject == _POLICY or (subject, detail) in _CONGESTION

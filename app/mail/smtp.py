@@ -10,15 +10,15 @@ import functools
 import os
 import re
 import smtplib
-import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from app.errors import AttemptFailed, Unreachable
 from app.mail import smtp_failures
 from app.mail.backend import Backend
-from app.mail.envelope import Envelope, OutgoingMail
+from app.mail.envelope import Envelope, OutgoingMail, envelope_address
 from app.mail.smtp_client import NegativeReply, SmtpClient, TlsSmtpClient
 from config import Settings
 
@@ -37,6 +37,7 @@ class SmtpBackend(Backend):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.server = f"{settings.mail_server}:{settings.mail_port}"
+        self.ehlo_name = settings.mail_ehlo_name or envelope_address(settings.mail_default_sender).rpartition("@")[2]
         self.monotonic = time.monotonic
         self._idle: collections.deque[SmtpClient] = collections.deque()
 
@@ -108,9 +109,9 @@ class SmtpBackend(Backend):
     def _connected(self) -> SmtpClient:
         host, port, timeout = str(self.settings.mail_server), self.settings.mail_port, self.settings.mail_timeout
         if self.settings.mail_use_ssl:
-            client: SmtpClient = TlsSmtpClient(host, port, _own_name(), timeout=timeout, context=self._tls)
+            client: SmtpClient = TlsSmtpClient(host, port, self.ehlo_name, timeout=timeout, context=self._tls)
         else:
-            client = SmtpClient(host, port, _own_name(), timeout=timeout)
+            client = SmtpClient(host, port, self.ehlo_name, timeout=timeout)
         try:
             self._log_in(client)
         except BaseException:
@@ -155,15 +156,18 @@ class SmtpBackend(Backend):
         return smtp_failures.connection_broken(self.server, problem, step, self.settings.mail_timeout)
 
 
-def _own_name() -> str:
-    """This host's name for EHLO; never socket.getfqdn(), which asks DNS."""
-    name = socket.gethostname()
-    return name if "." in name and name.isascii() else "[127.0.0.1]"
-
-
 def _with_dots(content: bytes) -> bytes:
     """The content with CRLF line ends, its dots doubled, and the end mark (RFC 5321, section 4.5.2)."""
     if not content.count(b"\r\n") == content.count(b"\r") == content.count(b"\n"):
         content = re.sub(rb"\r\n|\r|\n", b"\r\n", content)
     lines = (b"\r\n" + content.removesuffix(b"\r\n")).replace(b"\r\n.", b"\r\n..")
     return lines[2:] + b"\r\n.\r\n"
+
+
+def reach(settings: Settings, used: Mapping[str, Any]) -> None:
+    """See whether the mail server answers that another process has ``used`` with those settings of its own.
+
+    It does not log in: nobody has recorded a password. Raises as ``SmtpBackend.check``.
+    """
+    theirs = {name: used[name] for name in ("mail_server", "mail_port", "mail_use_tls", "mail_use_ssl")}
+    SmtpBackend(settings.model_copy(update={**theirs, "mail_username": None})).check()

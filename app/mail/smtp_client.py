@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import smtplib
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -49,13 +50,26 @@ class SmtpClient(smtplib.SMTP):
         if self.sock is not None:
             self.sock.settimeout(self.timeout)
 
-    def connect(self, *address: Any) -> tuple[int, bytes]:
+    def connect(self, host: str, port: int, *_: Any) -> tuple[int, bytes]:  # type: ignore[override]
+        """Connect to the first of the host's addresses that takes the connection, and read its greeting.
+
+        The addresses share one timeout: smtplib would give it to each. What a name server takes is not in it.
+        """
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
         self.start_deadline()
-        try:
-            return super().connect(*address)
-        except OSError:
-            self.abort()
-            raise
+        timeout, connected_by = self.timeout, time.monotonic() + self.timeout
+        while True:
+            self.sock = None
+            self.timeout = max(0.001, connected_by - time.monotonic()) / len(addresses)
+            try:
+                return super().connect(addresses.pop(0), port)
+            except OSError:
+                if self.sock is not None or not addresses:
+                    self.abort()
+                    raise
+            finally:
+                self.timeout = timeout
 
     def greet(self) -> None:
         code, text = self.ehlo()

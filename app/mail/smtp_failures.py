@@ -28,14 +28,17 @@ IN_DOUBT = " It had the whole message: a copy may have arrived, and the next try
 
 
 def mail_refused(server: str, reply: NegativeReply) -> AttemptFailed:
-    return replies.meaning(reply.code, reply.text)(f"{server} answered {reply.step} with {reply.code} {reply.text}")
+    kind = replies.meaning(reply.code, reply.text)
+    words = f"{server} answered {reply.step} with {reply.code} {reply.text}"
+    return kind(words, code=reply.code, enhanced=replies.enhanced_code(reply.text))
 
 
 def session_rejected(server: str, reply: smtplib.SMTPResponseException) -> AttemptFailed:
     """The server said no before it heard of this mail, so it says nothing about the mail."""
     kind = Throttled if 400 <= reply.smtp_code < 500 else Unreachable
     text = one_line(reply.smtp_error)
-    return kind(f"{server} turned the connection down: {reply.smtp_code} {text}; {_cure(reply)}.")
+    words = f"{server} turned the connection down: {reply.smtp_code} {text}; {_cure(reply)}."
+    return kind(words, code=reply.smtp_code, enhanced=replies.enhanced_code(text))
 
 
 def connection_broken(server: str, problem: Exception, step: str, timeout_seconds: float) -> TimedOut | Unreachable:
@@ -43,6 +46,8 @@ def connection_broken(server: str, problem: Exception, step: str, timeout_second
         longest = TIMEOUTS_PER_CONVERSATION * timeout_seconds
         what = f"gave no answer within {timeout_seconds:g} s, or not all of them within {longest:g} s ({step})"
         return TimedOut(f"{server} {what}; {_cure(problem)}.")
+    if isinstance(problem, ConnectionRefusedError):
+        return Unreachable(f"{server} refused the connection; {_cure(problem)}.")
     return Unreachable(f"{server} failed ({step}): {one_line(str(problem))}; {_cure(problem)}.")
 
 

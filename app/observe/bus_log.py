@@ -6,13 +6,17 @@ facts of their own, such as a dispatcher's ``name``, would collide with a record
 
 import logging
 from contextlib import nullcontext, suppress
+from datetime import timedelta
 from typing import Any
 
-from app.bus import Bus, Filter, Lease, LeaseEnd
+from app.bus import Bus, Lease, LeaseEnd
+from app.bus.breaker import BACKEND_DOWN
+from app.bus.delivers_by import shown
 from app.bus.lifecycle import lifecycle
 from app.bus.outbox import Recorded
-from app.bus.troubles import DATABASE, Trouble
-from app.errors import DatabaseUnavailable
+from app.bus.troubles import DATABASE, Cause, Outage, Trouble
+from app.errors import BrokerUnavailable, DatabaseUnavailable
+from app.observe.concerns import ids_here, ids_of, request_of
 from app.observe.lines import written_together
 
 PARENT = logging.getLogger("app")
@@ -45,7 +49,7 @@ class BusLog:
         exc_info = (type(error), error, error.__traceback__) if error else None
         record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info, extra={"facts": facts})
         # A handler of somebody else's that raises must not answer 500 to an order that is stored.
-        with suppress(Exception):
+        with suppress(BaseException):
             LOGGER.handle(record)
 
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
@@ -60,15 +64,22 @@ class BusLog:
                     "source": event.source,
                     "receivers": ",".join(event.receivers) or "none",
                 }
+                if event.traceparent is not None or event.request_id is not None:
+                    facts |= request_of(event)
                 self.log(logging.INFO, "event recorded", facts)
 
-    def delivery_settled(self, _: Bus, end: LeaseEnd) -> None:
-        facts, outcome, reason, due_at = _of(end.lease), end.outcome, end.reason, end.due_at
+    def deliveries_settled(self, _: Bus, ends: list[LeaseEnd]) -> None:
+        with written_together() if len(ends) > 1 else nullcontext():
+            for end in ends:
+                self._delivery_settled(end)
+
+    def _delivery_settled(self, end: LeaseEnd) -> None:
+        facts, outcome, reason, due_at = ids_of(end.lease), end.outcome, end.reason, end.due_at
         match end.state:
             case "done":
                 self.log(logging.INFO, "delivery done", facts)
             case "discarded":
-                self.log(logging.WARNING, "delivery discarded", facts | {"reason": reason})
+                self.log(logging.INFO, "delivery discarded", facts | {"reason": reason})
             case "dead":
                 facts |= {"outcome": str(outcome or "none"), "reason": reason}
                 self.log(logging.ERROR, "delivery dead", facts)
@@ -76,22 +87,36 @@ class BusLog:
                 self.log(logging.INFO, "delivery postponed", facts | {"reason": reason, "due_at": str(due_at)})
             case _:
                 facts |= {"outcome": str(outcome), "reason": reason, "due_at": str(due_at)}
-                self.log(logging.WARNING, "delivery failed", facts)
+                # A probe of a backend that is down tells nothing that the lines about the outage don't tell.
+                is_known = end.lease.probe and outcome in BACKEND_DOWN
+                self.log(logging.DEBUG if is_known else logging.WARNING, "delivery failed", facts)
 
     def lease_lost(self, _: Bus, lease: Lease) -> None:
-        self.log(logging.WARNING, "lease lost", _of(lease))
-
-    def lease_expired(self, _: Bus, lease: Lease) -> None:
-        self.log(logging.WARNING, "lease taken over", _of(lease))
+        self.log(logging.WARNING, "lease lost", ids_of(lease))
 
     def receiver_raised(self, _: Bus, lease: Lease, error: BaseException) -> None:
-        self.log(logging.ERROR, "receiver raised", _of(lease), error)
+        self.log(logging.ERROR, "receiver raised", ids_of(lease), error)
+
+    def receiver_still_runs(self, _: Bus, lease: Lease, seconds: float) -> None:
+        self.log(logging.WARNING, "receiver still running", ids_of(lease) | {"seconds": round(seconds)})
 
     def receiver_missing(self, _: Bus, lease: Lease) -> None:
-        self.log(logging.ERROR, "receiver missing", _of(lease))
+        self.log(logging.ERROR, "receiver missing", ids_of(lease))
 
-    def operator_acted(self, _: Bus, action: str, which: Filter, count: int, by: str) -> None:
-        facts = {"action": action, "which": str(which), "count": count, "by": by}
+    def policy_fitted(self, _: Bus, version: int, transitions: int, lasted: float, refuted: list[str]) -> None:
+        facts = {"version": version, "attempts": transitions, "seconds": round(lasted, 2)}
+        self.log(logging.INFO, "retry policy fitted", facts)
+        for key in refuted:
+            self.log(logging.WARNING, "retry policy refuted", {"version": version, "obstacle": key})
+
+    def policy_unfitted(self, _: Bus, reason: str) -> None:
+        self.log(logging.WARNING, "retry policy not fitted", {"reason": reason})
+
+    def policy_ignored(self, _: Bus, version: int, reason: str) -> None:
+        self.log(logging.WARNING, "retry policy table ignored", {"version": version, "reason": reason})
+
+    def operator_acted(self, _: Bus, action: str, which: object, count: int, by: str) -> None:
+        facts = {"action": action, "which": str(which), "count": count, "by": by} | ids_here()
         self.log(logging.INFO, "operator acted", facts)
 
     def events_pruned(self, _: Bus, count: int) -> None:
@@ -100,9 +125,14 @@ class BusLog:
     def times_pulled_back(self, _: Bus, count: int) -> None:
         self.log(logging.WARNING, "due times pulled back", {"count": count, "reason": "the clock had run ahead"})
 
-    def dispatcher_started(self, _: Bus, name: str) -> None:
+    def dispatcher_started(self, _: Bus, name: str, differs: dict[str, list[Any]]) -> None:
         self._dispatches = True
-        self.log(logging.INFO, "dispatcher started", {"name": name})
+        facts = {"name": name} | ({"differs": shown(differs, "before", "now")} if differs else {})
+        self.log(logging.INFO, "dispatcher started", facts)
+
+    def dispatcher_refused(self, _: Bus, name: str, reason: str) -> None:
+        self._dispatches = True
+        self.log(logging.ERROR, "dispatcher refuses to start", {"name": name, "reason": reason})
 
     def dispatcher_stopped(self, _: Bus, name: str, unfinished: object) -> None:
         self._dispatches = False
@@ -111,11 +141,35 @@ class BusLog:
     def dispatcher_failed(self, _: Bus, error: BaseException) -> None:
         self.log(logging.ERROR, "dispatcher failed", {}, error)
 
+    def answer_unstored(self, _: Bus, lease: Lease, error: BaseException, failures: int) -> None:
+        reason = error.reason if isinstance(error, DatabaseUnavailable) else str(error).partition("\n")[0]
+        self.log(logging.ERROR, "result not stored", ids_of(lease) | {"reason": reason, "tries": failures})
+
+    def process_given_up(self, _: Bus, reason: str) -> None:
+        self.log(logging.CRITICAL, "ending this process", {"reason": reason})
+
     def database_lost(self, _: Bus, error: DatabaseUnavailable) -> None:
+        self._dispatches = True
         self.log(logging.ERROR, "database lost", {"reason": error.reason})
 
     def database_back(self, _: Bus) -> None:
         self.log(logging.INFO, "database back", {})
+
+    def broker_lost(self, _: Bus, error: BrokerUnavailable) -> None:
+        self.log(logging.ERROR, "broker lost", {"reason": str(error)})
+
+    def broker_back(self, _: Bus) -> None:
+        self.log(logging.INFO, "broker back", {})
+
+    def backend_lost(self, bus: Bus, outage: Outage) -> None:
+        self.log(logging.ERROR, f"{_backend(bus, outage)} lost", _of_outage(outage))
+
+    def backend_still_lost(self, bus: Bus, outage: Outage) -> None:
+        self.log(logging.WARNING, f"{_backend(bus, outage)} still lost", _of_outage(outage))
+
+    def backend_back(self, bus: Bus, outage: Outage, lasted: timedelta, waiting: int) -> None:
+        facts = {"receiver": outage.receiver, "seconds": round(lasted.total_seconds()), "waiting": waiting}
+        self.log(logging.INFO, f"{_backend(bus, outage)} back", facts)
 
     def trouble_began(self, _: Bus, trouble: Trouble) -> None:
         if self._is_told_by_dispatcher(trouble):
@@ -129,17 +183,17 @@ class BusLog:
         self.log(logging.INFO, "trouble ended", _about(trouble))
 
     def _is_told_by_dispatcher(self, trouble: Trouble) -> bool:
-        """One line for one fault: a process that dispatches tells by itself that it lost the database."""
-        return self._dispatches and trouble.cause in DATABASE
+        """One line for one fault: a process that dispatches tells by itself that it lost the database, or refuses."""
+        return self._dispatches and trouble.cause in (*DATABASE, Cause.DISPATCHER_REFUSES)
 
 
-def _of(lease: Lease) -> dict[str, Any]:
-    return {
-        "receiver": lease.receiver,
-        "order_id": lease.order_id,
-        "event_id": lease.event_id,
-        "attempt": lease.spent + 1,
-    }
+def _of_outage(outage: Outage) -> dict[str, Any]:
+    facts = {"reason": outage.reason, "since": str(outage.since), "waiting": outage.waiting}
+    return {"receiver": outage.receiver} | facts
+
+
+def _backend(bus: Bus, outage: Outage) -> str:
+    return "mail server" if bus.options[outage.receiver].sends_mail else "backend"
 
 
 def _about(trouble: Trouble) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from select import PIPE_BUF
 from typing import Any, TextIO
 
+from app.observe.concerns import ids_here
 from app.observe.pipes import DroppingStream
 from app.text import masked, one_line
 
@@ -138,11 +139,11 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _facts(record: logging.LogRecord) -> Mapping[str, Any]:
-    """Those of the bus, or whatever else was given as ``extra``."""
+    """Those of the bus, or whatever else was given as ``extra`` and the ids of what runs here."""
     known = vars(record)
     if "facts" in known:
         return known["facts"] if isinstance(known["facts"], Mapping) else {"facts": known["facts"]}
-    return {masked(name): value for name, value in known.items() if name not in _STANDARD}
+    return {masked(name): value for name, value in known.items() if name not in _STANDARD} | ids_here()
 
 
 def _is_traced(record: logging.LogRecord) -> bool:

@@ -12,13 +12,15 @@ from typing import Any, NoReturn
 
 from flask import Flask
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from sqlalchemy import make_url
 
+from app.bus.delivers_by import record, route
 from app.observe.bus_log import BusLog
 from app.observe.lines import JsonFormatter, LineHandler, TextFormatter
 from app.observe.pipes import dropping
 from app.text import printable
 from app.version import VERSION
-from config import Settings
+from config import Settings, without_effect
 
 PROCESS = logging.getLogger("app.process")
 
@@ -48,9 +50,16 @@ def configure(settings: Settings) -> None:
     threading.excepthook = _log_dead_thread
 
 
-def announce() -> None:
-    """The first line of a start: which version this is."""
+def announce(settings: Settings) -> None:
+    """The first lines of a start: the version, where orders are kept, how mail leaves, and what is set in vain."""
     PROCESS.info("starting", extra={"facts": {"version": VERSION}})
+    url = make_url(settings.database_url).set(query={})  # it may hold a password as well
+    PROCESS.info("orders are kept", extra={"facts": {"in": url.render_as_string()}})
+    mine = record(settings)
+    by = {"by": mine["mail_backend"], "to": mine["mail_folder"] or route(mine), "sender": settings.mail_default_sender}
+    PROCESS.info("mail leaves" if settings.mail_backend == "smtp" else "mail stays here", extra={"facts": by})
+    for line in without_effect():
+        PROCESS.warning("%s", line)
 
 
 def fail(error: object, code: int = 1) -> NoReturn:

@@ -4,11 +4,16 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
-from sqlalchemy import Enum, Index, String
+from sqlalchemy import Enum, Index, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Base, Money, UtcTime
 from app.states import NotificationStatus, OrderStatus
+
+# As literal text: SQLite uses a partial index only for a query whose condition it can see to be the index's own.
+_with_email = text("email IS NOT NULL")
+_unsent = text("notification IN ('failed', 'skipped')")
+UNSENT = text("orders.notification IN ('failed', 'skipped')")
 
 
 def _words(states: type[StrEnum], name: str) -> Enum:
@@ -37,10 +42,17 @@ class Order(Base):
     created_at: Mapped[datetime] = mapped_column(UtcTime)
     event_id: Mapped[str] = mapped_column(String(36))
     """Of the OrderCreated event. A UUIDv7, which grows with time: orders are sorted and paged by it."""
+    email_set_at: Mapped[datetime | None] = mapped_column(UtcTime)
+    """When a person last put ``email`` right; none where it is what came with the order."""
+    placed_email: Mapped[str | None] = mapped_column(String(254))
+    """Once ``email`` has been put right: what came with the order. A repeated POST is compared with it."""
 
     __table_args__ = (
         Index("orders_event_id", "event_id", unique=True),
         Index("orders_user_id_event_id", "user_id", "event_id"),
+        Index("orders_email_event_id", "email", "event_id", sqlite_where=_with_email, postgresql_where=_with_email),
+        # An order is in it only once its notification went wrong: no POST writes to it.
+        Index("orders_unsent", "notification", "event_id", sqlite_where=_unsent, postgresql_where=_unsent),
     )
 
 
@@ -53,3 +65,7 @@ class User(Base):
     total_spent: Mapped[Decimal] = mapped_column(Money, default=Decimal(0))
     last_order_id: Mapped[str | None] = mapped_column(String(64))
     last_order_at: Mapped[datetime | None] = mapped_column(UtcTime)
+
+    __table_args__ = (
+        Index("users_email_user_id", "email", "user_id", sqlite_where=_with_email, postgresql_where=_with_email),
+    )

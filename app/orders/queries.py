@@ -1,17 +1,34 @@
 """Queries of the order and user records."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, bindparam, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from app.db import Database
+from app.db import Database, dialect_of
 from app.db.prepared import Prepared
 from app.errors import OrderNotFound, UserNotFound
-from app.orders.models import Order, User
+from app.orders.identifiers import ID_PATTERN, UUID_PATTERN
+from app.orders.models import UNSENT, Order, User
 from app.states import NotificationStatus, OrderStatus
 
 FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
+FIND_EMAILS = Prepared(
+    select(
+        select(Order.email).where(Order.order_id == bindparam("of_order")).scalar_subquery(),
+        select(User.email).where(User.user_id == bindparam("of_user")).scalar_subquery(),
+    )
+)
+FIND_CONTENT = Prepared(
+    select(Order.event_id, Order.user_id, Order.total_price, Order.email, Order.placed_email, Order.email_set_at).where(
+        Order.order_id == bindparam("id")
+    )
+)
 
 
 def find_order(session: Session, order_id: str) -> Order:
@@ -30,11 +47,43 @@ def find_user(session: Session, user_id: str) -> User:
     return user
 
 
-def known_email(database: Database, user_id: str) -> str | None:
-    """The user's address; None where none is known."""
-    with database.autocommit() as reader:
-        found = FIND_EMAIL(reader, {"id": user_id}).fetchone()
-    return found[0] if found else None
+def known_emails(database: Database, order_id: str, user_id: str) -> tuple[str | None, str | None]:
+    """The order's own address and its user's; None where none is known."""
+    asked = {"of_order": order_id, "of_user": user_id}
+    of_order, of_user = database.query(lambda reader: FIND_EMAILS(reader, asked).fetchone())
+    return of_order, of_user
+
+
+class OrderSort(StrEnum):
+    """What a list of orders is sorted by: each has an index."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    ORDER = "order"
+    USER = "user"
+
+
+SORT_KEYS: dict[OrderSort, tuple[Any, ...]] = {
+    OrderSort.NEWEST: (Order.event_id,),
+    OrderSort.OLDEST: (Order.event_id,),
+    OrderSort.ORDER: (Order.order_id,),
+    OrderSort.USER: (Order.user_id, Order.event_id),
+}
+
+UNSENT_STATUSES = (NotificationStatus.FAILED, NotificationStatus.SKIPPED)
+"""Those that the index of UNSENT orders has."""
+
+CURSOR_SEPARATOR = "/"
+"""No id has it."""
+
+
+class OrderPage(NamedTuple):
+    """A page of orders. ``cursor`` is that of the next page; None on the last page."""
+
+    orders: Sequence[Order]
+    cursor: str | None
+    stopped: bool
+    """Whether the page is not full because enough was looked at: there may be more behind the cursor."""
 
 
 def list_orders(
@@ -43,18 +92,109 @@ def list_orders(
     user_id: str | None = None,
     status: OrderStatus | None = None,
     notification: NotificationStatus | None = None,
-    before: str | None = None,
+    email: str | None = None,
+    sort: OrderSort = OrderSort.NEWEST,
+    after: str | None = None,
     limit: int = 50,
-) -> tuple[Sequence[Order], str | None]:
-    """A page of orders, newest first, and the cursor of the next page; None on the last page.
+    most: int | None = None,
+) -> OrderPage:
+    """A page of orders. ``after`` is its cursor: where the page before ended.
 
-    ``before`` is the cursor of this page: the ``event_id`` of the previous page's last order.
+    A status that few orders have is looked for among all of them, unless ``most`` says among how many, of those that
+    an index has in this order. Raises ValueError for a cursor of another list.
     """
-    page = select(Order).order_by(Order.event_id.desc()).limit(limit + 1)
-    for column, value in ((Order.user_id, user_id), (Order.status, status), (Order.notification, notification)):
+    keys, falls = SORT_KEYS[sort], sort is OrderSort.NEWEST
+    indexed = {Order.user_id: user_id, Order.email: email}
+    others = {Order.status: status, Order.notification: notification}
+    page = select(Order).order_by(*(key.desc() if falls else key for key in keys))
+    if notification in UNSENT_STATUSES and keys == (Order.event_id,) and user_id is None and email is None:
+        page = page.where(UNSENT)
+        indexed[Order.notification] = others.pop(Order.notification)
+    page = _equal(page, indexed)
+    if after is not None:
+        place = _parse_cursor(after, keys)
+        page = page.where(keys[0] < place[0] if falls else tuple_(*keys) > tuple_(*place))
+    last = None
+    if most is not None and any(others.values()):
+        last = session.execute(page.with_only_columns(*keys).offset(most - 1).limit(1)).first()
+    if last is not None:
+        page = page.where(keys[0] >= last[0] if falls else tuple_(*keys) <= tuple_(*last))
+    found = session.scalars(_equal(page, others).limit(limit + 1)).all()
+    if len(found) > limit:
+        ends_at = tuple(getattr(found[limit - 1], key.key) for key in keys)
+        return OrderPage(found[:limit], CURSOR_SEPARATOR.join(ends_at), stopped=False)
+    return OrderPage(found, None if last is None else CURSOR_SEPARATOR.join(last), stopped=last is not None)
+
+
+def _equal(page: Select[Any], wanted: Mapping[Any, Any]) -> Select[Any]:
+    """With these columns' values, where they are not None."""
+    for column, value in wanted.items():
         if value is not None:
             page = page.where(column == value)
-    if before is not None:
-        page = page.where(Order.event_id < before)
-    found = session.scalars(page).all()
-    return found[:limit], found[limit - 1].event_id if len(found) > limit else None
+    return page
+
+
+def _parse_cursor(cursor: str, keys: tuple[Any, ...]) -> list[str]:
+    parts = cursor.split(CURSOR_SEPARATOR)
+    patterns = [UUID_PATTERN if key is Order.event_id else ID_PATTERN for key in keys]
+    if len(parts) != len(keys) or not all(map(re.fullmatch, patterns, parts)):
+        raise ValueError("not a cursor of this list; leave it out to begin at its start")
+    return parts
+
+
+# Users
+
+
+def list_users(
+    session: Session, *, email: str | None = None, after: str | None = None, limit: int = 50
+) -> tuple[Sequence[User], str | None]:
+    """A page of users by their ids, and the cursor of the next page, its ``after``; None on the last page."""
+    page = _equal(select(User), {User.email: email}).order_by(User.user_id)
+    if after is not None:
+        page = page.where(User.user_id > after)
+    found = session.scalars(page.limit(limit + 1)).all()
+    return found[:limit], found[limit - 1].user_id if len(found) > limit else None
+
+
+class OrderSums(NamedTuple):
+    """What a user's orders add up to: the record, where it is right, and what is not in the record yet."""
+
+    orders_count: int
+    """Confirmed ones, and so are those of the next three."""
+    total_spent: Decimal
+    last_order_id: str | None
+    last_order_at: datetime | None
+    unconfirmed: int
+    """Orders that the receiver of the record has not had yet."""
+    skipped: int
+    """Orders without a notification, for want of an address."""
+    is_whole: bool
+    """Whether all of the user's orders were looked at."""
+
+    def agree(self, record: User) -> bool:
+        """Whether the record says the same."""
+        names = ("orders_count", "total_spent", "last_order_id", "last_order_at")
+        return all(getattr(self, name) == getattr(record, name) for name in names)
+
+
+def sum_orders(session: Session, user_id: str, most: int | None = None) -> OrderSums:
+    """Add up the user's orders, or the ``most`` newest of them."""
+    columns = (Order.order_id, Order.status, Order.notification, Order.created_at, Order.total_price)
+    newest = select(*columns).where(Order.user_id == user_id).order_by(Order.event_id.desc()).limit(most).subquery()
+    cents = func.sum(dialect_of(session).in_cents(newest.c.total_price))
+    groups = select(newest.c.status, newest.c.notification, func.count(), cents)
+    found = session.execute(groups.group_by(newest.c.status, newest.c.notification)).all()
+    confirmed = [group for group in found if group[0] == OrderStatus.CONFIRMED]
+    latest = select(newest.c.order_id, newest.c.created_at).where(newest.c.status == OrderStatus.CONFIRMED)
+    latest = latest.order_by(newest.c.created_at.desc(), newest.c.order_id.desc()).limit(1)
+    last_order_id, last_order_at = session.execute(latest).first() or (None, None)
+    looked_at = sum(count for _, _, count, _ in found)
+    return OrderSums(
+        orders_count=sum(count for _, _, count, _ in confirmed),
+        total_spent=Decimal(sum(int(total) for *_, total in confirmed)).scaleb(-2),
+        last_order_id=last_order_id,
+        last_order_at=last_order_at,
+        unconfirmed=sum(count for status, _, count, _ in found if status == OrderStatus.CREATED),
+        skipped=sum(count for _, state, count, _ in found if state == NotificationStatus.SKIPPED),
+        is_whole=most is None or looked_at < most,
+    )

@@ -5,6 +5,7 @@ runs them.
 """
 
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
@@ -12,7 +13,7 @@ from sqlalchemy import bindparam, or_, select, update
 from app.db import Base, Dialect, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound
 from app.orders.models import Order, User
-from app.orders.queries import FIND_EMAIL, find_order
+from app.orders.queries import FIND_CONTENT, FIND_EMAIL
 from app.states import NotificationStatus, OrderStatus
 
 
@@ -82,15 +83,17 @@ def place_order(
     if INSERT_ORDER(transaction, row).rowcount != 1:
         return _earlier_event_id(transaction, order_id, (user_id, total_price, email))
     if email is not None:
-        set_email(transaction, user_id, email)
+        transaction.postpone(user_id, partial(set_email, transaction, user_id, email))
     return None
 
 
 def _earlier_event_id(transaction: Transaction, order_id: str, content: tuple[str, Decimal, str | None]) -> str:
-    stored = find_order(transaction.session, order_id)
-    if (stored.user_id, stored.total_price, stored.email) != content:
+    found = FIND_CONTENT(transaction, {"id": order_id}).fetchone()
+    event_id, user_id, total_price, email, placed_email, email_set_at = found
+    placed = email if email_set_at is None else placed_email  # a person may have put it right since
+    if (user_id, money(total_price), placed) != content:
         raise OrderConflict(f"order {order_id} exists with other content")
-    return stored.event_id
+    return str(event_id)
 
 
 def confirm_order(transaction: Transaction, order_id: str) -> None:
@@ -132,9 +135,11 @@ def mark_notification(transaction: Transaction, order_id: str, status: Notificat
     MARK_NOTIFICATION[status](transaction, {"id": order_id})
 
 
-def set_email(transaction: Transaction, user_id: str, email: str) -> None:
-    """Keep ``email`` as the user's address. The user's record is made where there is none."""
+def set_email(transaction: Transaction, user_id: str, email: str) -> bool:
+    """Keep ``email`` as the user's address, in a record that is made where there is none. Returns whether it is new."""
     known = FIND_EMAIL(transaction, {"id": user_id}).fetchone()
-    if known is None or known[0] != email:  # an unchanged record is not locked: on PostgreSQL others may wait for it
-        INSERT_USER(transaction, {"user_id": user_id})
-        SET_EMAIL(transaction, {"id": user_id, "address": email})
+    if known is not None and known[0] == email:  # the record is not locked: on PostgreSQL others may wait for it
+        return False
+    INSERT_USER(transaction, {"user_id": user_id})
+    SET_EMAIL(transaction, {"id": user_id, "address": email})
+    return True

@@ -1,40 +1,53 @@
 """Tell the user by email that the order was taken, and keep on the order's record how that went."""
 
+from datetime import datetime
 from typing import Any
 
 from flask import current_app
 
-from app.addresses import checked_email
 from app.answers import Discard, Done
 from app.db import Database, Transaction
-from app.events import NotificationFailed, NotificationSent, NotificationSkipped, OrderCreated
+from app.events import (
+    NotificationFailed,
+    NotificationRequested,
+    NotificationSent,
+    NotificationSkipped,
+    OrderCreated,
+)
 from app.mail import Mailer, OrderNotification
-from app.orders import known_email, mark_notification
+from app.orders import known_emails, made_email, mark_notification
+from app.orders.emails import NO_ADDRESS
 from app.signal import Event
 from app.states import NotificationStatus
 from config import Settings
 
+Wanted = OrderCreated | NotificationRequested
+"""The events that a notification follows from."""
 
-def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> Done | Discard:
+
+def send_email_notification(sender: str, event: Wanted, delivery: Any) -> Done | Discard:
     """Send the notification by the configured mail backend; at least once, every copy with one Message-ID.
 
     Answers Discard where there is no address. Raises one of the kinds of AttemptFailed as the mail server says.
     """
     settings: Settings = current_app.extensions["settings"]
-    recipient = _address(event, settings.user_email_domain)
+    recipient = _address(event, settings.user_email_domain, untouched=delivery.untouched)
     if recipient is None:
         reason = _no_address(event.user_id, settings.user_email_domain)
         return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
     mailer: Mailer = current_app.extensions["mailer"]
+    created_at, requested_at = _times(event, delivery.occurred_at)
     notification = OrderNotification(
         order_id=event.order_id,
         user_id=event.user_id,
         total_price=event.total_price,
-        created_at=delivery.occurred_at,
+        created_at=created_at,
+        requested_at=requested_at,
         recipient=recipient,
         event_id=delivery.event_id,
         locale=settings.mail_locale,
         sender=settings.mail_default_sender,
+        traceparent=delivery.traceparent,
     )
     mailer.send(notification)
     return Done(
@@ -44,7 +57,14 @@ def send_email_notification(sender: str, event: OrderCreated, delivery: Any) -> 
     )
 
 
-def announce_failure(event: OrderCreated, reason: str) -> NotificationFailed:
+def _times(event: Wanted, occurred_at: datetime) -> tuple[datetime, datetime | None]:
+    """When the order was taken, and when its notification was asked for again."""
+    if isinstance(event, NotificationRequested):
+        return datetime.fromisoformat(event.ordered_at), occurred_at
+    return occurred_at, None
+
+
+def announce_failure(event: Wanted, reason: str) -> NotificationFailed:
     """The event that is published when the bus gives the notification up."""
     return NotificationFailed(order_id=event.order_id, user_id=event.user_id, reason=reason)
 
@@ -61,25 +81,23 @@ def update_order_notification(sender: str, event: Event, transaction: Transactio
     mark_notification(transaction, event.order_id, STATUSES[type(event)])
 
 
-def _address(event: OrderCreated, domain: str | None) -> str | None:
-    """The order's own address, else the user's known one, else one made with ``domain``, USER_EMAIL_DOMAIN."""
-    if event.email is not None:
+def _address(event: Wanted, domain: str | None, *, untouched: bool) -> str | None:
+    """The order's own address, else the user's known one, else one made with ``domain``, USER_EMAIL_DOMAIN.
+
+    What came with the event is its own address still, where nobody has touched the delivery: nothing need be read.
+    """
+    if untouched and event.email is not None:
         return event.email
     database: Database = current_app.extensions["database"]
-    known = known_email(database, event.user_id)
-    if known is not None or domain is None:
-        return known
-    try:
-        return checked_email(f"{event.user_id}@{domain}")
-    except ValueError:  # not every user_id makes an address: "a:b" doesn't
-        return None
+    of_order, of_user = known_emails(database, event.order_id, event.user_id)
+    return of_order or event.email or of_user or made_email(event.user_id, domain)
 
 
 def _no_address(user_id: str, domain: str | None) -> str:
     why, or_else = "", ", or set USER_EMAIL_DOMAIN"
     if domain is not None:
         why, or_else = f", and {user_id}@{domain} can't be one", ""
-    return (
-        f"there is no address for user {user_id}{why}: send one with an order as 'email', or run "
-        f"'flask users set-email {user_id} ADDRESS'{or_else}; then retry this"
+    return (  # quoted, what differs from user to user is left out where reasons are grouped
+        f"{NO_ADDRESS}'{user_id}'{why}: send one with an order as 'email', or run "
+        f"'flask users set-email {user_id} ADDRESS'{or_else}; then run 'flask orders send-skipped'"
     )

@@ -2,13 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
-from tests.support import postgres
+from tests.support.console import Tab, browser
 from tests.support.service import Service
 from tests.support.smtp import SmtpServer
 
@@ -56,15 +56,26 @@ def database(request: pytest.FixtureRequest) -> dict[str, str]:
 
 
 @pytest.fixture
-def server_of_its_own() -> Iterator[str]:
-    """Another PostgreSQL server than the tests share, on which transactions are numbered from the beginning."""
-    if postgres.binaries() is None:
-        pytest.skip("no PostgreSQL here: install its server")
-    with postgres.private_server() as url:
-        yield url
-
-
-@pytest.fixture
 def sink() -> Iterator[SmtpServer]:
     with SmtpServer() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_tab(chromium: Any, service: Service) -> Iterator[Callable[..., Tab]]:
+    """Opens pages of the module's own service, and closes them all."""
+    tabs: list[Tab] = []
+
+    def make(**how: Any) -> Tab:
+        tabs.append(Tab(chromium, service, **how))
+        return tabs[-1]
+
+    yield make
+    for tab in tabs:
+        tab.context.close()

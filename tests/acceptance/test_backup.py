@@ -56,7 +56,7 @@ def test_a_backup_under_load_has_all_that_was_acknowledged_before_and_can_be_ser
 
 @pytest.mark.postgres
 def test_the_commands_that_are_told_for_postgresql_bring_the_service_to_another_server(
-    serve: Serve, folder: Path, sink: SmtpServer, postgres_url: str, server_of_its_own: str
+    serve: Serve, folder: Path, sink: SmtpServer, postgres_url: str, own_server: str
 ) -> None:
     mail = {"mail_server": sink.host, "mail_port": sink.port}
     service = serve(database_url=postgres_url, **mail).start()
@@ -70,7 +70,7 @@ def test_the_commands_that_are_told_for_postgresql_bring_the_service_to_another_
 
     execute(command_for(service, "backup", dump))
     service.stop()
-    restored = serve(database_url=server_of_its_own, **mail)
+    restored = serve(database_url=own_server, **mail)
     execute(command_for(restored, "restore", dump))
     restored.start()
 
@@ -78,11 +78,11 @@ def test_the_commands_that_are_told_for_postgresql_bring_the_service_to_another_
         assert restored.get(f"/api/orders/{order_id}").status == 200
     with closing(Client(restored.port)) as client:
         ledger.place(client)
-    ledger.wait_until_settled(server_of_its_own)
+    ledger.wait_until_settled(own_server)
     found = feed(restored)
     assert sorted(found[: len(events)]) == sorted(events)
     assert len(found) == len(events) + 2
-    ledger.check(server_of_its_own, sink.received, copies=0)
+    ledger.check(own_server, sink.received, copies=0)
 
 
 def many_transactions(url: str) -> None:

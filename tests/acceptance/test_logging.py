@@ -38,7 +38,7 @@ def test_gunicorns_access_log_is_json_too(serve: Serve) -> None:
 def test_the_first_line_tells_the_version_and_no_process_repeats_it(serve: Serve, command: tuple[str, ...]) -> None:
     service = serve(*command, log_format="json").launch()
     service.wait_for_log("dispatcher started")
-    service.stop()
+    service.stop(60)  # gunicorn's master waits 30 s for a worker that was forked in that moment, and heard no signal
 
     told = lines(service)
 
@@ -65,3 +65,27 @@ def test_what_stops_a_start_is_a_json_object(serve: Serve, command: tuple[str, .
 
     (line,) = [line for line in lines(service) if line["level"] == "critical"]
     assert ("MAIL_PORT" if wrong == "setting" else str(file)) in line["message"]
+
+
+def test_granians_own_lines_are_json_by_the_file_of_deploy(serve: Serve) -> None:
+    service = serve(*GRANIAN, "--access-log", "--log-config", "deploy/granian-log.json", log_format="json").start()
+    service.post(order_id="1001", user_id="42", total_price=19.99)
+    service.stop()
+    assert {"_granian", "granian.access", "app.bus"} <= {line["logger"] for line in lines(service)}
+
+
+def test_all_of_flask_run_but_its_greeting_is_json(serve: Serve) -> None:
+    """Which stands on stdout."""
+    service = serve(*FLASK, log_format="json").start()
+    service.stop()
+    told = [json.loads(line) for line in service.log.splitlines() if not line.startswith(" * ")]
+    assert {"werkzeug", "app.bus"} <= {line["logger"] for line in told}
+
+
+@pytest.mark.postgres
+def test_a_dispatcher_that_finds_no_schema_says_so_in_json(serve: Serve, bare_postgres_url: str) -> None:
+    service = serve(*DISPATCHER, database_url=bare_postgres_url, log_format="json").launch()
+    assert service.wait_for_end() == 1
+    *_, line = lines(service)
+    assert (line["level"], line["logger"]) == ("critical", "app.process")
+    assert "flask db upgrade" in line["message"]

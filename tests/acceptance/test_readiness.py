@@ -107,13 +107,16 @@ def test_a_mail_server_that_is_down(serve: Serve, sink: SmtpServer) -> None:
     assert service.post(order_id="1", **ORDER).status == 201
 
     reason = is_told(service, "backend_down")
-    assert "what the receiver 'send_email_notification' needs has been down for" in reason
+    assert "send_email_notification: paused by its circuit breaker since" in reason
     assert "127.0.0.1" not in service.get("/readyz").body["reasons"][0], "anybody may ask"
     assert "127.0.0.1" in begun(service, "backend_down")
     assert service.post(order_id="2", **ORDER).status == 201, "orders are taken all the same"
+    service.wait_for_log("mail server lost")
 
     sink.start()
     is_over(service, "backend_down")
+    service.wait_for_log("mail server back")
+    assert service.log.count("mail server lost") == service.log.count("mail server back") == 1
 
 
 # Dispatchers
@@ -197,34 +200,34 @@ def test_a_postgresql_that_is_stopped(serve: Serve, postgres_url: str) -> None:
 
 
 @pytest.mark.postgres
-def test_a_postgresql_that_only_reads(serve: Serve, server_of_its_own: str) -> None:
-    web = serve(dispatch_in_web=False, database_url=server_of_its_own, **SETTINGS)
+def test_a_postgresql_that_only_reads(serve: Serve, own_server: str) -> None:
+    web = serve(dispatch_in_web=False, database_url=own_server, **SETTINGS)
     assert web.run("flask", "db", "upgrade").returncode == 0
     web.start(ready="/healthz")
-    serve(*DISPATCHER, database_url=server_of_its_own, **SETTINGS).start()
+    serve(*DISPATCHER, database_url=own_server, **SETTINGS).start()
     web.wait_for_answer("/readyz")
-    administer(server_of_its_own, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+    administer(own_server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 
     reason = is_told(web, "database_unwritable")
     assert "cannot execute INSERT in a read-only transaction" in reason
     assert "DATABASE_URL names the primary" in reason
 
     read_write = "SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"
-    administer(server_of_its_own, read_write, "ALTER SYSTEM RESET default_transaction_read_only")
-    administer(server_of_its_own, "SELECT pg_reload_conf()")
+    administer(own_server, read_write, "ALTER SYSTEM RESET default_transaction_read_only")
+    administer(own_server, "SELECT pg_reload_conf()")
     is_over(web, "database_unwritable")
 
 
 @pytest.mark.postgres
-def test_a_postgresql_that_does_not_answer(serve: Serve, server_of_its_own: str) -> None:
+def test_a_postgresql_that_does_not_answer(serve: Serve, own_server: str) -> None:
     """However long it is silent, /readyz and the status answer."""
-    web = serve(dispatch_in_web=False, database_url=server_of_its_own, database_timeout=60, **SETTINGS)
+    web = serve(dispatch_in_web=False, database_url=own_server, database_timeout=60, **SETTINGS)
     assert web.run("flask", "db", "upgrade").returncode == 0
     web.start(ready="/healthz")
-    serve(*DISPATCHER, database_url=server_of_its_own, **SETTINGS).start()
+    serve(*DISPATCHER, database_url=own_server, **SETTINGS).start()
     web.wait_for_answer("/readyz")
 
-    with frozen(server_of_its_own):
+    with frozen(own_server):
         for _ in range(3):
             began = time.monotonic()
             answer = web.get("/readyz")

@@ -122,6 +122,7 @@ def test_a_process_that_takes_a_dead_ones_place_begins_with_no_other_file(
     """What it acknowledged there would be lost as soon as the right file is back."""
     service = serve(instance_path=folder / "data" / "instance").start()
     assert service.post(**order(1)).status == 201
+    wait_until_sent(service, 1)  # a mail would make the folder anew that it is written into
     instance, away = (folder / "data" / name for name in ("instance", "away"))
     instance.rename(away)
     if there == "another file":
@@ -165,3 +166,16 @@ def test_a_start_on_a_newer_schema_is_refused_and_who_runs_goes_on(serve: Serve)
         assert told in (done.stdout + done.stderr).splitlines()[-1]
     shown = service.run("flask", "db", "current").stdout
     assert shown.startswith("9999, which is newer than this code, whose schema is")
+
+
+def test_a_command_whose_shell_has_other_settings_than_the_service_finds_no_empty_database(serve: Serve) -> None:
+    """It would say that nothing waits, and that nothing is wrong."""
+    service = serve()
+    for words, code in ((["bus", "status"], 1), (["bus", "list"], 1), (["doctor"], 2)):
+        done = service.run("flask", *words)
+        assert done.returncode == code
+        assert "; where the service runs already, set INSTANCE_PATH or DATABASE_URL in this shell as it has them" in (
+            done.stdout + done.stderr
+        )
+    service.start()
+    assert service.run("flask", "bus", "status").returncode == 0

@@ -335,7 +335,13 @@ def test_a_mail_waits_while_the_disk_of_the_maildir_is_full(disk: Disk, serve: S
 
 
 def mail_to(sink: SmtpServer) -> dict[str, Any]:
-    return {"mail_server": sink.host, "mail_port": sink.port}
+    """What is killed again and again waits shortly: by default a mail in doubt waits for minutes."""
+    return {
+        "mail_server": sink.host,
+        "mail_port": sink.port,
+        "retry_policy": "exponential",
+        "retry_base_seconds": 0.01,
+    }
 
 
 def maildir(instance: Path) -> tuple[list[Path], list[Path]]:

@@ -23,7 +23,7 @@ def test_a_service_that_dispatches_is_ready(api: Api) -> None:
 
 
 def test_without_a_dispatcher_it_is_not_ready(api: Api) -> None:
-    assert reasons(api) == ["no dispatcher is alive; start one with 'flask bus run'"]
+    assert reasons(api) == ["no dispatcher is alive; start the service as before, or 'flask bus run' with its settings"]
 
 
 def test_a_dispatcher_unseen_for_thirty_seconds_is_none(api: Api) -> None:

@@ -10,6 +10,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from app.states import DeliveryState, NotificationStatus, OrderStatus, Outcome
+from app.version import VERSION
 from tests.support.api import Api, parse
 
 
@@ -25,6 +26,7 @@ def document(api: Api) -> Any:
 
 def test_the_document_is_valid_openapi_3_1(document: Any) -> None:
     assert document["openapi"].startswith("3.1")
+    assert document["info"]["version"] == VERSION
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
 
 
@@ -51,6 +53,7 @@ def test_no_route_under_api_is_another_parts(api: Api) -> None:
         ("/api/orders/{order_id}", "get", "200 401 404 421 500 503"),
         ("/api/users/{user_id}", "get", "200 401 404 421 500 503"),
         ("/api/events", "get", "200 400 401 421 422 500 503"),
+        ("/metrics", "get", "200 401 403 421 500"),
         ("/healthz", "get", "200 421 500"),
         ("/readyz", "get", "200 421 500 503"),
         ("/openapi.json", "get", "200 421 500"),
@@ -69,6 +72,7 @@ def test_headers_are_described_where_they_are_sent(document: Any) -> None:
         "200": ["Idempotent-Replayed"],
         "201": ["Location"],
         "401": ["WWW-Authenticate"],
+        "500": ["X-Request-ID"],
         "503": ["Retry-After"],
     }
     assert list(document["paths"]["/api/orders"]["get"]["responses"]["200"]["headers"]) == ["Link"]
@@ -92,7 +96,10 @@ def test_query_parameters_are_described_and_may_be_left_out(document: Any) -> No
 def test_every_operation_has_one_tag_and_every_tag_is_described(document: Any) -> None:
     tags = {operation["operationId"]: operation["tags"] for operation in operations(document)}
     described = {tag["name"]: tag["description"] for tag in document["tags"]}
-    assert list(described) == ["orders", "users", "events", "deliveries", "health", "openapi"]
+    assert list(described) == [
+        *("orders", "users", "events", "status", "deliveries", "acts", "receivers", "addresses", "metrics", "health"),
+        "openapi",
+    ]
     assert {tag for (tag,) in tags.values()} == set(described)
     assert all(described.values())
     assert (tags["create_order"], tags["readyz"], tags["retry_delivery"]) == (["orders"], ["health"], ["deliveries"])
@@ -110,6 +117,7 @@ def test_every_description_is_text_that_tools_show_as_it_is_meant(document: Any)
         assert text == text.strip() != ""
         assert not re.search(r"\n[ \t]", text)
         assert text.count("`") % 2 == 0
+        assert not re.search(r"<[A-Za-z/]", re.sub("`.*?`", "", text)), "it would be HTML, and not show"
 
 
 def operations(document: Any) -> list[Any]:

@@ -78,6 +78,10 @@ def test_dead_deliveries_are_found_with_what_they_are_about(api: Api) -> None:
         ({"outcome": "refused"}, 3),
         ({"outcome": "timeout"}, 0),
         ({"reason": "5.1.1"}, 3),
+        ({"reason_group": "550 5.1.1 no such user"}, 3),
+        ({"reason_group": "5.1.1"}, 0),
+        ({"tried": "true"}, 3),
+        ({"tried": "false"}, 0),
         ({"event_type": "NotificationSent"}, 0),
         ({"receiver": "refuse", "state": "done"}, 0),
         ({"older_than": "2026-11-23T08:00:00Z"}, 0),
@@ -87,25 +91,107 @@ def test_dead_deliveries_are_found_with_what_they_are_about(api: Api) -> None:
 )
 def test_a_filter_means_the_same_for_finding_counting_and_acting(api: Api, query: Any, count: int) -> None:
     assert len(parse(api.get(DELIVERIES, **query))["deliveries"]) == count
-    query = {k: int(v) if k == "delivery_id" else v for k, v in query.items()}
-    assert parse(post(api, "/retry", {"filter": query, "dry_run": True})) == {"deliveries": count}
-    assert parse(post(api, "/retry", {"filter": query})) == {"deliveries": count}
-    assert parse(post(api, "/retry", {"filter": query})) == {"deliveries": 0}
+    query = {k: int(v) if k == "delivery_id" else v == "true" if k == "tried" else v for k, v in query.items()}
+    assert parse(post(api, "/retry", {"filter": query, "dry_run": True})) == {"deliveries": count, "act_id": None}
+    assert parse(post(api, "/retry", {"filter": query})) == {"deliveries": count, "act_id": 1}
+    assert parse(post(api, "/retry", {"filter": {"state": "dead"} | query})) == {"deliveries": 0, "act_id": 2}
 
 
 def test_a_dry_run_changes_nothing(api: Api) -> None:
     body = {"filter": {}, "reason": "test", "dry_run": True}
-    assert parse(post(api, "/discard", body)) == {"deliveries": 3}
+    assert parse(post(api, "/discard", body)) == {"deliveries": 3, "act_id": None}
     assert {delivery.state for delivery in api.shop.deliveries()} == {"dead"}
     assert api.shop.count("operator_acts") == 0
 
 
 def test_one_is_retried_and_another_discarded(api: Api) -> None:
-    assert parse(post(api, "/1/retry", {})) == {"deliveries": 1}
-    assert parse(post(api, "/1/retry", {})) == {"deliveries": 0}
-    assert parse(post(api, "/2/discard", {"reason": "a duplicate"})) == {"deliveries": 1}
+    assert parse(post(api, "/1/retry", {})) == {"deliveries": 1, "act_id": 1}
+    assert parse(post(api, "/2/discard", {"reason": "a duplicate"})) == {"deliveries": 1, "act_id": 2}
+    assert parse(post(api, "/2/discard", {"reason": "a duplicate"})) == {"deliveries": 0, "act_id": 3}
     assert [delivery.state for delivery in api.shop.deliveries()] == ["ready", "discarded", "dead"]
     assert api.shop.deliveries()[1].reason == "a duplicate"
+
+
+def test_one_that_was_discarded_is_retried_when_it_is_named(api: Api) -> None:
+    post(api, "/discard", {"filter": {}, "reason": "a test"})
+    assert parse(post(api, "/retry", {"filter": {}})) == {"deliveries": 0, "act_id": 2}
+    assert parse(post(api, "/1/retry", {})) == {"deliveries": 1, "act_id": 3}
+    assert parse(post(api, "/retry", {"filter": {"state": "discarded"}})) == {"deliveries": 2, "act_id": 4}
+
+
+def test_reasons_are_grouped_with_an_example(api: Api) -> None:
+    api.shop.execute("UPDATE deliveries SET reason = 'no such user 7' WHERE delivery_id = 1")
+    api.shop.execute("UPDATE deliveries SET reason = 'no such user 8' WHERE delivery_id = 2")
+    found = parse(api.get(f"{DELIVERIES}/reasons", state="dead"))
+    assert found["complete"]
+    assert [(g["deliveries"], g["reason"], g["example_order_id"]) for g in found["reasons"]] == [
+        (2, "no such user <n>", "1"),
+        (1, "550 5.1.1 no such user", "2"),
+    ]
+    assert not parse(api.get(f"{DELIVERIES}/reasons", limit=1))["complete"]
+
+
+def test_what_waits_has_its_next_try(api: Api) -> None:
+    post(api, "/retry", {"filter": {}, "over_seconds": 30})
+    rows = parse(api.get(DELIVERIES))["deliveries"]
+    assert [row["next_try"] for row in rows] == [f"2026-11-23T08:00:{seconds}.000000Z" for seconds in ("00", 10, 20)]
+
+
+def test_an_act_is_looked_at_and_aborted(api: Api) -> None:
+    post(api, "/retry", {"filter": {}, "over_seconds": 30})
+    api.shop.dispatch()
+    (act,) = parse(api.get("/operator/acts"))["acts"]
+    assert (act["action"], act["acted_by"], act["filter"]) == ("retry", "operator:unnamed", {})
+    assert (act["counted"], act["deliveries"], act["over_seconds"], act["state"]) == (3, 3, 30, "ended")
+    assert (act["progress"]["failed"], act["progress"]["left"]) == ({"refused": 1}, 2)
+
+    answer = api.client.post("/operator/acts/1/abort", json={})
+    assert parse(answer) == {"act_id": 1, "taken_back": 2}
+    act = parse(api.get("/operator/acts/1"))
+    assert (act["state"], act["aborted_by"], act["progress"]["taken_back"]) == ("aborted", "operator:unnamed", 2)
+    assert {delivery.state for delivery in api.shop.deliveries()} == {"dead"}
+
+
+def test_acts_are_paged_newest_first(api: Api) -> None:
+    for _ in range(3):
+        post(api, "/retry", {"filter": {}})
+    page = parse(api.get("/operator/acts", limit=2))
+    assert [act["act_id"] for act in page["acts"]] == [3, 2]
+    rest = parse(api.get("/operator/acts", limit=2, cursor=page["next_cursor"]))
+    assert ([act["act_id"] for act in rest["acts"]], rest["next_cursor"]) == ([1], None)
+
+
+@pytest.mark.parametrize("number", [7, 2**63])
+def test_an_unknown_act_is_404(api: Api, number: int) -> None:
+    assert api.get(f"/operator/acts/{number}").status_code == 404
+    assert api.client.post(f"/operator/acts/{number}/abort", json={}).status_code == 404
+
+
+def test_a_spread_that_is_longer_than_any_wait_is_refused(api: Api) -> None:
+    assert post(api, "/retry", {"filter": {}, "over_seconds": 3600}).status_code == 200
+    told = messages(post(api, "/retry", {"filter": {}, "over_seconds": 3601}))["over_seconds"]
+    assert "spread it over 3600 s at most, which is RETRY_MAX_SECONDS" in told
+    assert set(messages(post(api, "/retry", {"filter": {}, "over_seconds": 0}))) == {"over_seconds"}
+
+
+def test_a_notification_is_sent_again(shop: Shop) -> None:
+    api = Api(shop)
+    shop.place_order()
+    shop.dispatch_all()
+    answer = parse(api.client.post("/operator/orders/1001/resend", json={"reason": "asked by phone"}))
+    assert answer["act_id"] == 1
+    shop.dispatch_all()
+    assert len(shop.mailer.outbox) == 2
+    (asked,) = [event for event in parse(api.get("/api/orders/1001"))["timeline"] if event["source"].startswith("op")]
+    assert (asked["event_id"], asked["type"]) == (answer["event_id"], "NotificationRequested")
+    assert asked["data"]["requested_by"] == "operator:unnamed"
+    assert parse(api.get("/operator/acts/1"))["reason"] == "asked by phone"
+
+
+@pytest.mark.parametrize("order_id", ["7", "a b", "x" * 65])
+def test_no_notification_is_sent_of_an_order_that_does_not_exist(shop: Shop, order_id: str) -> None:
+    assert Api(shop).client.post(f"/operator/orders/{order_id}/resend", json={}).status_code == 404
+    assert shop.count("operator_acts") == 0
 
 
 @pytest.mark.parametrize("act", ["retry", "discard"])
@@ -178,6 +264,6 @@ def test_with_a_password_set_a_request_without_it_is_401(guarded: Api, headers: 
 def test_with_the_password_an_act_keeps_the_name_that_was_sent(guarded: Api) -> None:
     elsewhere = {"REMOTE_ADDR": "203.0.113.9"}
     answer = post(guarded, "/retry", {"filter": {}}, headers=basic("ann", "pässword"), environ_overrides=elsewhere)
-    assert parse(answer) == {"deliveries": 0}
+    assert parse(answer) == {"deliveries": 0, "act_id": 1}
     with guarded.shop.database.read() as session:
         assert session.execute(text("SELECT acted_by FROM operator_acts")).scalar_one() == "operator:ann"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from app.api import orders
+from app.orders import intake
 from config import Settings
 from tests.support.api import CREATE, ORDER, Api, ConformingClient, listening, parse
 from tests.support.shop import Shop
@@ -64,7 +65,7 @@ def test_a_bug_is_500_without_a_traceback_which_is_logged(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("a secret")
 
-    monkeypatch.setattr(orders, "place_order", fail)
+    monkeypatch.setattr(intake, "place_order", fail)
 
     with listening(caplog) as log:
         response = api.place()

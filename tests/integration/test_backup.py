@@ -1,5 +1,6 @@
 """flask db backup and restore, on a SQLite file."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -119,6 +120,15 @@ def test_a_restored_backup_takes_the_databases_place_and_what_was_there_is_kept(
     assert file.stat().st_mode & 0o777 == 0o600
     shop.place_order("after")
     assert not list(file.parent.glob("*.part*"))
+
+
+def test_what_was_copied_is_printed_for_programs(shop: Shop, run: Any, file: Path, to: Path) -> None:
+    shop.place_order()
+    contents = {"revision": SCHEMA_REVISION, "orders": 1, "newest": "2026-11-23T08:00:00.000000Z", "unfinished": 2}
+    told = json.loads(run("backup", to, "--json").stdout)
+    assert told == {"file": str(to), "bytes": to.stat().st_size, "contents": contents}
+    told = json.loads(run("restore", to, "--yes", "--json").stdout)
+    assert told == {"file": str(file), "kept": str(kept(file)), "contents": contents}
 
 
 def test_nothing_is_replaced_without_a_yes(shop: Shop, run: Any, file: Path, to: Path) -> None:

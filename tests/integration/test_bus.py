@@ -1,8 +1,11 @@
 """The bus: what is remembered, what is delivered, and what happens when a receiver fails."""
 
+import asyncio
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -12,13 +15,15 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.answers import Discard, Done, RetryAfter
-from app.bus import Dispatcher, Filter, LeaseEnd, leases, lifecycle
+from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
+from app.bus.claim import Claim
 from app.bus.leases import Lease
 from app.clock import uuid7
 from app.db import Transaction
 from app.errors import DatabaseUnavailable, Deferred, NestedTransaction, OutsideTransaction, Refused
 from app.events import NotificationSent, OrderCreated, notification_sent, order_created
 from app.orders import confirm_order, place_order, records, set_email
+from tests.support.logging import handling
 from tests.support.shop import Shop, not_begun
 from tests.support.waiting import somebody_waits, until
 
@@ -319,6 +324,138 @@ def test_what_nobody_expected_is_reported_with_its_traceback(shop: Shop) -> None
     assert bug.__traceback__ is not None
 
 
+class GeventTimeout(BaseException):
+    """As gevent's, and pytest's own outcomes: no Exception."""
+
+
+class Wordless(Exception):
+    """Its words can't be had."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no words")
+
+
+FOREIGN: dict[str, tuple[BaseException, str]] = {
+    "SystemExit": (SystemExit(1), "SystemExit: 1"),
+    "SystemExit without a code": (SystemExit(), "SystemExit: raised without a word"),
+    "CancelledError": (asyncio.CancelledError(), "CancelledError: raised without a word"),
+    "KeyboardInterrupt": (KeyboardInterrupt(), "KeyboardInterrupt: raised without a word"),
+    "GeneratorExit": (GeneratorExit(), "GeneratorExit: raised without a word"),
+    "StopIteration": (StopIteration(7), "StopIteration: 7"),
+    "a BaseException of its own": (GeventTimeout("3 seconds"), "GeventTimeout: 3 seconds"),
+    "MemoryError": (MemoryError(), "MemoryError: raised without a word"),
+    "words that raise": (Wordless(), "Wordless: its words can't be shown, because that raises SystemExit"),
+}
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_whatever_a_receiver_raises_is_its_own_failed_attempt(shop: Shop, kind: str, transactional: bool) -> None:
+    """The others of its batch are done, of its own work nothing stays, and its thread goes on."""
+    error, reason = FOREIGN[kind]
+
+    def work(event: OrderCreated) -> None:
+        if event.order_id == "2":
+            raise error
+
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        set_email(transaction, f"user of {event.order_id}", "a@b.example")
+        transaction.flush()
+        work(event)
+
+    def outside(sender: str, event: OrderCreated) -> None:
+        work(event)
+
+    shop.only(inside if transactional else outside, name="foreign")
+    for order_id in "123":
+        shop.place_order(order_id)
+    shop.dispatch()
+    states = {(delivery.state, delivery.reason) for delivery in shop.deliveries("foreign")}
+    assert states == {("done", None), ("ready", reason)}
+    assert shop.count("users") == (2 if transactional else 0)
+    assert shop.execute_scalar("SELECT outcome FROM attempts WHERE outcome != 'ok'") == "bug"
+
+
+class LazyAnswer:
+    """An answer that raises as soon as it is looked at, as a proxy outside its context does."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise self.error
+
+
+class LazyEvent:
+    """What is published and raises when it is stored."""
+
+    def __str__(self) -> str:
+        raise SystemExit("too late")
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (lambda: LazyAnswer(SystemExit("late")), "SystemExit: late"),
+        (lambda: RetryAfter("soon", "no number"), "TypeError: "),  # type: ignore[arg-type]
+        (lambda: Done(replace(SENT, recipient=LazyEvent())), "SystemExit: too late"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_answer_that_raises_when_it_is_used_is_a_failed_attempt(
+    shop: Shop, answer: Callable[[], Any], reason: str, transactional: bool
+) -> None:
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
+        set_email(transaction, f"user of {event.order_id}", "a@b.example")
+        transaction.flush()
+        return answer() if event.order_id == "1" else None
+
+    def outside(sender: str, event: OrderCreated) -> Any:
+        return answer() if event.order_id == "1" else None
+
+    shop.only(inside if transactional else outside, name="lazy")
+    for order_id in "12":
+        shop.place_order(order_id)
+    shop.dispatch()
+    first, second = shop.deliveries("lazy")
+    assert (first.state, second.state) == ("ready", "done")
+    assert (first.reason or "").startswith(reason)
+    assert shop.count("users") == transactional, "of its own work nothing stays"
+
+
+def test_what_hangs_around_a_receiver_may_raise_anything_too(shop: Shop) -> None:
+    """The teardown of its application context, a listener, somebody's log handler."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise GeventTimeout("the log")
+
+    def leave(*_: object, **__: object) -> None:
+        raise SystemExit("at the end of the context")
+
+    shop.app.teardown_appcontext(leave)
+    shop.only(Failing(times=0))
+    shop.place_order()
+    with handling(Handler()), lifecycle.deliveries_settled.connected_to(leave):
+        shop.dispatch()
+    assert (shop.delivery("failing").state, shop.delivery("failing").reason) == (
+        "ready",
+        "SystemExit: at the end of the context",
+    )
+
+
+def test_when_dead_may_raise_anything_too(shop: Shop) -> None:
+    def announce(event: OrderCreated, reason: str) -> NotificationSent:
+        raise SystemExit(3)
+
+    shop.only(Failing(error=Refused("never")), when_dead=announce)
+    shop.place_order()
+    shop.dispatch()
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.reason) == ("dead", "never; and when_dead failed: SystemExit: 3")
+
+
 def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
     error: list[Exception | None] = [RuntimeError("half way")]
 
@@ -485,7 +622,7 @@ def test_a_listener_that_fails_harms_nobody(shop: Shop, caplog: pytest.LogCaptur
     def listener(*_: object, **__: object) -> None:
         raise RuntimeError("deaf")
 
-    with lifecycle.delivery_settled.connected_to(listener), lifecycle.events_recorded.connected_to(listener):
+    with lifecycle.deliveries_settled.connected_to(listener), lifecycle.events_recorded.connected_to(listener):
         shop.place_order()
         shop.dispatch_all()
     assert set(shop.states().values()) == {"done"}
@@ -528,11 +665,12 @@ def test_what_another_is_claiming_at_this_moment_is_passed_over(shop: Shop) -> N
     others: list[Lease] = []
 
     def claim(transaction: Transaction) -> list[Lease]:
-        taken = leases.claim(transaction, "plain", 1, timedelta(seconds=30), "first")
+        first = Claim(transaction, shop.dispatcher.retries, timedelta(seconds=30), "first", alone=False)
+        first.take("plain", 1)
         other = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({"plain": 5})))
         other.start()
         other.join(4)
-        return taken
+        return first.leases
 
     taken = shop.database.transact(claim)
     assert [lease.order_id for lease in taken + others] == ["1", "2"]
@@ -611,7 +749,7 @@ def test_what_is_leased_is_not_claimed_again_until_the_lease_ends(shop: Shop) ->
     assert second.claim({"failing": 5}) == []
     shop.clock.advance(0.1)
     (taken,) = second.claim({"failing": 5})
-    assert (taken.expired, taken.token, taken.spent) == (True, lease.token + 1, 1)
+    assert (taken.in_doubt, taken.token, taken.spent) == (True, lease.token + 1, 0)
     assert shop.outcomes("failing") == ["unknown"]
 
 
@@ -625,6 +763,19 @@ def test_a_lease_is_extended_while_the_receiver_runs(shop: Shop) -> None:
         first.heartbeat()
         assert second.claim({"failing": 5}) == []
     assert [settled.state for settled in first.deliver([lease])] == ["done"]
+
+
+def test_a_lease_that_no_thread_has_is_not_extended(shop: Shop) -> None:
+    """Were it extended, nobody would ever try the delivery again."""
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    shop.place_order("2")
+    held = shop.dispatcher.claim({"failing": 2})
+    for _ in range(3):
+        shop.clock.advance(10)
+        shop.dispatcher.heartbeat(held[1:])
+    assert [end.lease.order_id for end in shop.bus.dispatcher().run_once()] == ["1"]
+    assert [end.lease.order_id for end in shop.dispatcher.deliver(held)] == ["2"]
 
 
 def test_a_late_process_settles_nothing(shop: Shop) -> None:
@@ -725,26 +876,6 @@ def test_a_lease_that_ran_out_before_it_was_begun_is_left_to_others(shop: Shop, 
     assert calls == ["1001"]
 
 
-def test_a_lease_whose_thread_ended_is_left_to_others(shop: Shop) -> None:
-    """Whatever ended it: were the lease extended, nobody would ever try the delivery again."""
-    calls: list[str] = []
-
-    def receiver(sender: str, event: OrderCreated) -> None:
-        calls.append(event.order_id)
-        if len(calls) == 1:
-            raise GeneratorExit
-
-    shop.only(receiver)
-    shop.place_order()
-    (lease,) = shop.dispatcher.claim({"receiver": 1})
-    with pytest.raises(GeneratorExit):
-        shop.dispatcher.invoke(lease)
-    for _ in range(3):
-        shop.clock.advance(10)
-        shop.dispatcher.heartbeat()
-    assert [end.state for end in shop.bus.dispatcher().run_once()] == ["done"]
-
-
 def test_what_was_not_begun_is_given_back_at_a_stop(shop: Shop) -> None:
     shop.only(Failing(times=0))
     shop.place_order()
@@ -785,17 +916,109 @@ def test_what_cannot_be_given_back_is_held_until_it_is_given_up(
     assert shop.outcomes("failing") == (["ok"] if tries_again else ["unknown", "ok"])
 
 
+# After a death nobody knows whose fault it was
+
+
+def claim_and_die(shop: Shop, limit: int = 20) -> list[Lease]:
+    """A process claims deliveries to ``failing``, and dies; its leases run out."""
+    claimed = shop.bus.dispatcher().claim({"failing": limit})
+    shop.clock.advance(30)
+    return claimed
+
+
 def test_what_kills_its_process_each_time_is_given_up(shop: Shop) -> None:
+    """Once it was tried alone, each attempt is charged, and waits as the policy says."""
     shop.only(Failing(times=0), when_dead=lambda event, reason: SENT)
     shop.place_order()
-    for _ in range(3):
-        assert len(shop.bus.dispatcher().claim({"failing": 1})) == 1  # and dies
+    claim_and_die(shop)
+    for spent in range(3):
+        (lease,) = claim_and_die(shop)
+        assert (lease.spent, lease.in_doubt) == (spent, True)
+        assert claim_and_die(shop) == []
         shop.clock.advance(30)
-    (settled,) = shop.dispatch()[:1]
-    assert (settled.state, settled.outcome) == ("dead", None)
-    assert shop.outcomes("failing") == ["unknown"] * 3
-    assert "as if it killed the process" in (shop.delivery("failing").reason or "")
+    delivery = shop.delivery("failing")
+    assert (delivery.state, delivery.attempts) == ("dead", 3)
+    assert shop.outcomes("failing") == ["unknown"] * 4
+    assert "given up: tried alone, its attempts end without a result" in (delivery.reason or "")
     assert len(shop.timeline()) == 2
+
+
+def test_what_was_claimed_together_with_a_killer_is_not_given_up_with_it(shop: Shop) -> None:
+    """Though a single attempt is all that anybody has. The others are charged for what they did, and nothing else."""
+    shop.policy.attempts = 1
+    shop.only(Failing(times=0))
+    for order_id in "12345":
+        shop.place_order(order_id)
+    assert len(claim_and_die(shop)) == 5
+    alone = []
+    while leases := shop.dispatcher.claim({"failing": 20}):
+        (lease,) = leases
+        alone.append(lease.order_id)
+        if lease.order_id == "3":
+            shop.dispatcher.abandon(leases)  # as its process died
+            shop.clock.advance(30)
+        else:
+            shop.dispatcher.deliver(leases)
+    assert alone == ["1", "2", "3", "4", "5"]
+    found = [(delivery.state, delivery.attempts) for delivery in shop.deliveries("failing")]
+    assert found == [("done", 1), ("done", 1), ("dead", 1), ("done", 1), ("done", 1)]
+
+
+def test_the_expired_attempt_tells_when_it_began_and_who_made_it(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    shop.place_order()
+    (lease,) = claim_and_die(shop)
+    shop.dispatch()
+    columns = "lease_token, outcome, detail, dispatcher"
+    with shop.database.read() as session:
+        first, second = session.execute(text(f"SELECT {columns} FROM attempts ORDER BY attempt_id"))
+    reason = "no result: its process died, or was held up past the lease"
+    assert first == (lease.token, "unknown", reason, lease.leased_by)
+    assert (second.lease_token, second.outcome) == (lease.token + 1, "ok")
+
+
+def test_what_is_in_doubt_begins_while_nothing_else_does(shop: Shop) -> None:
+    """Not before what has just begun had time to kill the process, and nothing begins until it had its own."""
+    shop.only(Failing(times=0))
+    shop.place_order("1")
+    claim_and_die(shop)
+    me = shop.dispatcher
+    shop.place_order("2")
+    (other,) = me.claim({"failing": 20})
+    assert (other.order_id, other.in_doubt) == ("2", False)
+
+    assert me.claim({"failing": 20}) == []
+    shop.clock.advance(me.rest_seconds([], alone=True))
+    (alone,) = me.claim({"failing": 20})
+    assert (alone.order_id, alone.in_doubt) == ("1", True)
+
+    shop.place_order("3")
+    assert me.claim({"failing": 20}) == []
+    shop.clock.advance(me.rest_seconds([], alone=False))
+    assert [lease.order_id for lease in me.claim({"failing": 20})] == ["3"]
+
+
+def test_one_in_doubt_and_others_take_turns(shop: Shop) -> None:
+    shop.only(Failing(times=0))
+    for order_id in "12":
+        shop.place_order(order_id)
+    claim_and_die(shop)
+    rounds = []
+    for number in range(3, 7):
+        shop.place_order(str(number))
+        rounds.append([end.lease.order_id for end in shop.dispatch()])
+    assert rounds == [["3"], ["1"], ["4", "5"], ["2"]]
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_each_of_several_dispatchers_tries_one_in_doubt_at_a_time(shop: Shop, others: int) -> None:
+    shop.only(Failing(times=0))
+    for number in range(8):
+        shop.place_order(str(number))
+    claim_and_die(shop)
+    claimed = [shop.bus.dispatcher().claim({"failing": 20}) for _ in range(others)]
+    assert [len(leases) for leases in claimed] == [1] * others
+    assert len({leases[0].delivery_id for leases in claimed}) == others
 
 
 @pytest.mark.parametrize("jump", [-7200, 7200])
@@ -833,7 +1056,7 @@ def test_a_dead_delivery_is_retried_with_a_new_budget_and_its_attempts_stay(shop
     assert shop.delivery("failing").state == "dead"
 
     assert shop.bus.retry(Filter(receiver="failing"), by="test") == 1
-    assert shop.bus.retry(Filter(receiver="failing"), by="test") == 0
+    assert shop.bus.retry(Filter(receiver="failing", state="dead"), by="test") == 0
 
     assert [settled.state for settled in shop.dispatch()] == ["done"]
     assert shop.outcomes("failing") == ["bug", "bug", "bug", "ok"]
@@ -879,10 +1102,10 @@ def test_discarding_needs_a_reason_and_spares_what_is_running(shop: Shop) -> Non
 def test_every_settle_is_reported_after_its_commit(shop: Shop) -> None:
     seen: list[tuple[str, str]] = []
 
-    def listener(_: object, end: LeaseEnd) -> None:
-        seen.append((end.lease.receiver, shop.delivery(end.lease.receiver).state))
+    def listener(_: object, ends: list[LeaseEnd]) -> None:
+        seen.extend((end.lease.receiver, shop.delivery(end.lease.receiver).state) for end in ends)
 
-    with lifecycle.delivery_settled.connected_to(listener):
+    with lifecycle.deliveries_settled.connected_to(listener):
         shop.place_order()
         shop.dispatch_all()
     assert seen == [

@@ -69,6 +69,7 @@ def test_a_handler_of_the_root_logger_gets_dead_deliveries_with_their_facts(shop
         "receiver": "refuse",
         "order_id": "1001",
         "event_id": event_id,
+        "delivery_id": shop.delivery("refuse").delivery_id,
         "attempt": 1,
         "outcome": "refused",
         "reason": "550 no such user",

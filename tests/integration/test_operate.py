@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import select, text
 
-from app.bus import Filter, operate, prune, queries
+from app.bus import Act, Filter, operate, prune, queries
 from app.bus.tables import OperatorAct
 from app.db import Transaction
-from app.errors import Refused
+from app.errors import Deferred, InDoubt, Refused, TimedOut
 from app.events import OrderCreated, order_created
 from tests.support.shop import START, Shop, not_begun
 from tests.support.waiting import somebody_waits, until
@@ -38,12 +38,23 @@ def test_an_act_is_recorded_with_when_who_what_why_and_how_many(shop: Shop) -> N
     shop.dispatch()
     assert shop.bus.discard(Filter(receiver="refuse", user_id="42"), "closed account", by="ops") == 3
     shop.clock.advance(60)
-    shop.bus.retry(Filter(order_id="1"), by="mary")
+    shop.bus.retry(Filter(order_id="1", state="discarded"), by="mary")
     assert moments(shop) == [START, START + timedelta(seconds=60)]
     assert acts(shop) == [
         ("ops", "discard", '{"receiver": "refuse", "user_id": "42"}', "closed account", 3),
-        ("mary", "retry", '{"order_id": "1"}', None, 1),
+        ("mary", "retry", '{"state": "discarded", "order_id": "1"}', None, 1),
     ]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\x1b[31mred", "x" * 300, "\u202ereversed", "\udcff", "安"], ids=ascii)
+def test_an_act_is_recorded_under_whatever_name_somebody_chose(shop: Shop, name: str) -> None:
+    """What can be seen of it: neither database takes all of this, and somebody reads it in a terminal."""
+    shop.bus.retry(Filter(), by=f"operator:{name}")
+    (act,) = acts(shop)
+    assert act.acted_by.startswith("operator:")
+    assert act.acted_by.isprintable()
+    assert len(act.acted_by) <= 100
+    assert ("安" in act.acted_by) == (name == "安")
 
 
 def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +161,45 @@ def test_an_unknown_attempt_can_be_left_to_a_person(shop: Shop) -> None:
     assert calls == ["1001"]
 
 
+def test_unknown_attempts_have_a_budget_of_their_own(shop: Shop) -> None:
+    """Those of processes that died, and those that a receiver could not tell the end of; an act begins a new one."""
+    left: list[Exception | None] = [TimedOut(), InDoubt("no answer"), Deferred(), InDoubt("no answer"), None]
+
+    def sender(_: str, event: OrderCreated) -> None:
+        if error := left.pop(0):
+            raise error
+
+    def try_it() -> None:
+        shop.dispatch()
+        shop.clock.advance(60)
+
+    shop.policy.attempts = 100
+    shop.only(sender, unknown_limit=3)
+    shop.place_order()
+    shop.bus.dispatcher().claim({"sender": 1})
+    shop.clock.advance(30)
+    for _ in range(5):
+        try_it()
+    assert shop.outcomes("sender") == ["unknown", "timeout", "unknown", "deferred", "unknown"]
+    assert shop.delivery("sender").state == "dead"
+    fate = "its fate is unknown: up to 3 copies may have arrived; retry it, or discard it"
+    assert shop.delivery("sender").reason == f"{fate}. no answer"
+
+    shop.bus.retry(Filter(), by="ops")
+    for _ in range(4):  # the third finds that it has to wait: what was tried alone is charged
+        shop.bus.dispatcher().claim({"sender": 1})
+        shop.clock.advance(90)
+    for _ in range(2):
+        shop.dispatch()
+        shop.clock.advance(90)
+    assert (shop.delivery("sender").state, shop.delivery("sender").reason) == ("dead", fate)
+    assert left == [None], "the fourth time it was not begun"
+
+    shop.bus.retry(Filter(), by="ops")
+    shop.dispatch()
+    assert (left, shop.delivery("sender").state) == ([], "done")
+
+
 @pytest.mark.parametrize("how", ["given back", "by code that does not know its receiver"])
 def test_an_unknown_attempt_is_left_to_a_person_also_when_the_next_has_not_begun_it(shop: Shop, how: str) -> None:
     calls: list[str] = []
@@ -187,7 +237,7 @@ def test_what_a_person_discards_at_this_moment_is_not_claimed(shop: Shop) -> Non
     claimed: list[Any] = []
 
     def before_execute(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if statement.startswith("UPDATE deliveries"):
+        if statement.startswith("INSERT INTO operator_act_deliveries"):
             claiming = threading.Thread(target=lambda: claimed.extend(shop.bus.dispatcher().claim({"refuse": 1})))
             claiming.start()
             claiming.join(20)
@@ -240,10 +290,11 @@ def test_what_a_person_retries_at_this_moment_is_not_forgotten(shop: Shop) -> No
     forgotten: list[int] = []
     forgetting = threading.Thread(target=lambda: forgotten.append(shop.bus.prune()))
 
+    chosen = shop.bus.choose(Act("retry", Filter(order_id="1", state="discarded"), "ops"))
+
     def retry(transaction: Transaction) -> None:
-        which = Filter(order_id="1")
-        act_id = operate.record_act(transaction, "retry", which, "ops", None)
-        operate.act_on_batch(transaction, act_id, "retry", which, None, 0, 1000)
+        act_id = operate.record_act(transaction, "retry", chosen.act.which, "ops", None, counted=1)
+        operate.act_on_batch(transaction, act_id, chosen, 0, shop.clock.now())
         transaction.session.flush()
         forgetting.start()
         until(lambda: somebody_waits(shop.database))
@@ -264,7 +315,8 @@ def test_what_ended_lately_is_kept_however_old_it_is(shop: Shop) -> None:
     assert shop.bus.prune() == 0
     shop.clock.advance(90 * 86400 + 1)
     assert shop.bus.prune() == 1
-    assert acts(shop) == []
+    assert shop.count("operator_act_deliveries") == 0
+    assert [act.deliveries for act in acts(shop)] == [1], "who did what is kept"
 
 
 def test_what_is_young_is_kept_though_it_is_owed_to_nobody(shop: Shop) -> None:

@@ -5,12 +5,13 @@ import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, select, text
 
-from app.bus.tables import CircuitBreaker
+from app.bus.tables import Attempt, CircuitBreaker, Delivery
 from app.clock import iso
 from app.db import SCHEMA_REVISION, Database, schema
 from app.errors import SchemaAhead, SchemaBehind
@@ -178,4 +179,96 @@ def test_open_breakers_are_carried_over_from_the_gates_of_before(database_url: s
     with database.read() as session:
         assert session.execute(text("SELECT receiver, failures FROM gates")).all() == [("send_email_notification", 3)]
     schema.upgrade(database)
+    database.close()
+
+
+def test_events_from_before_traces_are_kept(database_url: str) -> None:
+    """And while the old code still runs on the new schema, its events have none."""
+    from alembic import command
+
+    database = Database(database_url)
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0006")
+    moment = iso(START) if database.dialect.file else START
+    insert = (
+        "INSERT INTO events (event_id, type, version, source, order_id, user_id, data, occurred_at, correlation_id, "
+        "transaction_id) VALUES (:id, 'OrderCreated', 1, 'test', '1', '2', '{}', :moment, :id, 0)"
+    )
+
+    def store(event_id: str) -> None:
+        database.transact(lambda t: t.session.execute(text(insert), {"id": event_id, "moment": moment}))
+
+    store("before")
+    schema.upgrade(database)
+    store("meanwhile")
+    with database.read() as session:
+        found = session.execute(text("SELECT event_id, traceparent FROM events ORDER BY position")).all()
+    assert found == [("before", None), ("meanwhile", None)]
+    database.close()
+
+
+def test_what_was_stored_before_retries_learned_is_kept(database_url: str) -> None:
+    """An open breaker, a delivery that waits, and its attempt: through 0006 and back."""
+    from alembic import command
+
+    database = Database(database_url)
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0005")
+    at = iso(START) if database.dialect.file else START
+    inserts = [
+        "INSERT INTO events (event_id, type, version, source, order_id, user_id, data, occurred_at, correlation_id,"
+        " transaction_id) VALUES ('e', 'OrderCreated', 1, '/', '1', '2', '{}', :at, 'e', 0)",
+        "INSERT INTO deliveries (event_id, receiver, state, due_at, attempts, lease_token, outcome, reason, created_at)"
+        " VALUES ('e', 'mail', 'ready', :at, 1, 1, 'unreachable', 'refused', :at)",
+        "INSERT INTO attempts (delivery_id, lease_token, outcome, detail, started_at, ended_at)"
+        " SELECT delivery_id, 1, 'unreachable', 'refused', :at, :at FROM deliveries",
+        "INSERT INTO circuit_breakers (receiver, opened_at, failures, probe_at) VALUES ('mail', :at, 3, :at)",
+    ]
+    database.transact(lambda t: [t.session.execute(text(each), {"at": at}) for each in inserts])
+
+    def kept() -> list[Any]:
+        with database.read() as session:
+            return [
+                session.execute(text("SELECT receiver, state, attempts, outcome, reason FROM deliveries")).one(),
+                session.execute(text("SELECT outcome, detail, lease_token FROM attempts")).one(),
+                session.execute(text("SELECT receiver, failures FROM circuit_breakers")).one(),
+            ]
+
+    before = kept()
+    schema.upgrade(database)
+    assert kept() == before
+    with database.read() as session:
+        assert session.scalars(select(CircuitBreaker)).one().opened_at == START
+        attempt, delivery = session.scalars(select(Attempt)).one(), session.scalars(select(Delivery)).one()
+        assert (attempt.reply_code, attempt.enhanced_code, attempt.why) == (None, None, None)
+        assert (delivery.obstacle, delivery.due_because) == (None, None)
+    closed = "INSERT INTO circuit_breakers (receiver, failures, gate) VALUES ('closed', 0, '{}')"
+    database.transact(lambda t: t.session.execute(text(closed)))
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0005")
+    assert kept() == before, "a gate that is closed is no breaker there"
+    schema.upgrade(database)
+    database.close()
+
+
+@pytest.mark.postgres
+def test_deliveries_are_vacuumed_by_their_number(bare_postgres_url: str) -> None:
+    """Through 0010 and back; SQLite has no such settings, and its test is that a downgrade ends where it began."""
+    from alembic import command
+
+    database = Database(bare_postgres_url)
+
+    def options() -> list[str]:
+        with database.read() as session:
+            found = session.execute(text("SELECT reloptions FROM pg_class WHERE relname = 'deliveries'")).scalar_one()
+        return sorted(found or [])
+
+    schema.upgrade(database)
+    expected = ["autovacuum_vacuum_scale_factor=0.002", "autovacuum_vacuum_threshold=10000", "vacuum_index_cleanup=on"]
+    assert options() == expected
+    with schema.migrating(database) as config:
+        command.downgrade(config, "0009")
+    assert options() == []
+    schema.upgrade(database)
+    assert options() == expected
     database.close()

@@ -10,17 +10,18 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
-from app.bus import lifecycle, prune
+from app.bus import Lease, lifecycle, prune, queries
 from app.clock import Clock
-from app.db import Database
-from app.engine.inprocess import pool, wakeup, worker
+from app.db import Database, Transaction
+from app.engine.inprocess import pool, stopwatch, wakeup, watchdog, worker
 from app.engine.inprocess.wakeup_sender import WakeupSender
-from app.errors import DatabaseUnavailable, Unreachable
+from app.errors import DatabaseUnavailable, Refused, Unreachable
 from app.events import OrderCreated, order_created
 from app.observe.lines import LineHandler
 from config import Settings
@@ -65,7 +66,12 @@ class Hanging:
 
 
 def alive_dispatchers(shop: Shop) -> int:
-    return shop.count("dispatchers")
+    with shop.database.read() as session:
+        return len(queries.dispatchers(session, shop.clock.now(), timedelta(seconds=30)))
+
+
+def all_are_done(shop: LiveShop) -> bool:
+    return {delivery.state for delivery in shop.deliveries()} == {"done"}
 
 
 def test_an_order_is_dealt_with_at_once_though_the_poll_is_a_minute_away(shop: LiveShop) -> None:
@@ -73,9 +79,9 @@ def test_an_order_is_dealt_with_at_once_though_the_poll_is_a_minute_away(shop: L
     until(lambda: alive_dispatchers(shop) == 1)
     begun = time.monotonic()
     shop.place_order()
-    until(lambda: shop.order().notification == "sent")
+    until(lambda: all_are_done(shop))
     assert time.monotonic() - begun < 10
-    assert shop.user().orders_count == 1
+    assert (shop.order().notification, shop.user().orders_count) == ("sent", 1)
 
 
 def test_what_waited_before_the_start_is_dealt_with(shop: LiveShop) -> None:
@@ -122,7 +128,7 @@ def test_a_hanging_receiver_holds_up_nobody_else(shop: LiveShop) -> None:
     assert hanging.calls == 1
     assert {delivery.state for delivery in shop.deliveries("hanging")} == {"ready", "leased"}
     hanging.let_go.set()
-    until(lambda: {delivery.state for delivery in shop.deliveries()} == {"done"})
+    until(lambda: all_are_done(shop))
 
 
 def test_an_outage_is_found_out_once_by_each_thread(shop: LiveShop) -> None:
@@ -260,6 +266,34 @@ def test_a_stop_does_not_wait_for_ever(shop: LiveShop) -> None:
     until(lambda: shop.delivery("hanging").state == "done")  # its lease has not run out: it may still settle
 
 
+def test_a_stop_ends_though_the_database_never_returns(
+    shop: LiveShop, monkeypatch: pytest.MonkeyPatch, wait_for_threads: Callable[[], None]
+) -> None:
+    """As where a disk hangs: nobody can give up a system call, but one can leave the thread that is in it behind."""
+    object.__setattr__(shop.bus.settings, "shutdown_seconds", 0.5)
+    hangs, let_go = threading.Event(), threading.Event()
+    commit = shop.database.commit
+
+    def hanging(connection: Connection) -> None:
+        hangs.set()
+        let_go.wait(30)
+        commit(connection)
+
+    shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    monkeypatch.setattr(shop.database, "commit", hanging)
+    ordering = threading.Thread(target=shop.place_order)
+    ordering.start()
+    assert hangs.wait(20)
+    begun = time.monotonic()
+    shop.engine.stop()
+    assert time.monotonic() - begun < 0.5 + 3
+    assert not let_go.is_set()
+    let_go.set()
+    ordering.join(20)
+    wait_for_threads()
+
+
 def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
     shop: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,8 +420,7 @@ def test_a_restart_of_postgresql_costs_no_delivery_and_no_second_call(
             until(lambda: shop.delivery("hanging").state == "done")
             assert (hanging.calls, shop.outcomes("hanging")) == (1, ["ok"])
             assert publisher.post(order_id="meanwhile").status_code == 201
-            until(lambda: shop.order("meanwhile").notification == "sent", 30)
-            assert {delivery.state for delivery in shop.deliveries()} == {"done"}
+            until(lambda: shop.order("meanwhile").notification == "sent" and all_are_done(shop))
             assert said == ["lost", "back"]
     lost = [record.getMessage() for record in caplog.records if record.name == "app.bus"]
     assert lost == ["database lost"], "from ERROR on: these settings' LOG_LEVEL"
@@ -437,6 +470,193 @@ def test_a_fault_while_it_waits_ends_nothing_either(shop: LiveShop, monkeypatch:
     until(lambda: shop.order().notification == "sent")
 
 
+# Receivers that do not return, and threads that end
+
+
+@pytest.fixture
+def ended(shop: LiveShop) -> threading.Event:
+    """The watchdog has ended the process, or would have."""
+    ended = threading.Event()
+    shop.engine.end_process = ended.set
+    return ended
+
+
+@contextlib.contextmanager
+def reasons_of_the_end() -> Iterator[list[str]]:
+    reasons: list[str] = []
+
+    def listener(_: object, reason: str) -> None:
+        reasons.append(reason)
+
+    with lifecycle.process_given_up.connected_to(listener):
+        yield reasons
+
+
+class HangingFor(Hanging):
+    """It hangs for one order, and is quick for all others."""
+
+    def __call__(self, sender: str, event: OrderCreated) -> None:
+        if event.order_id == "hangs":
+            super().__call__(sender, event)
+
+
+def test_a_receiver_that_does_not_return_is_written_off(shop: LiveShop, ended: threading.Event) -> None:
+    """The only thread of the receiver: another goes on in its stead, and the attempt reads unknown."""
+    hanging = HangingFor()
+    shop.policy.seconds, shop.policy.attempts = 0.1, 2
+    shop.only(hanging, timeout_seconds=1)
+    shop.engine.start()
+    shop.place_order("hangs")
+    assert hanging.entered.acquire(timeout=10)
+    for n in range(5):
+        shop.place_order(f"{n}")
+    until(lambda: [delivery.state for delivery in shop.deliveries()] == ["dead"] + ["done"] * 5, 30)
+    dead = shop.deliveries()[0]
+    assert (dead.attempts, dead.outcome) == (2, "unknown")
+    assert (dead.reason or "").startswith("the receiver has not returned after ")
+    hanging.let_go.set()
+    shop.place_order("later")
+    until(lambda: shop.deliveries()[-1].state == "done")
+    assert shop.deliveries()[0].state == "dead", "what it said later changes nothing"
+    assert not ended.is_set()
+
+
+def test_a_receiver_that_does_not_return_is_held_for_a_person_where_that_is_wanted(shop: LiveShop) -> None:
+    hanging = Hanging()
+    shop.only(hanging, timeout_seconds=1, hold_unknown=True)
+    shop.engine.start()
+    shop.place_order()
+    until(lambda: shop.delivery("hanging").state == "dead", 30)
+    hanging.let_go.set()
+    assert (hanging.calls, shop.delivery("hanging").outcome) == (1, "unknown")
+
+
+def test_a_receiver_that_hangs_in_its_transaction_ends_the_process(
+    shop: LiveShop, ended: threading.Event, wait_for_threads: Callable[[], None]
+) -> None:
+    """Nothing else frees its locks."""
+    let_go = threading.Event()
+
+    def inside(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        let_go.wait(60)
+
+    shop.only(inside, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        shop.place_order()
+        assert ended.wait(30)
+    let_go.set()
+    shop.engine.stop()
+    wait_for_threads()
+    assert "inside has not returned for order 1001 after " in reasons[0]
+    assert reasons[0].endswith("and holds a transaction open")
+
+
+def test_a_when_dead_that_hangs_ends_the_process(
+    shop: LiveShop, ended: threading.Event, wait_for_threads: Callable[[], None]
+) -> None:
+    let_go = threading.Event()
+
+    def refused(sender: str, event: OrderCreated) -> None:
+        raise Refused
+
+    def announce(event: OrderCreated, reason: str) -> Any:
+        let_go.wait(60)
+        raise RuntimeError
+
+    shop.only(refused, when_dead=announce, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        shop.place_order()
+        assert ended.wait(30)
+    let_go.set()
+    shop.engine.stop()
+    wait_for_threads()
+    assert "refused has not returned for order 1001 after " in reasons[0]
+
+
+def test_many_threads_that_hang_end_the_process_once_the_others_are_done(
+    shop: LiveShop, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "MOST_HANGING", 1)
+    hanging = Hanging()
+    shop.policy.seconds = 3600
+    shop.receive(hanging, concurrency=2, timeout_seconds=1)
+    shop.engine.start()
+    with reasons_of_the_end() as reasons:
+        for n in range(2):
+            shop.place_order(f"{n}")
+        assert ended.wait(30)
+    hanging.let_go.set()
+    assert reasons[0].endswith("as 1 others before")
+    assert {delivery.state for delivery in shop.deliveries()} == {"done", "ready"}
+    until(lambda: alive_dispatchers(shop) == 0)  # a sign-off that takes longer than a second is not waited for
+
+
+def test_what_runs_for_long_is_told_of(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and then more and more rarely."""
+    monkeypatch.setattr(stopwatch, "WARN_SECONDS", 1)
+    told: list[tuple[str, float]] = []
+
+    def listener(_: object, lease: Lease, seconds: float) -> None:
+        told.append((lease.order_id, seconds))
+
+    hanging = Hanging()
+    shop.only(hanging)
+    shop.engine.start()
+    with lifecycle.receiver_still_runs.connected_to(listener):
+        shop.place_order()
+        until(lambda: len(told) == 2)
+    hanging.let_go.set()
+    assert [order_id for order_id, _ in told] == ["1001", "1001"]
+    assert told[1][1] >= 2 * told[0][1] >= 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_by_itself_is_replaced(shop: LiveShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults: list[BaseException] = []
+
+    def listener(_: object, error: BaseException) -> None:
+        faults.append(error)
+
+    shop.only(lambda sender, event: None, name="quick")
+    running = shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+    wake, failures = running.wakeup.wake, [MemoryError()]
+
+    def fail() -> None:
+        if failures and threading.current_thread().name == "quick":
+            raise failures.pop()
+        wake()
+
+    monkeypatch.setattr(running.wakeup, "wake", fail)
+    with lifecycle.dispatcher_failed.connected_to(listener):
+        for n in range(3):
+            shop.place_order(f"{n}")
+            until(lambda n=n: [delivery.state for delivery in shop.deliveries()] == ["done"] * (n + 1))  # type: ignore[misc]
+        until(lambda: faults)
+    assert [str(fault) for fault in faults] == [
+        "a thread for quick ended by itself, with 0 deliveries that are not settled"
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dispatcher_whose_own_thread_ends_ends_the_process(
+    shop: LiveShop, ended: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = shop.engine.start()
+    until(lambda: alive_dispatchers(shop) == 1)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(running.dispatcher, "next_due", no_memory)
+    monkeypatch.setattr(lifecycle, "report", no_memory)
+    running.wakeup.wake()
+    assert ended.wait(20)
+    assert not running.alive
+
+
 class Unwritable:
     """Where a log goes that nobody can write any more."""
 
@@ -452,18 +672,17 @@ class Unwritable:
     "error", [OSError(errno.ENOSPC, "the disk is full"), BrokenPipeError(), ValueError("I/O operation on closed file")]
 )
 def test_a_log_that_cannot_be_written_stops_neither_orders_nor_deliveries(shop: LiveShop, error: Exception) -> None:
-    """Each order and each settle has its line; two of them are a traceback's."""
+    """Each order has its line, each commit that ended leases its own, and each of these a traceback beside it."""
     stream = Unwritable(error)
     shop.app.extensions["bus_log"].level = logging.INFO
     handler = LineHandler(stream)  # type: ignore[arg-type]
     shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
-    with handling(handler), lifecycle.delivery_settled.connected_to(lambda *_, **__: 1 / 0):
+    with handling(handler), lifecycle.deliveries_settled.connected_to(lambda *_, **__: 1 / 0):
         for n in range(5):
             assert shop.post(order_id=n).status_code == 201
-        until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
-    assert {delivery.state for delivery in shop.deliveries()} == {"done"}
-    assert stream.tries > 20
+        until(lambda: all_are_done(shop))
+    assert stream.tries > 5 + 2 * 2
 
 
 def test_a_receiver_nobody_knows_is_looked_for_at_the_start(shop: LiveShop) -> None:
@@ -548,14 +767,14 @@ def test_a_process_with_thousands_of_open_files_is_woken_too(sqlite_url: str) ->
 @pytest.mark.postgres
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_dispatcher_that_cannot_listen_says_so_once_and_listens_again(
-    shop: LiveShop, settings: Settings, caplog: pytest.LogCaptureFixture
+    shop: LiveShop, settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.engine.inprocess.wakeup.LISTENER_CHECK_SECONDS", 600)  # a check would be its last query
     shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     with listening(caplog) as heard:
         for times in (1, 2):
-            until(lambda: listeners(shop) == 1)
-            shop.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'")
+            until(lambda: shop.execute_scalar(CUT_OFF_LISTENERS) == 1)
             until(lambda times=times: heard.text.count("only the poll") == times)  # type: ignore[misc]
     until(lambda: listeners(shop) == 1)
     assert heard.text.count("only the poll") == 2
@@ -565,6 +784,9 @@ def test_a_dispatcher_that_cannot_listen_says_so_once_and_listens_again(
         until(lambda: shop.order().notification == "sent", 15)
     finally:
         publisher.close()
+
+
+CUT_OFF_LISTENERS = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'LISTEN %'"
 
 
 def listeners(shop: LiveShop) -> int:

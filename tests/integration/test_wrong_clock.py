@@ -152,7 +152,9 @@ def test_a_dead_dispatcher_of_a_time_to_come_does_not_count_as_alive(shop: Shop)
         alive = queries.dispatchers(session, shop.clock.now(), timedelta(seconds=30))
     assert [each.name for each in alive] == [shop.dispatcher.name]
     shop.dispatcher.sign_off()
-    assert shop.count("dispatchers") == 0
+    with shop.database.read() as session:
+        assert queries.dispatchers(session, shop.clock.now(), timedelta(seconds=30)) == []
+    assert shop.count("dispatchers") == 1, "the last one's settings are kept"
 
 
 def test_events_of_a_time_to_come_keep_nothing_behind_them_from_being_forgotten(shop: Shop) -> None:

@@ -73,11 +73,11 @@ def _commits_of_orders(run_batch: Callable[..., None], commit: Callable[..., Non
 def _claim_of_some(settle_and_claim: Callable[..., Any]) -> Callable[..., Any]:
     """It is called also where there is nothing to claim."""
 
-    def wrapped(*arguments: Any) -> Any:
-        ends, claimed = settle_and_claim(*arguments)
+    def wrapped(*arguments: Any, **how: Any) -> Any:
+        ends, claimed, unstored = settle_and_claim(*arguments, **how)
         if claimed:
             reach("after-claim")
-        return ends, claimed
+        return ends, claimed, unstored
 
     return wrapped
 

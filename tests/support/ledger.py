@@ -18,6 +18,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from typing import Any, Protocol, Self
 from sqlalchemy import create_engine, text
 
 from app.db import sqlite_module
-from tests.support.service import Answer, Client, wait_until
+from tests.support.service import LIMIT, Answer, Client, wait_until
 
 DOMAIN = "ledger.example"
 
@@ -282,20 +283,15 @@ class Figures:
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in vars(self).items())
 
 
-class Load:
-    """Clients that post orders one after the other, until the end of the ``with`` block.
+class Clients:
+    """Threads that send requests until the end of the ``with`` block."""
 
-    Most are new; some were acknowledged already, some must be refused. ``limit`` is how many they post at the most.
-    """
+    STUCK = "a request was never answered"
+    """What it means when a thread does not end."""
 
-    def __init__(self, ledger: Ledger, *ports: int, clients: int = 4, limit: float = math.inf) -> None:
-        self.ledger = ledger
-        self._left = limit
+    def __init__(self) -> None:
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(port, random.Random(ledger.rng.random())), daemon=True)
-            for port, _ in zip(itertools.cycle(ports), range(clients), strict=False)
-        ]
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -306,7 +302,23 @@ class Load:
         self._stopping.set()
         for thread in self._threads:
             thread.join(60)
-            assert not thread.is_alive(), "a request was never answered"
+            assert not thread.is_alive(), self.STUCK
+
+
+class Load(Clients):
+    """Clients that post orders one after the other, until the end of the ``with`` block.
+
+    Most are new; some were acknowledged already, some must be refused. ``limit`` is how many they post at the most.
+    """
+
+    def __init__(self, ledger: Ledger, *ports: int, clients: int = 4, limit: float = math.inf) -> None:
+        super().__init__()
+        self.ledger = ledger
+        self._left = limit
+        self._threads = [
+            threading.Thread(target=self._run, args=(port, random.Random(ledger.rng.random())), daemon=True)
+            for port, _ in zip(itertools.cycle(ports), range(clients), strict=False)
+        ]
 
     def _run(self, port: int, rng: random.Random) -> None:
         with contextlib.closing(Client(port)) as client:
@@ -328,6 +340,83 @@ class Load:
                 self.ledger.place_wrong(client)
             case _:
                 self.ledger.place(client)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An answer, or that there was none, as a customer saw it. Times are in seconds."""
+
+    began: float
+    ended: float
+    status: int | None
+
+
+class Customers(Clients):
+    """Clients that send orders, a moment apart, each until it is acknowledged.
+
+    The ``with`` block's end waits until each has what it sent acknowledged. So nothing stays refused or unknown.
+    """
+
+    PAUSE_SECONDS = 0.05
+    STUCK = "an order was never acknowledged"
+
+    def __init__(
+        self, ledger: Ledger, *addresses: tuple[str, int] | int, clients: int = 4, timeout: float = LIMIT
+    ) -> None:
+        """``addresses`` are (host, port), or ports of this machine; a client goes to the next one when one fails, or
+        does not answer for ``timeout`` seconds."""
+        super().__init__()
+        self.ledger, self._timeout = ledger, timeout
+        self.seen: list[Seen] = []
+        self._addresses = [each if isinstance(each, tuple) else ("127.0.0.1", each) for each in addresses]
+        self._threads = [threading.Thread(target=self._run, args=[n], daemon=True) for n in range(clients)]
+
+    def _run(self, number: int) -> None:
+        while not self._stopping.is_set():
+            order = self.ledger.new_order()
+            while not self._place(order, *self._addresses[number % len(self._addresses)]):
+                number += 1
+                time.sleep(self.PAUSE_SECONDS)
+            time.sleep(self.PAUSE_SECONDS)
+
+    def _place(self, order: Order, host: str, port: int) -> bool:
+        with contextlib.closing(Client(port, self._timeout, host)) as client:
+            began = time.monotonic()
+            answer = self.ledger.place(client, order)
+            self.seen.append(Seen(began, time.monotonic(), answer.status if answer else None))
+        return answer is not None and answer.status in (200, 201)
+
+    def outage(self) -> "Outage":
+        """The longest time in which no order was acknowledged, and what was answered in it."""
+        good = sorted(each.ended for each in self.seen if each.status in (200, 201))
+        begin, end = max(itertools.pairwise(good), key=lambda pair: pair[1] - pair[0])
+        bad = [each for each in self.seen if each.status not in (200, 201)]
+        return Outage(
+            begin,
+            end,
+            unavailable=sum(each.status == 503 for each in bad),
+            unanswered=sum(each.status is None for each in bad),
+            slowest=max(each.ended - each.began for each in self.seen),
+        )
+
+
+@dataclass(frozen=True)
+class Outage:
+    begin: float
+    end: float
+    unavailable: int
+    unanswered: int
+    slowest: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+    def __str__(self) -> str:
+        return (
+            f"no order taken for {self.seconds:.1f} s, 503 {self.unavailable} times, no answer {self.unanswered} "
+            f"times, the slowest answer after {self.slowest:.1f} s"
+        )
 
 
 def read(database_url: str, query: str) -> list[dict[str, Any]]:

@@ -41,7 +41,8 @@ NAMES = "orders.example, a, x"
 GUNICORN = ("gunicorn", "wsgi:app")
 PRELOADED = ("gunicorn", "--preload", "-w", "4", "wsgi:app")
 FLASK = ("flask", "run")
-GRANIAN = ("granian", "--interface", "wsgi", "wsgi:app")
+GRANIAN = ("granian", "--interface", "wsgi", "--workers-kill-timeout", "15", "wsgi:app")
+"""At a stop its workers hang now and then: docs/serving.md."""
 DISPATCHER = ("flask", "bus", "run")
 
 WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
@@ -68,9 +69,9 @@ class Answer:
 class Client:
     """HTTP over one connection, which is kept open. For one thread."""
 
-    def __init__(self, port: int, timeout: float = LIMIT) -> None:
+    def __init__(self, port: int, timeout: float = LIMIT, host: str = "127.0.0.1") -> None:
         self.port = port
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+        self._connection = http.client.HTTPConnection(host, port, timeout=timeout)
 
     def connect(self) -> None:
         """Connect where that is not done; a request does it by itself. Raises OSError: nobody listens."""
@@ -109,8 +110,12 @@ class Service:
         self.folder = folder
         self.command = command or GUNICORN
         self.port = port or free_port()
+        self.host = "127.0.0.1"
+        """Where it is asked; WEB_HOST is a setting."""
         self.settings = {"instance_path": folder / "instance", "port": self.port, "trusted_hosts": NAMES} | settings
         self.cwd = CHECKOUT
+        self.read_env_file = False
+        """Whether its processes read the .env of the checkout that they are started in."""
         self.within: list[str] = []
         """A command that runs the service's, such as one that makes a container for it."""
         self.log_file = folder / f"log-of-{self.port}.txt"
@@ -143,7 +148,7 @@ class Service:
             self._process = subprocess.Popen(
                 [*WITH_US, *self.within, sys.executable, "-m", *self.command],
                 cwd=self.cwd,
-                env=environment(**(self.settings | settings)),
+                env=self._environment(**settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log if output is None else output,
                 stderr=log if output is None else output,
@@ -155,8 +160,8 @@ class Service:
         """Another command with the same settings, such as ``flask db upgrade``, to its end."""
         return subprocess.run(
             [*self.within, sys.executable, "-m", *command],
-            cwd=CHECKOUT,
-            env=environment(**(self.settings | settings)),
+            cwd=self.cwd,
+            env=self._environment(**settings),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -164,14 +169,19 @@ class Service:
             check=False,
         )
 
+    def _environment(self, **settings: Any) -> dict[str, str]:
+        """With the settings given here before its own."""
+        given = environment(**(self.settings | settings))
+        return given | {"FLASK_SKIP_DOTENV": "" if self.read_env_file else "1"}
+
     # Asking
 
     def post(self, **order: Any) -> Answer:
-        with contextlib.closing(Client(self.port)) as client:
+        with contextlib.closing(Client(self.port, host=self.host)) as client:
             return client.post(**order)
 
     def get(self, path: str) -> Answer:
-        with contextlib.closing(Client(self.port)) as client:
+        with contextlib.closing(Client(self.port, host=self.host)) as client:
             return client.get(path)
 
     def wait_for_answer(self, path: str, status: int = 200) -> Answer:
@@ -296,7 +306,8 @@ def environment(**settings: Any) -> dict[str, str]:
         if name not in names and not name.startswith(("FLASK_", "GRANIAN_"))
     }
     given = {name.upper(): _word(value) for name, value in settings.items() if value is not None}
-    return inherited | given | {"PYTHONUNBUFFERED": "1", "FLASK_RUN_PORT": given["PORT"], "GRANIAN_PORT": given["PORT"]}
+    ports = {"FLASK_RUN_PORT": given["PORT"], "GRANIAN_PORT": given["PORT"]}
+    return inherited | given | ports | {"PYTHONUNBUFFERED": "1", "FLASK_SKIP_DOTENV": "1"}
 
 
 def _word(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The application as a test sees it: a clock that is moved by hand, a round of dispatching at a time."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -65,9 +66,9 @@ def not_begun(leases: list[Lease]) -> list[tuple[Lease, NotBegun]]:
 class Shop:
     """One application on one fresh database, and the verbs that tests are written in."""
 
-    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock | None = None, policy: Any = None) -> None:
         self.clock: Any = clock or StoppedClock()
-        self.policy = FixedWait()
+        self.policy: Any = policy or FixedWait()
         self.app = create_app(settings, clock=self.clock, policy=self.policy)
         self.settings = settings
         self.database = self.app.extensions["database"]
@@ -105,7 +106,8 @@ class Shop:
 
     def receive(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:
         """Connect a receiver, with the bus's options for it, for the length of the test."""
-        options = {option: how.pop(option) for option in ("concurrency", "hold_unknown") if option in how}
+        named = [field.name for field in dataclasses.fields(ReceiverOptions)]
+        options = {option: how.pop(option) for option in named if option in how}
         signal.connect(receiver, **how)
         self.bus.options[how.get("name") or receiver.__name__] = ReceiverOptions(**options)
         self._connected.callback(signal.disconnect, receiver)
@@ -181,6 +183,10 @@ class Shop:
     def execute_scalar(self, query: str) -> Any:
         with self.database.read() as session:
             return session.execute(text(query)).scalar_one()
+
+    def execute_all(self, query: str) -> list[Any]:
+        with self.database.read() as session:
+            return [tuple(row) for row in session.execute(text(query))]
 
     def execute(self, statement: str, **values: Any) -> None:
         """SQL behind the application's back. Times as text in the form of ``iso``."""

@@ -7,6 +7,7 @@ statements, before a commit, after it, before and after the mail server's accept
 and loses its answers; the mail server is down, silent, greylists, refuses, or fails to say that it accepted. The clock
 stands still until the script moves it, and an administrator sets it wrong.
 
+Every other script retries by the learned policy.
 Then all is healed and drained, and what was promised is compared with what is there. Nothing sleeps, and nothing
 depends on anything but the seed: the number of the script that failed plays it again.
 """
@@ -31,13 +32,14 @@ import app.db.group_commit
 from app.bus import Dispatcher, Filter, LeaseEnd, lifecycle
 from app.bus.invoke import is_transactional
 from app.bus.leases import Lease
+from app.bus.settle import GIVEN_UP, NO_RESULT
 from app.clock import TimeOrderedIds, uuid7
 from app.db import Transaction, iso, sqlite_module
 from app.errors import DatabaseUnavailable, Deferred, InDoubt, OrderConflict, Refused, Throttled, TimedOut, Unreachable
 from app.events import OrderCreated, order_created
 from app.mail.envelope import OutgoingMail
 from app.orders import place_order
-from app.retry import ExponentialBackoff
+from app.retry import ExponentialBackoff, LearnedPolicy
 from app.states import NotificationStatus
 from config import Settings
 from tests.support.shop import START, Shop, not_begun
@@ -49,7 +51,10 @@ OWED = {"OrderCreated": {RECORD, MAIL}}
 LEASE_SECONDS = 30
 RETENTION = timedelta(hours=1)
 MAIL_TIMEOUT_SECONDS = 10
-TABLES = ("attempts", "deliveries", "events", "orders", "users", "circuit_breakers", "operator_acts", "dispatchers")
+TABLES = (
+    *("operator_act_deliveries", "attempts", "deliveries", "events", "orders", "users", "circuit_breakers"),
+    *("operator_acts", "dispatchers", "retry_transitions"),
+)
 
 BUSY, DISK, AWAY = (5, "database is locked"), (10, "disk I/O error"), (14, "unable to open database file")
 """SQLite's result codes, and its words for them."""
@@ -83,7 +88,8 @@ class Violation(AssertionError):
 
 
 class Killed(BaseException):
-    """A process ends between two of its instructions. No Exception: nobody's ``except`` sees a ``kill -9``."""
+    """A process ends between two of its instructions. Some ``except`` may see it, where a ``kill -9`` is seen by none;
+    but no statement of a dead actor comes through any more, and no mail."""
 
 
 def settings(folder: Any, **more: Any) -> Settings:
@@ -199,6 +205,8 @@ class World:
         app.clock.ids = TimeOrderedIds(self._time_ns, random.randbytes)
         self.clock.time, self.clock.seconds = START, 0.0
         self.bus.policy = ExponentialBackoff(base=5, maximum=600, max_attempts=4, rng=self.dice)
+        if seed % 2:
+            self.bus.policy = LearnedPolicy(maximum=600, rng=self.dice)
         self.script: list[str] = []
         self.stack: list[Actor] = []
         self.healed = False
@@ -208,6 +216,10 @@ class World:
         self.placed: dict[str, Placed] = {}
         self.refused: dict[str, Placed] = {}
         self.addresses: dict[str, str] = {}
+        self.killers: set[str] = set()
+        """Orders whose mail kills the process that sends it, each time, until all is healed."""
+        self.tried_alone: set[tuple[int, int]] = set()
+        """Leases of deliveries in doubt: the delivery and the token."""
         self.pruned: dict[str, dict[Any, Any]] = {"events": {}, "deliveries": {}, "attempts": {}}
         self.reported.clear()
         self.noticed: list[str] = []
@@ -245,12 +257,14 @@ class World:
         self.stack.append(actor)
         try:
             result = Context().run(work)
-        except (DatabaseUnavailable, Killed) as error:
+        except (Exception, Killed) as error:
+            if not (actor.dead or isinstance(error, DatabaseUnavailable)):
+                raise
             result = error
         finally:
             self.stack.pop()
             actor.fault = earlier
-        if actor.dead:
+        if actor.dead:  # whatever caught its death, and went on for a while: none of its statements came through
             result = Killed()
         if isinstance(result, DatabaseUnavailable | Killed):
             self.tell(f"    {actor.name} ends with {type(result).__name__}")
@@ -283,7 +297,10 @@ class World:
         cents = self.dice.choice([0, 10, 30, 1999, 999_999_999_999, self.dice.randint(0, 100_000)])
         email = self.dice.choice([None, None, "a@mail.example", "b@mail.example"])
         order = Placed(f"u{self.dice.randint(1, 3)}", f"{Decimal(cents) / 100:.2f}", email, "")
-        self.post(f"o{next(self._order_numbers)}", order)
+        order_id = f"o{next(self._order_numbers)}"
+        if self.dice.random() < 0.08:
+            self.killers.add(order_id)
+        self.post(order_id, order)
 
     def place_again(self) -> None:
         """A client that does not know whether its order was stored; or another one that takes the same id."""
@@ -365,11 +382,21 @@ class World:
 
     def _claim(self, process: Process, capacity: dict[str, int]) -> list[list[Lease]]:
         leases = self.run(process, "claims", lambda: process.dispatcher.claim(capacity))
-        if not isinstance(leases, list):
+        if not isinstance(leases, list):  # its commit may have succeeded all the same
+            held = self.look(
+                "SELECT delivery_id, lease_token FROM deliveries WHERE (state, outcome) = ('leased', 'unknown')"
+            )
+            self.tried_alone.update(held)
             return []
         self.tell(f"    holds {_shown(leases) or 'nothing'}")
+        self._note_claim(leases)
         process.waiting += (batches := process.dispatcher.batches(leases))
         return batches
+
+    def _note_claim(self, leases: list[Lease]) -> None:
+        in_doubt = [lease for lease in leases if lease.in_doubt]
+        demand(not in_doubt or len(leases) == 1, f"claimed together: {_shown(leases)}")
+        self.tried_alone.update((lease.delivery_id, lease.token) for lease in in_doubt)
 
     def attempt(self) -> None:
         process = self._some_process()
@@ -471,6 +498,7 @@ class World:
             [
                 Filter(),
                 Filter(state="dead"),
+                Filter(state="discarded"),
                 Filter(receiver=self.dice.choice(RECEIVERS)),
                 Filter(outcome="unknown"),
                 Filter(order_id=f"o{self.dice.randint(1, 9)}"),
@@ -553,13 +581,18 @@ class World:
                 return
             self.clock.advance(max(0.0, (min(due.values()) - self.clock.now()).total_seconds()))
             overdue = [receiver for receiver, due_at in due.items() if due_at <= self.clock.now()]
-            for batch in self.healer.batches(self.healer.claim(dict.fromkeys(overdue, 20))):
+            leases = self.healer.claim(dict.fromkeys(overdue, 20))
+            self._note_claim(leases)
+            for batch in self.healer.batches(leases):
                 with self.server.called_under(batch[0]):
                     self.healer.deliver(batch)
         raise Violation(f"after 300 rounds there is still something to do: {due}")
 
     def _due(self) -> dict[str, datetime]:
-        """For each receiver that has something to do, when: as Dispatcher.next_due(), in a tenth of the time."""
+        """For each receiver that has something to do, when: as Dispatcher.next_due(), in a tenth of the time where no
+        gate decides."""
+        if isinstance(self.bus.policy, LearnedPolicy):
+            return self.healer.next_due()
         found = self.look(
             "SELECT receiver, max(min(due_at), ifnull(probe_at, '')) FROM deliveries "
             "LEFT JOIN circuit_breakers USING (receiver) WHERE state IN ('ready', 'leased') GROUP BY receiver"
@@ -568,7 +601,8 @@ class World:
 
     def retry_everything(self) -> None:
         self.tell("a person retries everything")
-        self.bus.retry(Filter(), by="simulation")
+        for which in (Filter(), Filter(state="discarded")):
+            self.bus.retry(which, by="simulation")
 
     # What must be so
 
@@ -646,6 +680,15 @@ class World:
             demand(state == "done" or bool(reason), f"{what} without a reason")
             oks = sum(outcome == "ok" for (owner, _), outcome in outcomes.items() if owner == delivery_id)
             demand(oks == (state == "done"), f"{what}, and {oks} of its attempts are ok")
+        alone = Counter(delivery_id for delivery_id, _ in self.tried_alone)
+        for delivery_id, charged, answered in self.look(
+            "SELECT delivery_id, attempts, (SELECT count(*) FROM attempts WHERE attempts.delivery_id = "
+            f"deliveries.delivery_id AND ifnull(detail, '') NOT IN ('{NO_RESULT}', '{GIVEN_UP}')) FROM deliveries"
+        ):
+            known = answered + alone[delivery_id]
+            demand(
+                charged <= known, f"{delivery_id} is charged for {charged} attempts, and has {known} that are its own"
+            )
         ((rows, distinct),) = self.look(
             "SELECT count(*), count(DISTINCT delivery_id || '#' || lease_token) FROM attempts"
         )
@@ -805,9 +848,14 @@ class MailServer:
             self._leases.pop()
 
     def deliver(self, mail: OutgoingMail) -> None:
+        if self.world.stack and self.world.stack[-1].dead:
+            raise Killed
         self.world.watch_lease(self._leases[-1])
         if self.world.healed:
             return self._accept(mail)
+        if self._leases[-1].order_id in self.world.killers:
+            self.world.tell("this mail kills its process")
+            self.world.die()
         self.world.meanwhile()
         match self.mode:
             case "is down":

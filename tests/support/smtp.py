@@ -6,7 +6,8 @@
         assert server.wait_for(1)[0].message_id == "<...>"
 
 Phases, in the order of a conversation: CONNECT EHLO STARTTLS AUTH MAIL RCPT DATA END ACCEPTED, and RSET NOOP QUIT.
-END is the end of the message, not yet kept; at ACCEPTED it is kept, but the client doesn't know it.
+END is the end of the message, not yet kept; at ACCEPTED it is kept, but the client doesn't know it. The argument of
+both is the recipients.
 
 Actions: a reply ("451 4.3.0 later"; after a 421 the server hangs up), HANG, CUT (reset the connection), CLOSE, a Hold,
 a Pause, a Drip, or a function of the command's argument that gives a reply or None. Without a reply the conversation
@@ -131,6 +132,8 @@ class SmtpServer:
         pipelining: bool = True,
     ) -> None:
         self.host, self.port = "localhost" if tls else "127.0.0.1", 0
+        self.address = "127.0.0.1"
+        """Where it listens."""
         self.tls, self.users, self.pipelining = tls, users or {}, pipelining
         self.received: list[Received] = []
         self.commands: list[tuple[int, str]] = []
@@ -229,7 +232,7 @@ class SmtpServer:
     async def _listen(self) -> None:
         self._server = await self._loop.create_server(
             lambda: _Conversation(self, self._loop),
-            "127.0.0.1",
+            self.address,
             self.port,
             ssl=self._tls_context if self.tls == "ssl" else None,
             ssl_shutdown_timeout=0.1 if self.tls == "ssl" else None,
@@ -369,12 +372,13 @@ class _Conversation(SMTP):
         return [*answers[:-1], *["250-PIPELINING"] * self.server.pipelining, answers[-1]]
 
     async def handle_DATA(self, _: SMTP, __: Session, envelope: Envelope) -> str:
-        if not await self.goes_on("END"):
+        recipients = " ".join(envelope.rcpt_tos)
+        if not await self.goes_on("END", recipients):
             return _SAID
         assert isinstance(envelope.content, bytes)
         assert envelope.mail_from is not None
         self.server._keep(Received(self.number, envelope.mail_from, envelope.rcpt_tos, envelope.content))
-        return "250 2.0.0 OK: queued" if await self.goes_on("ACCEPTED") else _SAID
+        return "250 2.0.0 OK: queued" if await self.goes_on("ACCEPTED", recipients) else _SAID
 
 
 def _scripted(verb: str) -> Callable[[_Conversation, str | None], Awaitable[None]]:

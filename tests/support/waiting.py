@@ -8,7 +8,7 @@ from sqlalchemy import text
 from app.db import Database
 
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+def until(condition: Callable[[], object], seconds: float = 40) -> None:
     """Return as soon as ``condition()`` is true. Raises AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ DEPLOY = CHECKOUT / "deploy"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
 COMPOSE = DEPLOY / "compose.yaml"
+CELERY = DEPLOY / "compose.celery.yaml"
 SECRETS = {"DATABASE_URL": "postgresql+psycopg://user@host/name", "API_TOKEN": "t", "CONSOLE_PASSWORD": "p"}
 """What the manifests leave to a Secret."""
 MOST_EXPOSED = "20"
@@ -59,8 +61,22 @@ def settings_in(file: Path) -> dict[str, str]:
     if file in MANIFESTS:
         (config,) = resources(file, "ConfigMap")
         return dict(config["data"])
-    web = yaml.safe_load(file.read_text())["services"]["web"]["environment"]
-    return {name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for name, value in web.items()}
+    return composed(file, "web")
+
+
+def services(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(file.read_text())["services"]
+    return found
+
+
+def composed(file: Path, service: str) -> dict[str, str]:
+    """The environment of a service, where this shell has none of the variables."""
+    given = services(file)[service]["environment"]
+    return {name: re.sub(r"\$\{\w+:-(.*?)\}", r"\1", value) for name, value in given.items()}
+
+
+OURS = [(file, name) for file in (COMPOSE, CELERY) for name, each in services(file).items() if "build" in each]
+"""The services that run this code."""
 
 
 def seconds(duration: str) -> int:
@@ -207,19 +223,65 @@ def test_postgresql_has_several_pods_whose_schema_is_brought_up_to_date_first() 
 # Compose
 
 
-def test_the_compose_file_is_valid_by_the_compose_specification() -> None:
-    words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE]
+@pytest.mark.parametrize("file", [COMPOSE, CELERY], ids=lambda file: file.name)
+def test_a_compose_file_is_valid_by_the_compose_specification(file: Path) -> None:
+    words = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", file]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("file", "service"), OURS, ids=lambda part: getattr(part, "name", part))
+def test_every_variable_of_our_services_is_a_setting(file: Path, service: str) -> None:
+    given = composed(file, service)
+    assert [name for name in given if name.lower() not in Settings.model_fields] == []
+    if file == COMPOSE:
+        Settings.load(given)
+
+
+def test_compose_runs_programs_of_ours_and_waits_for_what_is_there() -> None:
+    commands = {name: services(file)[name].get("command") for file, name in OURS if "command" in services(file)[name]}
+    assert commands == {
+        "dispatcher": "flask bus run",
+        "upgrade": "flask db upgrade",
+        "worker": "celery -A celery_app worker",
+        "flower": "celery -A celery_app flower",
+    }
+    assert services(COMPOSE)["web"]["deploy"]["replicas"] == 2
+    everything = {**services(CELERY), **services(COMPOSE)}
+    for each in [*services(COMPOSE).values(), *services(CELERY).values()]:
+        for name, wanted in each.get("depends_on", {}).items():
+            assert wanted["condition"] != "service_healthy" or "healthcheck" in everything[name]
+
+
 def test_compose_gives_a_stop_the_time_it_takes(stop_seconds: int) -> None:
-    services = yaml.safe_load(COMPOSE.read_text())["services"]
-    assert seconds(services["web"]["stop_grace_period"]) >= stop_seconds + SPARE_SECONDS
+    found = services(COMPOSE)
+    assert seconds(found["web"]["stop_grace_period"]) >= stop_seconds + SPARE_SECONDS
+    assert seconds(found["dispatcher"]["stop_grace_period"]) >= Settings.load({}).shutdown_seconds + SPARE_SECONDS
 
 
-def test_compose_upgrades_the_schema_before_it_serves() -> None:
-    services = yaml.safe_load(COMPOSE.read_text())["services"]
-    assert services["upgrade"]["command"] == "flask db upgrade"
-    assert services["web"]["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
-    assert services["upgrade"]["depends_on"]["database"] == {"condition": "service_healthy"}
+def test_compose_upgrades_the_schema_before_anything_serves_or_dispatches() -> None:
+    found = services(COMPOSE)
+    assert found["upgrade"]["command"] == "flask db upgrade"
+    for name in ("web", "dispatcher"):
+        assert found[name]["depends_on"]["upgrade"] == {"condition": "service_completed_successfully"}
+    assert found["upgrade"]["depends_on"]["database"] == {"condition": "service_healthy"}
+
+
+def test_what_listens_or_changes_the_schema_goes_past_the_pooler() -> None:
+    hosts = {
+        name: urlsplit(composed(COMPOSE, name)["DATABASE_URL"]).hostname
+        for name in services(COMPOSE)
+        if "build" in services(COMPOSE)[name]
+    }
+    assert hosts == {"web": "pooler", "dispatcher": "database", "upgrade": "database"}
+
+
+def test_prometheus_finds_what_serves_and_may_ask_it() -> None:
+    configured = yaml.safe_load(yaml.safe_load(COMPOSE.read_text())["configs"]["prometheus"]["content"])
+    (job,) = configured["scrape_configs"]
+    (where,) = job["dns_sd_configs"]
+    assert (where["names"], where["port"]) == (["web"], 8000)
+    assert job["authorization"]["credentials"] == services(COMPOSE)["web"]["environment"]["METRICS_TOKEN"]
+    mounted = dict(each.split(":")[1::-1] for each in services(COMPOSE)["prometheus"]["volumes"] if each[0] == ".")
+    assert configured["rule_files"] == list(mounted)
+    assert all((DEPLOY / file).is_file() for file in mounted.values())

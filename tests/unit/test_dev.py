@@ -1,15 +1,20 @@
 """What `make run` says before it starts the service: each trouble with its cure."""
 
 import errno
+import hashlib
 import importlib.util
+import platform
+import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import dev
+from app.version import VERSION
 from tests.support.service import free_port
 
 
@@ -80,3 +85,89 @@ def test_an_environment_that_is_a_link_is_left_as_it_is(tmp_path: Path, monkeypa
     with pytest.raises(SystemExit, match=r"\.venv is a link"):
         dev.prepare("requirements.txt")
     assert (others / ".installed").exists()
+
+
+BY_PIP = """#!{python}
+# -*- coding: utf-8 -*-
+import re
+import sys
+from flask.cli import main
+if __name__ == '__main__':
+    sys.argv[0] = re.sub(r'(-script\\.pyw|\\.exe)?$', '', sys.argv[0])
+    sys.exit(main())
+"""
+BY_UV = """#!{python}
+# -*- coding: utf-8 -*-
+import sys
+from flask.cli import main
+if __name__ == "__main__":
+    if sys.argv[0].endswith("-script.pyw"):
+        sys.argv[0] = sys.argv[0][:-11]
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("written", [BY_PIP, BY_UV], ids=["pip", "uv"])
+def test_flask_tells_the_services_version_first(written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "flask"
+    program.parent.mkdir()
+    program.write_text(written.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(dev, "VENV", tmp_path)
+
+    def told(*words: str) -> list[str]:
+        done = subprocess.run([program, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    of_flask, commands = told("--version"), told("--help")
+    for _ in range(2):  # as often as one likes
+        dev.tell_version_first()
+        assert told("--version") == [f"Orders {VERSION}", *of_flask]
+        assert told("--help") == commands
+
+
+def test_an_environment_that_was_complete_before_tells_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "flask"
+    program.parent.mkdir()
+    program.write_text(BY_PIP)
+    pins = hashlib.sha256((dev.ROOT / "requirements.txt").read_bytes()).hexdigest()
+    stamp = tmp_path / ".installed"
+    stamp.write_text(f"{platform.python_version()} {sys.base_prefix} {tmp_path}\nrequirements.txt {pins}")
+    for name, value in {"VENV": tmp_path, "STAMP": stamp, "PYTHON": sys.executable}.items():
+        monkeypatch.setattr(dev, name, value)
+    monkeypatch.setattr(dev, "install", lambda *_: pytest.fail("it installed"))
+
+    dev.prepare("requirements.txt")
+    assert dev.VERSION_FIRST in program.read_text()
+
+
+# .env
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with config.py, whose .env is read."""
+    shutil.copy(dev.ROOT / "config.py", tmp_path)
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(dev, "PYTHON", sys.executable)
+    monkeypatch.delenv("FLASK_SKIP_DOTENV")
+    return tmp_path
+
+
+def test_the_address_is_the_one_that_the_service_takes_from_env(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / ".env").write_text("PORT=8123\nWEB_HOST=[::1]\n")
+    assert dev.address() == ["::1", "8123"]
+    monkeypatch.setenv("PORT", "8124")
+    assert dev.address() == ["::1", "8124"], "as given to make"
+
+
+@pytest.mark.parametrize("text, told", [("PORT\n", "line 1, is not NAME=value"), ("PORT=http\n", "PORT is 'http'")])
+def test_what_is_wrong_in_env_is_said_in_one_line(checkout: Path, text: str, told: str) -> None:
+    (checkout / ".env").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        dev.address()
+    assert str(ended.value).startswith("dev.py: ")
+    assert told in str(ended.value)
+    assert "\n" not in str(ended.value)

@@ -1,13 +1,16 @@
 """What the documents say of the code is so: excerpts, links, and names of files and tests."""
 
+import ast
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.version import VERSION
 from config import CHECKOUT
+from tests import pictures
 
 DOCUMENTS = sorted(file.relative_to(CHECKOUT) for file in CHECKOUT.glob("[!.]*/**/*.md")) + sorted(
     file.relative_to(CHECKOUT) for file in CHECKOUT.glob("*.md")
@@ -18,6 +21,7 @@ LONGEST_EXCERPT = 10
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 DEFINED = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
+LOGS = ("log", "info", "warning", "error", "critical", "exception")
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -94,7 +98,36 @@ def test_every_test_that_is_named_exists(document: Path) -> None:
     assert [name for name in named if name not in tests] == []
 
 
-def test_the_newest_heading_of_the_changelog_is_the_version() -> None:
-    newest = re.search(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
-    assert newest is not None
-    assert newest[1] == VERSION
+def logged(file: Path) -> Iterator[str]:
+    """The words of the lines that the module logs, up to the first placeholder."""
+    for call in ast.walk(ast.parse(file.read_text())):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in LOGS:
+            texts = [word.value for word in call.args[:2] if isinstance(word, ast.Constant)]
+            yield from (str(text).partition("%")[0].rstrip() for text in texts[:1])
+
+
+def test_every_line_of_the_log_is_told_with_what_to_do() -> None:
+    files = [*(CHECKOUT / "app").rglob("*.py"), CHECKOUT / "wsgi.py"]
+    lines = {line for file in files for line in logged(file)} - {""}
+    assert {"delivery dead", "answering 503:"} < lines
+    page = text_of("docs/operations.md")
+    assert [line for line in sorted(lines) if f"`{line}" not in page] == []
+
+
+def test_the_newest_version_of_the_changelog_is_the_codes() -> None:
+    headings = re.findall(r"^## (.+)$", text_of("CHANGELOG.md"), re.MULTILINE)
+    assert [heading for heading in headings[:2] if heading != "Unreleased"][:1] == [VERSION]
+    assert "Unreleased" not in headings[1:]
+
+
+def test_the_tag_of_a_release_is_its_version() -> None:
+    for document in ("CHANGELOG.md", "CONTRIBUTING.md"):
+        assert f"`v{VERSION}`" in text_of(document) or f"git tag -a v{VERSION}`" in text_of(document)
+
+
+def test_the_consoles_pictures_are_those_that_are_taken_and_each_is_shown() -> None:
+    """python -m tests.pictures takes them."""
+    tables = (pictures.SIGNED_OUT, pictures.DURING_THE_OUTAGE, pictures.AFTER_IT, pictures.BY_DEFAULT)
+    taken = {f"{each.name}-{variant}.webp" for table in tables for each in table for variant in each.variants}
+    assert {file.name for file in (CHECKOUT / "docs" / "console").iterdir()} == taken
+    assert set(re.findall(r'"console/([^"]+)"', text_of("docs/console.md"))) == taken

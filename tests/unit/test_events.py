@@ -23,7 +23,15 @@ class Recorder:
     def __init__(self) -> None:
         self.stored: list[tuple[Event, str, list[str]]] = []
 
-    def __call__(self, event: Event, *, source: str, owed: list[signal.Subscription], event_id: str | None) -> None:
+    def __call__(
+        self,
+        event: Event,
+        *,
+        source: str,
+        owed: list[signal.Subscription],
+        event_id: str | None,
+        origin: signal.Origin,
+    ) -> None:
         self.stored.append((event, source, [subscription.name for subscription in owed]))
 
     @property

@@ -1,5 +1,8 @@
 """The greeting of `make run`: hints that hold."""
 
+import json
+import re
+
 import pytest
 
 from app.serving import greeting, looks, url
@@ -55,6 +58,20 @@ def test_the_curl_sends_the_token_where_one_is_demanded() -> None:
     assert f'{CURL} -H "Authorization: Bearer $API_TOKEN" -H \'Content-Type' in told
     assert '/api/orders/1001 -H "Authorization: Bearer $API_TOKEN"' in told
     assert "s3cret" not in told
+
+
+def test_the_curl_has_an_address_where_mail_goes_out_to_one() -> None:
+    """Without one, and without USER_EMAIL_DOMAIN, the mail would be skipped. It is another order than that without."""
+    told = greeting(Settings.load({"MAIL_SERVER": "mail.example"}))
+    assert "Or place an order here, with your own address in it:" in told
+    body = re.search(r"-d '(.*)'$", told, re.MULTILINE)
+    assert body is not None
+    order = json.loads(body[1])
+    assert order["email"] == "you@example.com"
+    assert order["order_id"] != "1001"
+    assert f"/api/orders/{order['order_id']}" in told
+    for given in ({}, {"MAIL_SERVER": "mail.example", "MAIL_BACKEND": "file"}):
+        assert "email" not in greeting(Settings.load(given))
 
 
 @pytest.mark.parametrize("readme", ["README.md", "README.zh.md"])

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.db.dialect import Trouble, Unanswered
 from app.db.group_commit import LARGEST_BATCH, GroupCommit, Work
 from app.errors import DatabaseUnavailable
 
@@ -17,26 +18,34 @@ class DiskFull(Exception):
     """Passes, but not soon."""
 
 
+class Late(Unanswered):
+    """Passes, and nobody knows what it was."""
+
+
 class OneWriter:
     one_writer = True
 
-    def is_transient(self, error: BaseException) -> bool:
-        return isinstance(error, Busy | DiskFull)
+    def trouble(self, error: BaseException) -> Trouble | None:
+        return {Busy: Trouble.MOMENT, DiskFull: Trouble.LASTING, Late: Trouble.SERVER}.get(type(error))
 
-    def is_disk_trouble(self, error: BaseException) -> bool:
-        return isinstance(error, DiskFull)
+    def is_transient(self, error: BaseException) -> bool:
+        return self.trouble(error) is not None
 
     def cure(self, error: BaseException) -> None:
         pass
 
 
 class EndlessAdmission:
-    """Admission control: works that began before ``allowed_since`` may wait no longer."""
+    """Admission control: works that began before ``allowed_since`` may wait no longer; those that began before
+    ``in_time_since`` are overdue."""
 
-    allowed_since = 0.0
+    allowed_since = in_time_since = 0.0
 
     def may_wait(self, began: float, seconds: float = 0) -> bool:
         return began >= self.allowed_since
+
+    def is_overdue(self, began: float, seconds: float = 0) -> bool:
+        return began < self.in_time_since
 
     def transaction_ended(self) -> None:
         pass
@@ -126,6 +135,31 @@ def test_works_in_the_queue_are_told_too_when_their_time_is_up(commits: Commits)
     assert c.outcome() is None
 
 
+def test_works_whose_time_was_up_when_their_commit_failed_are_not_tried_again(commits: Commits) -> None:
+    """The answer of a server that is dead is waited for once."""
+    a, b, c = commits.submit("abc")
+    commits.admission.in_time_since = c.began
+    commits.fault = lambda names: Busy() if names == "abc" else None
+    for work in (a, b, c):
+        commits.group.wait(work)
+    for work in (a, b):
+        with pytest.raises(DatabaseUnavailable):
+            work.outcome()
+    assert c.outcome() is None
+    assert commits.batches == ["abc", "c"]
+
+
+def test_a_work_that_is_wrong_is_no_reason_to_give_others_up(commits: Commits) -> None:
+    a, b = commits.submit("ab")
+    commits.admission.in_time_since = b.began + 1
+    commits.fault = lambda names: ValueError("no") if "b" in names else None
+    for work in (a, b):
+        commits.group.wait(work)
+    assert a.outcome() is None
+    with pytest.raises(ValueError, match="no"):
+        b.outcome()
+
+
 def test_a_full_disk_is_not_waited_for(commits: Commits) -> None:
     commits.fault = lambda _: DiskFull()
     a, b = commits.submit("ab")
@@ -137,17 +171,60 @@ def test_a_full_disk_is_not_waited_for(commits: Commits) -> None:
     assert commits.batches == ["ab", "a"], "once together, once alone"
 
 
-def test_a_leader_that_is_stopped_leaves_the_others_works_to_them(commits: Commits) -> None:
-    stops = KeyboardInterrupt()
-    commits.fault = lambda names: stops if "a" in names else None
+@pytest.mark.parametrize("whose", ["a", "b"])
+def test_a_work_that_ends_its_thread_harms_neither_its_leader_nor_its_followers(commits: Commits, whose: str) -> None:
+    """A work runs in whichever thread leads; what it raises is its own caller's, SystemExit too."""
+    commits.fault = lambda names: SystemExit(1) if whose in names else None
+    works = commits.submit("abc")
+    for work in works:
+        commits.group.wait(work)
+    assert commits.batches == ["abc", "a", "b", "c"]
+    for name, work in zip("abc", works, strict=True):
+        if name == whose:
+            with pytest.raises(SystemExit):
+                work.outcome()
+        else:
+            assert work.outcome() is None
+
+
+def test_a_leader_that_is_stopped_between_its_tries_leaves_the_others_works_to_them(
+    commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while it waits for a busy database."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    commits.fault = lambda names: Busy() if names == "a" else None
     a, b, c = commits.submit("abc")
+    monkeypatch.setattr("time.sleep", interrupt)
+    commits.fault = lambda names: Busy() if "a" in names else None
     with pytest.raises(KeyboardInterrupt):
         commits.group.wait(a)
     for work in (b, c):
         commits.group.wait(work)
-    assert commits.batches == ["abc", "bc"]
+    assert commits.batches == ["abc", "a", "b", "c"]
 
 
 def test_a_work_without_a_commit_and_without_an_error_is_no_success() -> None:
     with pytest.raises(RuntimeError, match="without a commit"):
         Work(lambda _: None, "", 0).outcome()
+
+
+@pytest.mark.parametrize(("faults", "told"), [([Busy, Late], Busy), ([Late], Late), ([Late, Busy], Busy)])
+def test_an_answer_that_did_not_come_hides_no_trouble_that_was_told_before(
+    commits: Commits, faults: list[type[Exception]], told: type[Exception]
+) -> None:
+    (a,) = commits.submit("a")
+    left = iter(faults)
+
+    def fault(_: str) -> BaseException:
+        found = next(left)()
+        commits.admission.allowed_since = a.began + 1 if type(found) is faults[-1] else 0
+        return found
+
+    commits.fault = fault
+    commits.group.wait(a)
+    with pytest.raises(DatabaseUnavailable) as raised:
+        a.outcome()
+    assert isinstance(raised.value.__cause__, told)

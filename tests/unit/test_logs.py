@@ -155,3 +155,13 @@ def test_gunicorns_own_logging_configuration_is_kept() -> None:
     }
     ended = run(GUNICORN.format(options={"logconfig_dict": theirs}))
     assert "theirs: it failed for ann@example.com" in ended.stderr
+
+
+def test_a_start_tells_what_was_set_in_vain() -> None:
+    announce = "from config import Settings\nlogs.announce(Settings.load())"
+    *facts, warning = told(announce, MAIL_SUPPRESS_SEND="true")
+    assert {line["level"] for line in facts} == {"info"}
+    assert (warning["level"], warning["logger"]) == ("warning", "app.process")
+    assert warning["message"].startswith("MAIL_SUPPRESS_SEND has no effect here: mail goes out all the same")
+    messages = [line["message"] for line in told(announce)]
+    assert messages == ["starting", "orders are kept", "mail stays here"]

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from email import message_from_bytes
@@ -15,15 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
 from flask_mail import Attachment, Message
 
-from app import mail
 from app.errors import Refused
 from app.mail import OrderNotification
 from app.mail.envelope import checked_message, envelope_address
 from app.mail.messages import templates
-from config import Settings
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -39,12 +35,7 @@ ORDER: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def app(tmp_path: Path) -> Iterator[Flask]:
-    app = Flask("mail-test")
-    mail.init_app(app, Settings.of(mail_backend="memory", instance_path=tmp_path))
-    with app.app_context():
-        yield app
+pytestmark = pytest.mark.usefixtures("mail_app")
 
 
 def notification(**changes: Any) -> OrderNotification:
@@ -180,6 +171,7 @@ LONG_ADDRESS = "x" * 64 + "@" + "long-name-of-a-domain." * 8 + "example.shop"
         {"recipient": LONG_ADDRESS},
         {"recipient": "user@bücher.example"},
         {"created_at": datetime(2026, 6, 1, 0, 0, 0, 999999, tzinfo=timezone(timedelta(hours=8)))},
+        {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
     ],
     ids=str,
 )

@@ -37,6 +37,21 @@ def test_the_wait_is_drawn_from_the_whole_span() -> None:
     assert 3.7 < sum(waits) / 1000 < 4.3
 
 
+@pytest.mark.parametrize(
+    ("spent", "shortest", "longest"),
+    [
+        (1, 160, 320),  # as long as after seven failures, for the next is a second copy
+        (2, 1800, 3600),  # 5 * 2 ** 13, cut
+        (5000, 1800, 3600),
+    ],
+)
+def test_what_may_have_had_its_effect_waits_far_longer(spent: int, shortest: float, longest: float) -> None:
+    policy = ExponentialBackoff(5, 3600, max_attempts=10_000, rng=random.Random(1))
+    waits = [policy.wait(spent, Outcome.UNKNOWN) or 0 for _ in range(1000)]
+    assert shortest <= min(waits) < shortest * 1.02
+    assert longest * 0.98 < max(waits) <= longest
+
+
 def test_the_budget_ends() -> None:
     policy = ExponentialBackoff(5, 3600, max_attempts=3)
     assert policy.wait(2, Outcome.TIMEOUT) is not None

@@ -3,6 +3,7 @@
 import functools
 import hmac
 from base64 import b64encode
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ SETTINGS = Settings.of(api_token="the token", console_password="the password")
 def client() -> FlaskClient:
     """A client of an application with routes only: an authenticated request is answered 404."""
     app = Flask("routes only")
-    app.extensions["settings"] = SETTINGS
+    app.extensions |= {"settings": SETTINGS, "metrics": SimpleNamespace(count_request=lambda *_: None)}
     api.init_app(app)
     return app.test_client()
 

@@ -10,6 +10,7 @@ SECRET = "s3cr3t-Wörd"
 SECRETS = {
     "api_token": SECRET,
     "console_password": SECRET,
+    "metrics_token": SECRET,
     "mail_password": SECRET,
     "mail_username": "shop",
     "database_url": f"postgresql+psycopg://shop:{SECRET}@db.example/orders",

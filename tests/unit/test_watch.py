@@ -35,6 +35,7 @@ class StuckDatabase(SilentDatabase):
     """Can be read, and is empty; a write never ends."""
 
     written_at = float("-inf")
+    trouble: DatabaseUnavailable | None = None
 
     def check_schema(self) -> None:
         self.asked += 1
@@ -101,3 +102,12 @@ def test_a_write_that_does_not_end_is_told_as_that_and_alone() -> None:
     database.let_go.set()
     assert trouble.cause is Cause.DATABASE_UNWRITABLE
     assert "can be read, but has not taken a write for" in trouble.text
+
+
+def test_a_write_that_is_tried_again_and_again_is_told_with_what_it_meets() -> None:
+    database = StuckDatabase()
+    database.trouble = DatabaseUnavailable("it only reads")
+    (trouble,) = watch_of(database).look().troubles
+    database.let_go.set()
+    assert trouble.cause is Cause.DATABASE_UNWRITABLE
+    assert "can be read, but not written: it only reads" in trouble.text

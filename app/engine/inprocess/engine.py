@@ -3,7 +3,9 @@
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from app.bus import Bus, lifecycle
 from app.engine.inprocess.wakeup import Wakeup
@@ -20,6 +22,8 @@ class InProcessEngine:
         self.settings = settings
         self.worker: Worker | None = None
         self._stopped = threading.Event()
+        self.end_process: Callable[[], object] = partial(os._exit, 1)
+        """What the watchdog does when nothing else helps. Who watches the process, as gunicorn does, starts another."""
         self._others = WakeupSender(bus.database)
         self._lock = threading.Lock()
         lifecycle.deliveries_due.connect(self.wake, sender=bus)
@@ -30,24 +34,38 @@ class InProcessEngine:
         worker = self.worker
         return worker is not None and worker.alive
 
-    def start(self) -> Worker:
-        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already."""
+    def start(self, *, anyway: bool = False, waits: bool = True) -> Worker:
+        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already.
+
+        ``anyway`` and ``waits`` are for where mail went otherwise before: see Worker.
+        """
         with self._lock:
             if self.worker is None:
-                self.worker = Worker(
-                    self.bus.dispatcher(),
+                self.worker = self._new_worker(
                     self.bus.options,
                     Wakeup(self.bus.database),
                     poll_seconds=self.settings.poll_seconds,
+                    receiver_timeout=self.settings.receiver_timeout,
+                    end_process=self.end_process,
                     wake_others=partial(self._others.wake, everywhere=True),
                     prune=partial(self.bus.prune, batches=1),
+                    anyway=anyway,
+                    waits=waits,
                 )
                 self.worker.start()
                 self._stopped = threading.Event()
+                name = self.worker.dispatcher.name
                 threading.Thread(
-                    target=self.bus.watch.run, args=[self._stopped], name="dispatcher-watch", daemon=True
+                    target=self.bus.watch.run, args=[self._stopped, name], name="dispatcher-watch", daemon=True
                 ).start()
+                if (learning := self.bus.learning) is not None:
+                    threading.Thread(
+                        target=learning.run, args=[self._stopped, name], name="dispatcher-learning", daemon=True
+                    ).start()
             return self.worker
+
+    def _new_worker(self, *given: Any, **options: Any) -> Worker:
+        return Worker(self.bus.dispatcher(), *given, **options)
 
     def stop(self) -> bool:
         """Stop dispatching here, waiting ``shutdown_seconds`` for running receivers. Returns whether all ended."""
@@ -56,16 +74,19 @@ class InProcessEngine:
             self._stopped.set()
         return worker is None or worker.stop(self.settings.shutdown_seconds)
 
-    def wake(self, _: object = None) -> None:
+    def check(self) -> str | None:
+        return None
+
+    def wake(self, _: object = None, everywhere: bool = False) -> None:
         """Deliveries are due: wake the worker here, or the dispatchers of other processes where this one has none.
 
-        A process that serves has none: see serving.py.
+        A process that serves has none: see serving.py. ``everywhere``: wake all, on all machines.
         """
         worker = self.worker
         if worker is not None:
             worker.wakeup.wake()
-        else:
-            self._others.wake()
+        if worker is None or everywhere:
+            self._others.wake(everywhere=everywhere)
 
     def _after_fork(self) -> None:
         """Threads stay behind in the parent, and its connections are its own: begin anew."""

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ IN_TEMPORARY_FOLDER = "wake-"
 CHANNEL = "deliveries"
 """Of PostgreSQL's NOTIFY."""
 
+LISTENER_CHECK_SECONDS = 15.0
+"""Between looks whether the server is still there that notifications come from."""
+
 
 class Wakeup:
     """Where one worker waits. ``open()`` before the first ``wait()``; ``wake()`` from any thread."""
@@ -39,17 +43,17 @@ class Wakeup:
         self._reader, self._writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._datagrams: socket.socket | None = None
         self._listener: Listener | None = None
+        self._next_check = 0.0
         self._warned = False
         for end in (self._reader, self._writer):
             end.setblocking(False)
 
     def open(self) -> None:
-        """Let other processes find this dispatcher."""
-        self._listen()
+        """Let other processes on this machine find this dispatcher."""
         try:
             self._datagrams = _bind(socket_folder(self.database))
         except OSError as error:
-            if self._listener is None:
+            if self.database.dialect.file is not None:  # a server's NOTIFY serves other processes too
                 log.warning("other processes can't wake this dispatcher, only the poll: %s", error)
 
     def wake(self) -> None:
@@ -58,8 +62,9 @@ class Wakeup:
             self._writer.send(b"!")
 
     def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds. Returns whether it was woken."""
-        self._listen()
+        """Wait at most ``timeout`` seconds. Returns whether it was woken, or may have been and has not heard it."""
+        if self._listen():
+            return True
         ends = {end.fileno(): end for end in (self._reader, self._datagrams, self._listener) if end is not None}
         readiness = select.poll()  # select() knows no descriptor beyond 1023
         for descriptor in ends:
@@ -89,17 +94,27 @@ class Wakeup:
                 while end.recv(16):
                     pass
 
-    def _listen(self) -> None:
-        """Hear the database's notifications, where it has any. While its server is away the poll serves."""
+    def _listen(self) -> bool:
+        """Hear the database's notifications, where it has any, and see now and then that they can be heard: a
+        connection that broke without a word looks like one on which nothing is said.
+
+        Returns whether notifications may have been missed. While the server is away the poll serves.
+        """
         try:
+            is_due = time.monotonic() >= self._next_check
             if self._listener is None:
                 self._listener = self.database.dialect.listen(CHANNEL)
-            if self._listener is not None:
+            elif is_due:
+                self._listener.check()
+            else:
                 self._listener.fileno()
+                return False
         except DatabaseUnavailable as error:
             self._stop_listening(error.reason)
-        else:
-            self._warned = False
+            return False
+        self._warned = False
+        self._next_check = time.monotonic() + LISTENER_CHECK_SECONDS
+        return self._listener is not None
 
     def _stop_listening(self, why: object) -> None:
         """Warn once, however often it is tried again."""

@@ -3,6 +3,8 @@
 Transactional receivers share one thread, because they share the database's write lock. Every other receiver has threads
 of its own, so one that hangs holds up nobody else's deliveries. Their answers go back to the loop, which settles them
 in the transaction in which it claims the next deliveries.
+
+A thread that ended is replaced; those that hang are the watchdog's.
 """
 
 import contextlib
@@ -15,9 +17,11 @@ from datetime import timedelta
 from app.bus import Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
-from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun
+from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun, undone
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
+from app.engine.inprocess.unsettled import Settler
 from app.engine.inprocess.wakeup import Wakeup
+from app.engine.inprocess.watchdog import STOP_GRACE_SECONDS, Watchdog
 from app.errors import DatabaseUnavailable
 from app.signal import ReceiverOptions, subscriptions
 
@@ -43,12 +47,22 @@ HIGH_CONTENTION = 0.5
 DEFER_SECONDS = 0.2
 """How long a claim is put off, at full write contention, because requests come first."""
 
-STOP_GRACE_SECONDS = 0.5
-"""Time that a stop allows for settling, beyond its wait for receivers."""
+MOST_UNSTORED = 20
+"""Answers that can't be stored: with so many it is hardly the answers' fault, and nothing more is claimed."""
+
+REFUSED_SECONDS = 2.0
+"""Between looks whether a dispatcher that refuses to start may start now."""
+
+SIGN_OFF_SECONDS = 1.0
+"""Time that a stop allows for the dispatcher's removal from those that are alive."""
 
 
 class Worker:
-    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
+    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up.
+
+    ``receiver_timeout`` is how many seconds a receiver may take that has no other limit in its options;
+    ``end_process`` is called when only the process' end helps, and does not return.
+    """
 
     def __init__(
         self,
@@ -57,18 +71,30 @@ class Worker:
         wakeup: Wakeup,
         *,
         poll_seconds: float,
+        receiver_timeout: float,
+        end_process: Callable[[], object],
         wake_others: Callable[[], None],
         prune: Callable[[], int],
+        anyway: bool = False,
+        waits: bool = True,
     ) -> None:
+        """``anyway``: deliver also where mail went otherwise before; see ``delivers_by``. ``waits``: where it refuses
+        to, look again now and then; else it ends."""
         self.dispatcher = dispatcher
         self.options = options
         self.wakeup = wakeup
         self.poll_seconds = poll_seconds
         self.wake_others = wake_others
         self.prune = prune
+        self.anyway = anyway
+        self.waits = waits
+        self.refusal: str | None = None
+        """Why it does not deliver."""
+        self._signed_on = False
         self._pools: dict[str, ReceiverPool] = {}
-        self._answers: list[tuple[Lease, Answer]] = []
-        """From receivers' threads, to be settled."""
+        self._settler = Settler(dispatcher)
+        self._answers = self._settler.answers
+        """From receivers' threads."""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stop_by = float("inf")
@@ -79,10 +105,13 @@ class Worker:
         self._saturated = False
         self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
+        self._watchdog = Watchdog(self, dispatcher, options, receiver_timeout=receiver_timeout, end_process=end_process)
+        self.present_round: object = None
+        """Another one each time that the loop comes round; None while it waits."""
 
     @property
     def alive(self) -> bool:
-        return self._loop.is_alive()
+        return self._loop.is_alive() and self._heart.is_alive()
 
     @property
     def stopping(self) -> bool:
@@ -93,7 +122,7 @@ class Worker:
         self.wakeup.open()
         self._loop.start()
         self._heart.start()
-        lifecycle.report(lifecycle.dispatcher_started, self.dispatcher.sender, name=self.dispatcher.name)
+        self._watchdog.start()
 
     def stop(self, seconds: float) -> bool:
         """Claim no more, give back what was not begun, wait for receivers that run. Returns whether all ended.
@@ -106,70 +135,100 @@ class Worker:
         self.wakeup.wake()
         self._loop.join(seconds + STOP_GRACE_SECONDS)
         unfinished = sum(pool.running for pool in self._pools.values()) + len(self._answers)
-        for pool in self._pools.values():
-            pool.end()
-        with contextlib.suppress(DatabaseUnavailable):  # a dispatcher that is seen no more counts as gone
-            self.dispatcher.sign_off()
+        signing_off = threading.Thread(target=self._sign_off, name="dispatcher-sign-off", daemon=True)
+        signing_off.start()
+        signing_off.join(SIGN_OFF_SECONDS)
         self._ended.set()
+        self._watchdog.end()
         self.wakeup.close()
-        name = self.dispatcher.name
-        lifecycle.report(lifecycle.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
+        if self._signed_on:
+            name = self.dispatcher.name
+            lifecycle.report(lifecycle.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
         return not unfinished
+
+    def _sign_off(self) -> None:
+        """In a thread, because the database may never answer; a dispatcher that is seen no more counts as gone, too."""
+        with self.reporting_faults(), contextlib.suppress(DatabaseUnavailable):
+            self.dispatcher.sign_off()
 
     # The loop
 
     def _run(self) -> None:
-        self._beat_once()
-        while not self._is_done():
+        while not (self._signed_on or self.stopping):
+            with self.reporting_faults():
+                self._sign_on()
+        while self._signed_on and not self._is_done():
+            self.present_round = object()
             try:
                 if self._database_lost:
                     self._recover()
-                if pause := self._round():
+                pause = self._round()
+                self.present_round = None
+                if pause:
                     self.wakeup.wait(pause)
             except DatabaseUnavailable as error:
                 self._note_database_lost(error)
                 self._rest()
-            except Exception as error:  # a fault of ours must not end all dispatching
+            except BaseException as error:  # a fault of ours must not end all dispatching
                 self._report_fault(error)
                 self._rest()
+        for pool in self._pools.values():
+            pool.end()
+
+    def _sign_on(self) -> None:
+        """Once nothing speaks against it; meanwhile nothing is claimed."""
+        try:
+            refusal, differs = self.dispatcher.sign_on(anyway=self.anyway)
+        except DatabaseUnavailable as error:
+            self._note_database_lost(error)
+            self._rest()
+            return
+        except BaseException:
+            self._rest()
+            raise
+        sender, name = self.dispatcher.sender, self.dispatcher.name
+        if refusal is None:
+            self._signed_on = True
+            lifecycle.report(lifecycle.dispatcher_started, sender, name=name, differs=differs)
+        elif self.waits:
+            if self.refusal is None:
+                lifecycle.report(lifecycle.dispatcher_refused, sender, name=name, reason=refusal)
+            self._stopping.wait(REFUSED_SECONDS)
+        else:
+            self._stopping.set()
+        self.refusal = refusal
 
     def _round(self) -> float:
         """Settle what is answered, claim what is due. Returns for how many seconds there is nothing to do."""
+        self._replace_ended_threads()
         self._take_back_unbegun()
         if self.stopping:
-            if self._answers:
+            if not (pause := self._answers.seconds_until_due()):
                 self._settle_and_claim({})
-            return 0 if self._is_done() else max(0.0, self._stop_by - time.monotonic())
+            return 0 if self._is_done() else max(0.0, min(pause, self._stop_by - time.monotonic()))
         self._keep_house()
         due = self.dispatcher.next_due()
+        if self.dispatcher.paused:
+            self._take_back_paused(self.dispatcher.paused)
         now = self.dispatcher.clock.now()
         overdue = [receiver for receiver, due_at in due.items() if due_at <= now]
         capacity = {receiver: slots for receiver in overdue if (slots := self._pool(receiver).free_slots) > 0}
-        if self._answers or capacity:
+        if self._answers.separated >= MOST_UNSTORED:
+            capacity = {}
+        idle = {receiver: slots for receiver, slots in capacity.items() if self._pool(receiver).idle}
+        alone = self.dispatcher.in_doubt_waits and bool(idle)
+        rest = self.dispatcher.rest_seconds(self._answers.all(), alone=alone) if capacity else 0
+        if (capacity and not rest) or not self._answers.seconds_until_due():
             self._defer_to_requests()
-            return 0 if self._settle_and_claim(capacity) else PASSED_OVER_SECONDS
+            return 0 if self._settle_and_claim(idle if alone else capacity, alone) else PASSED_OVER_SECONDS
         self._share_load(saturated=bool(overdue))
-        return self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
+        return rest or self._seconds_until([due_at - now for due_at in due.values() if due_at > now])
 
-    def _settle_and_claim(self, capacity: dict[str, int]) -> bool:
-        """Returns whether anything was settled or claimed. Answers wait while the database can't store them."""
-        with self._lock:
-            answers = self._answers[:]
-        try:
-            _, claimed = self.dispatcher.settle_and_claim(answers, capacity)
-        except DatabaseUnavailable:
-            raise
-        except Exception:  # a fault of ours: let the leases run out rather than try the same for ever
-            self._forget(answers)
-            self.dispatcher.abandon([lease for lease, _ in answers])
-            raise
-        self._forget(answers)
+    def _settle_and_claim(self, capacity: dict[str, int], alone: bool = False) -> bool:
+        """Returns whether anything was settled or claimed."""
+        worked, claimed = self._settler.settle_and_claim(capacity, alone)
         self._hand_out(claimed)
-        return bool(answers or claimed)
-
-    def _forget(self, settled: list[tuple[Lease, Answer]]) -> None:
-        with self._lock:
-            del self._answers[: len(settled)]
+        return worked
 
     def _hand_out(self, claimed: list[Lease]) -> None:
         for batch in self.dispatcher.batches(claimed):
@@ -179,7 +238,7 @@ class Worker:
         soonest = min([timedelta(seconds=self.poll_seconds), *waits]).total_seconds()
         if any(pool.waiting for pool in self._pools.values()):
             soonest = min(soonest, STALLED_SECONDS)
-        return min(soonest, max(0.0, self._next_prune - time.monotonic()))
+        return min(soonest, max(0.0, self._next_prune - time.monotonic()), self._answers.seconds_until_due())
 
     def _defer_to_requests(self) -> None:
         """Under write contention wait a little: orders come first, and deliveries catch up."""
@@ -207,10 +266,14 @@ class Worker:
                 lifecycle.report(lifecycle.events_pruned, self.dispatcher.sender, count=count)
 
     def _take_back_unbegun(self) -> None:
-        """Prefetched deliveries: behind a receiver that hangs, and all of them at a stop."""
+        """Prefetched deliveries: behind a receiver that hangs, before one in doubt, and all of them at a stop."""
         for pool in self._pools.values():
-            if self.stopping or pool.stalled:
-                self._hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
+            if self.stopping or pool.stalled or self.dispatcher.in_doubt_waits:
+                self.hand_back(*[(lease, NotBegun()) for lease in pool.take_back()])
+
+    def _take_back_paused(self, receivers: set[str]) -> None:
+        for pool in self._pools.values():
+            self.hand_back(*[(lease, NotBegun()) for lease in pool.take_back_of(receivers)])
 
     def _is_done(self) -> bool:
         if not self.stopping:
@@ -236,35 +299,72 @@ class Worker:
 
     def _invoke(self, batch: list[Lease]) -> None:
         for lease in batch:
-            with self._reporting_faults():
+            with self.reporting_faults():
                 answer = self.dispatcher.invoke(lease)
                 if answer is None:
                     continue
                 unbegun = self._pool(lease.receiver).take_back() if _finds_backend_down(answer) else []
-                self._hand_back((lease, answer), *[(each, NotBegun()) for each in unbegun])
+                self.hand_back((lease, answer), *[(each, NotBegun()) for each in unbegun])
 
-    def _hand_back(self, *answers: tuple[Lease, Answer]) -> None:
+    def hand_back(self, *answers: tuple[Lease, Answer]) -> None:
         """To the loop, which settles them."""
         with self._lock:
             if not self._ended.is_set():
-                self._answers += answers
+                self._answers.add(*answers)
                 return
         self.dispatcher.settle(list(answers))  # stop() did not wait so long, but the lease may hold still
 
     def _deliver_transactional(self, batch: list[Lease]) -> None:
-        """Until it is stored: an outage of the database undoes the receivers' work together with its record."""
-        with self._reporting_faults():
-            try:
-                while True:
-                    try:
-                        self.dispatcher.deliver_transactional(batch)
-                        return
-                    except DatabaseUnavailable as error:
-                        self._note_database_lost(error)
-                        if self._stopping.wait(RETRY_SECONDS):
-                            return
-            finally:
-                self.dispatcher.abandon(batch)
+        """Together, and where that can't be stored, one by one: what can't be stored holds up no other.
+
+        Trouble of the database undoes the receivers' work together with its record, so they are called again.
+        """
+        if self._try_transactional(batch) is None:
+            return
+        for n, lease in enumerate(batch):
+            if not self._await_database():
+                self.dispatcher.abandon(batch[n:])
+                return
+            if (error := self._try_transactional([lease])) is not None:
+                self._settler.report_unstored(lease, error, 1)
+                self.hand_back((lease, undone(error)))
+
+    def _try_transactional(self, batch: list[Lease]) -> BaseException | None:
+        """Returns why it could not be stored; the leases are held then."""
+        try:
+            self.dispatcher.deliver_transactional(batch)
+        except DatabaseUnavailable as error:
+            self._note_database_lost(error)
+            return error
+        except BaseException as error:
+            return error
+        return None
+
+    def _await_database(self) -> bool:
+        """Until the loop has found it back; False at a stop."""
+        while self._database_lost:
+            if self._stopping.wait(RETRY_SECONDS):
+                return False
+        return True
+
+    # Receivers' threads, to the watchdog and the heartbeat
+
+    def at_work(self) -> list[Lease]:
+        """What a thread is at or will begin, and what is answered. Read in this order, as one becomes the other."""
+        begun = [lease for pool in list(self._pools.values()) for lease in pool.leases]
+        return begun + [lease for lease, _ in self._answers.all()]
+
+    def write_off(self, lease: Lease) -> bool:
+        """Start a thread in the stead of the one that is at ``lease``. Returns whether there was such a one."""
+        return self._pool(lease.receiver).write_off(lease)
+
+    def _replace_ended_threads(self) -> None:
+        """No fault of a receiver's ends a thread, but one of ours may: what it was at runs out, for others to take."""
+        for name, pool in self._pools.items():
+            for lost in pool.replace_ended():
+                self.dispatcher.abandon(lost)
+                what = f"a thread for {name} ended by itself, with {len(lost)} deliveries that are not settled"
+                self._report_fault(RuntimeError(what))
 
     # Heartbeat, outages and faults
 
@@ -273,20 +373,22 @@ class Worker:
             self._beat_once()
 
     def _beat_once(self) -> None:
-        with self._reporting_faults():
+        if not self._signed_on:
+            return
+        with self.reporting_faults():
             try:
-                self.dispatcher.heartbeat()
+                self.dispatcher.heartbeat(self.at_work())
             except DatabaseUnavailable as error:
                 self._note_database_lost(error)
 
     @contextlib.contextmanager
-    def _reporting_faults(self) -> Iterator[None]:
+    def reporting_faults(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._report_fault(error)
 
-    def _report_fault(self, error: Exception) -> None:
+    def _report_fault(self, error: BaseException) -> None:
         lifecycle.report(lifecycle.dispatcher_failed, self.dispatcher.sender, error=error)
 
     def _rest(self) -> None:
@@ -309,7 +411,7 @@ class Worker:
         Leases ran out that nobody could extend, though their receivers still run. So each dispatcher extends its own
         first, and gives the others time to do the same before it takes anything over.
         """
-        self.dispatcher.heartbeat()
+        self.dispatcher.heartbeat(self.at_work())
         with self._lock:
             self._database_lost = False
         lifecycle.report(lifecycle.database_back, self.dispatcher.sender)

@@ -1,0 +1,59 @@
+"""A mark of the bus's state: it is another one once something was recorded, tried, given up, held up or put right.
+
+Whoever shows the state compares marks, and looks anew only where they differ: a mark costs a few steps in indexes. It
+does not tell what only the clock changes. Nor does it tell of some rare changes by people, such as the abort of an
+older act: look anew now and then all the same.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import bindparam, func, select
+
+from app.bus import breaker
+from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, DispatcherHeartbeat, OperatorAct, StoredEvent
+from app.db import Database, Prepared, Reader
+
+MOST_COUNTED = 1000
+
+_last_act = select(func.max(OperatorAct.act_id)).scalar_subquery()
+
+FIND_LATEST = Prepared(
+    select(
+        select(func.max(StoredEvent.position)).scalar_subquery(),
+        select(func.max(Attempt.attempt_id)).scalar_subquery(),
+        select(func.max(Delivery.settled_at)).where(GIVEN_UP).scalar_subquery(),
+        _last_act,
+        select(OperatorAct.deliveries).where(OperatorAct.act_id == _last_act).scalar_subquery(),
+    )
+)
+_soon = select(Delivery.due_at).where(
+    Delivery.receiver == bindparam("receiver"),
+    UNFINISHED,
+    Delivery.due_at > bindparam("now"),
+    Delivery.due_at <= bindparam("until"),
+)
+COUNT_SOON = Prepared(select(func.count()).select_from(_soon.limit(MOST_COUNTED).subquery("soon")))
+"""Deliveries whose lease is running, and those that are due soon: a claim, and a lease given back, changes it."""
+
+FIND_ALIVE = Prepared(
+    select(DispatcherHeartbeat.name, DispatcherHeartbeat.settings).where(
+        DispatcherHeartbeat.seen_at > bindparam("since")
+    )
+)
+
+
+def of(database: Database, receivers: Iterable[str], lease: timedelta, silence: timedelta) -> tuple[Any, ...]:
+    """The mark now. ``silence`` is that of ``heartbeats``. Raises DatabaseUnavailable."""
+    now: datetime = database.clock.now()
+
+    def look(reader: Reader) -> tuple[Any, ...]:
+        latest = tuple(FIND_LATEST(reader, {}).fetchone())
+        held = sorted(map(tuple, breaker.FIND_HELD_BACK(reader, {}).fetchall()), key=repr)
+        alive = sorted(map(tuple, FIND_ALIVE(reader, {"since": now - silence}).fetchall()))
+        window = {"now": now, "until": now + 2 * lease}
+        soon = [COUNT_SOON(reader, window | {"receiver": name}).fetchone()[0] for name in sorted(receivers)]
+        return latest, held, alive, soon
+
+    return database.query(look)

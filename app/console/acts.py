@@ -1,0 +1,158 @@
+"""Acts: who did what, when and why, and what became of it; abort one, or go on with one that was left."""
+
+import dataclasses
+import hashlib
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any
+
+from flask import flash, make_response, redirect, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_babel import gettext, ngettext
+from pydantic import Field
+
+from app.bus import Act, Filter, acts, operate
+from app.bus.acts import ActView
+from app.console import access, background, in_words
+from app.console.pages import link_to, page, read_filter
+from app.current import bus, database
+from app.errors import ActNotFound
+from app.fields import MAX_BIGINT, BigInt
+from app.request_models import RequestModel
+
+PAGE_SIZE = 30
+
+COUNTED_IN_A_LIST = 200
+"""What became of an act on more deliveries is counted on the act's own page only."""
+
+
+class ActsQuery(RequestModel):
+    """Which acts to show."""
+
+    cursor: BigInt | None = Field(None, description="the cursor of the page before")
+
+
+def show_acts() -> ResponseReturnValue:
+    return page("acts.html", **_listed(read_filter(ActsQuery)))
+
+
+def show_acts_live() -> ResponseReturnValue:
+    return _live("acts_live.html", _listed(read_filter(ActsQuery)))
+
+
+def _listed(query: ActsQuery) -> dict[str, Any]:
+    with database().read() as session:
+        found, cursor = acts.list_acts(
+            session, database().clock.now(), before=query.cursor, limit=PAGE_SIZE, counted_at_most=COUNTED_IN_A_LIST
+        )
+    following = link_to("show_acts", cursor=cursor) if cursor else None
+    return {"acts": found, "query": query, "following": following, "in_words": in_words}
+
+
+def show_act(act_id: int) -> ResponseReturnValue:
+    """Raises ActNotFound."""
+    return page("act.html", **_shown(act_id))
+
+
+def show_act_live(act_id: int) -> ResponseReturnValue:
+    return _live("act_live.html", _shown(act_id))
+
+
+def _shown(act_id: int) -> dict[str, Any]:
+    """Of an act on very many deliveries, what became of them is counted where that is asked for."""
+    most = None if request.args.get("count") == "1" else acts.COUNTED_IN_LISTS
+    with database().read() as session:
+        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=most)
+    left_to = found.progress.left_to if found.progress else ()
+    return {
+        "act": found,
+        "counts": request.args.get("count"),
+        "hold_ups": bus().hold_ups(left_to) if left_to and found.state != "aborted" else [],
+        "may_abort": found.aborted_at is None and found.action in ("retry", "replay", "resend") and _has_left(found),
+        "may_go_on": found.state == "left" and found.action in operate.ACTIONS and found.acted_by == _by(),
+        "in_words": in_words,
+    }
+
+
+def _has_left(found: ActView) -> bool:
+    return found.ended_at is None or found.progress is None or found.progress.left > 0
+
+
+def _by() -> str:
+    return operate.name_of(access.operator())
+
+
+def _checked(act_id: int) -> int:
+    """Raises ActNotFound for a number that no column holds, and a driver refuses."""
+    if act_id > MAX_BIGINT:
+        raise ActNotFound
+    return act_id
+
+
+def _live(template: str, values: dict[str, Any]) -> ResponseReturnValue:
+    """The page's live part; 304 while nothing has changed."""
+    html = page(template, **values)
+    tag = hashlib.sha256(html.encode()).hexdigest()[:24]
+    response = make_response("" if request.if_none_match.contains_weak(tag) else html)
+    if request.if_none_match.contains_weak(tag):
+        response.status_code = HTTPStatus.NOT_MODIFIED
+    response.set_etag(tag, weak=True)
+    return response
+
+
+# What can be done with one
+
+
+def abort_act(act_id: int) -> ResponseReturnValue:
+    """What waits for its try becomes again what it was: at once, or in the background where there is much of it."""
+    by = _by()
+    with database().read() as session:
+        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=0)
+    of_this_application = bus()
+    if found.deliveries > operate.BATCH:
+        background.run(f"abort of act {act_id}", lambda: of_this_application.abort(act_id, by))
+        flash(gettext("It is being aborted: what was not tried yet becomes again what it was."))
+    else:
+        count = of_this_application.abort(act_id, by)
+        flash(
+            ngettext(
+                "%(num)d delivery is again what it was before.",
+                "%(num)d deliveries are again what they were before.",
+                count,
+            )
+            if count
+            else gettext("Nothing of it was left to take back.")
+        )
+    return _to(act_id)
+
+
+def go_on(act_id: int) -> ResponseReturnValue:
+    """With one's own act that was left in the middle: its process had died. It touches what was counted then."""
+    with database().read() as session:
+        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=0)
+    if found.state != "left" or found.acted_by != _by() or found.action not in operate.ACTIONS:
+        flash(gettext("Only who began it can go on with it, and only where it was left in the middle."))
+        return _to(act_id)
+    wanted = Act(
+        found.action, _filter(found.filter), found.acted_by, found.reason, found.over_seconds, counted_at=found.acted_at
+    )
+    chosen = bus().choose(wanted)
+    if chosen.act_id != act_id:
+        flash(
+            gettext("Others have been at its deliveries since. Begin anew: what it has not touched is counted again.")
+        )
+    else:
+        background.carry_out(bus(), chosen)
+        flash(gettext("It goes on."))
+    return _to(act_id)
+
+
+def _filter(kept: dict[str, Any]) -> Filter:
+    older_than = kept.get("older_than")
+    moment = {"older_than": datetime.fromisoformat(older_than)} if older_than else {}
+    names = {each.name for each in dataclasses.fields(Filter)}
+    return Filter(**{name: value for name, value in kept.items() if name in names} | moment)
+
+
+def _to(act_id: int) -> ResponseReturnValue:
+    return redirect(url_for("console.show_act", act_id=act_id), HTTPStatus.SEE_OTHER)

@@ -1,0 +1,144 @@
+"""Charts: what ended in a stretch of time, and how long it took, as coordinates for SVG. Pure."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from app.bus.queries import EndedAttempt
+from app.console.figures import Latency, percentile
+from app.states import Outcome
+
+WIDTH, HEIGHT = 560, 170
+LEFT, RIGHT, TOP, BOTTOM = 66, 552, 14, 142
+"""Of the area that is drawn in."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What ended from ``at`` on. The numbers are estimates where not every attempt was looked at."""
+
+    at: datetime
+    done: int
+    failed: int
+    latency: Latency | None
+    """Of what was done: from when it was owed."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    place: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Bar:
+    x: float
+    width: float
+    done: tuple[float, float]
+    """y and height."""
+    failed: tuple[float, float]
+    bucket: Bucket
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Bars: what was done, and on top of it what failed."""
+
+    bars: Sequence[Bar]
+    ticks: Sequence[Tick]
+
+
+@dataclass(frozen=True)
+class LatencyChart:
+    """Two lines on a logarithmic scale, as paths' ``d``."""
+
+    p50: str
+    p99: str
+    ticks: Sequence[Tick]
+    """In seconds."""
+
+
+def buckets(
+    attempts: Iterable[EndedAttempt], now: datetime, within: timedelta, count: int, stride: int, timed: set[str]
+) -> list[Bucket]:
+    """``count`` buckets up to ``now``. Each attempt stands for ``stride``; the receivers ``timed`` give the latency."""
+    begin, width = now - within, within / count
+    done, failed = [0] * count, [0] * count
+    took: list[list[float]] = [[] for _ in range(count)]
+    for each in attempts:
+        number = min((each.ended_at - begin) // width, count - 1)  # now belongs to the last
+        if number < 0 or each.ended_at > now:
+            continue
+        if each.outcome != Outcome.OK:
+            failed[number] += stride
+            continue
+        done[number] += stride
+        if each.receiver in timed:
+            took[number].append((each.ended_at - each.owed_at).total_seconds())
+    return [Bucket(begin + n * width, done[n], failed[n], _latency(took[n])) for n in range(count)]
+
+
+def _latency(took: list[float]) -> Latency | None:
+    took.sort()
+    return Latency(percentile(took, 50), percentile(took, 99)) if took else None
+
+
+def throughput(found: Sequence[Bucket]) -> Throughput:
+    highest = max((each.done + each.failed for each in found), default=0)
+    top = _round_up(max(highest, 1))
+    scale, step = (BOTTOM - TOP) / top, (RIGHT - LEFT) / len(found)
+    bars = []
+    for number, each in enumerate(found):
+        done, failed = each.done * scale, each.failed * scale
+        x = LEFT + number * step
+        y = BOTTOM - done
+        bars.append(Bar(round(x + 1, 1), round(step - 2, 1), _bar(y, done), _bar(y - failed, failed), each))
+    middle = [top // 2] if top % 2 == 0 else []
+    return Throughput(bars, [Tick(BOTTOM - value * scale, value) for value in (0, *middle, top)])
+
+
+def _bar(y: float, height: float) -> tuple[float, float]:
+    return round(y, 1), round(height, 1)
+
+
+def _round_up(number: int) -> int:
+    """To 1, 2 or 5 with zeros behind it."""
+    power: int = 10 ** (len(f"{number}") - 1)
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= number)
+
+
+def latency(found: Sequence[Bucket]) -> LatencyChart | None:
+    """None where nothing was done."""
+    values = [each.latency for each in found if each.latency]
+    if not values:
+        return None
+    lowest = math.floor(math.log10(max(min(each.p50 for each in values), 0.001)))
+    highest = max(math.ceil(math.log10(max(*(each.p99 for each in values), 0.001))), lowest + 1)
+
+    def y(seconds: float) -> float:
+        share = (math.log10(max(seconds, 10.0**lowest)) - lowest) / (highest - lowest)
+        return round(BOTTOM - share * (BOTTOM - TOP), 1)
+
+    step = (RIGHT - LEFT) / len(found)
+    places = [(round(LEFT + (n + 0.5) * step, 1), each.latency) for n, each in enumerate(found)]
+    return LatencyChart(
+        p50=_path([(x, y(each.p50)) if each else None for x, each in places]),
+        p99=_path([(x, y(each.p99)) if each else None for x, each in places]),
+        ticks=[Tick(y(10.0**power), 10.0**power) for power in range(lowest, highest + 1)],
+    )
+
+
+def _path(points: Sequence[tuple[float, float] | None]) -> str:
+    """A line with gaps where there is no point; a point that stands alone is a short dash."""
+    parts, pen = [], "M"
+    for number, point in enumerate(points):
+        if point is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{point[0]} {point[1]}")
+        following = points[number + 1] if number + 1 < len(points) else None
+        if pen == "M" and following is None:
+            parts.append("h4")
+        pen = "L"
+    return " ".join(parts)

@@ -1,0 +1,102 @@
+"""What a table knows of one obstacle, and what is done about it, for people. Standard library only.
+
+``flask bus policy show`` and the console ask the same policy that decides about deliveries, without its random draws.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from app.retry import prior
+from app.retry.ages import EDGES
+from app.retry.causes import Scope, named
+from app.retry.guard import ALARM
+from app.retry.learned import Decision, LearnedPolicy, Obstacle
+from app.retry.table import Entry, Table
+
+BAND = 2.0
+"""Standard deviations of the cumulated hazard, above and below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survives:
+    """The probability that an obstacle is still there at an ``age`` in seconds."""
+
+    age: float
+    share: float
+    low: float
+    high: float
+    prior: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An obstacle's receiver, scope and kind, and the policy's part about it."""
+
+    policy: LearnedPolicy
+    scope: Scope
+    kind: str
+    receiver: str
+
+    @property
+    def entry(self) -> Entry | None:
+        """Of the receiver, or the prior's; None where no table is fitted yet."""
+        return self.policy.table.find(self.receiver, self.scope, self.kind) if self.policy.table else None
+
+    @property
+    def is_learned(self) -> bool:
+        return self.entry is not None and self.entry.transitions > 0
+
+    def decide(self, age: float, waiting: int = 1) -> Decision:
+        """At an age in seconds. A delivery's own wait is bounded by RETRY_MAX_SECONDS, as it is when it is tried."""
+        policy = replace(self.policy, explores=False)
+        decision = policy.decide(Obstacle(self.receiver, self.scope, named(self.kind), age, waiting))
+        if self.scope is Scope.BACKEND or decision.wait is None or decision.wait <= policy.maximum:
+            return decision
+        return replace(decision, wait=policy.maximum, chance=self.gone_between(age, age + policy.maximum))
+
+    def gone_between(self, age: float, later: float) -> float:
+        """The probability that it is gone at ``later`` if it is there at ``age``; both in seconds."""
+        entry = self.entry
+        return entry.gone_between(age, later) if entry else -math.expm1(self._believed(age) - self._believed(later))
+
+    def survival(self) -> Iterator[Survives]:
+        """At each edge of age."""
+        entry = self.entry
+        for number, age in enumerate(EDGES):
+            believed = self._believed(age)
+            cumulated, spread = (entry.cumulated[number], BAND * entry.deviation[number]) if entry else (believed, 0.0)
+            learned, low, high = (math.exp(-max(0.0, cumulated + each)) for each in (0.0, spread, -spread))
+            yield Survives(age, learned, low, high, math.exp(-believed))
+
+    def median(self) -> float | None:
+        """The first edge of age at which half of them are gone; None where fewer are gone at the last."""
+        return next((each.age for each in self.survival() if each.share <= 0.5), None)
+
+    def evidence(self) -> float:
+        """Against the table, as a share of what refutes it: see guard.py."""
+        return self.entry.drift / ALARM if self.entry else 0.0
+
+    def _believed(self, age: float) -> float:
+        return prior.cumulated_hazard(age, prior.scale(self.scope, named(self.kind)))
+
+
+def learned(policy: LearnedPolicy) -> list[Shown]:
+    """Those of which a table has an entry of its own, the most attempts first."""
+    entries = policy.table.entries if policy.table else {}
+    shown = [_shown(policy, key) for key in entries]
+    return sorted((each for each in shown if each.receiver), key=_transitions, reverse=True)
+
+
+def _shown(policy: LearnedPolicy, key: str) -> Shown:
+    scope, kind, receiver = key.split("/", 2)
+    return Shown(policy, Scope(scope), kind, receiver)
+
+
+def _transitions(shown: Shown) -> int:
+    return shown.entry.transitions if shown.entry else 0
+
+
+def known(table: Table | None) -> set[tuple[str, str]]:
+    """The scopes and kinds that a table tells apart."""
+    return {(scope, kind) for scope, kind, _ in (key.split("/", 2) for key in (table.entries if table else ()))}

@@ -1,0 +1,159 @@
+"""Private brokers for the tests, in temporary folders: RabbitMQ and Redis. Gone when they end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from socket import create_connection
+from typing import Any, Self
+
+from tests.support.service import free_port, wait_until
+
+START_SECONDS = 60
+"""RabbitMQ takes six, on a machine that has nothing else to do."""
+
+ELSEWHERE = f"{os.environ['PATH']}:/usr/lib/rabbitmq/bin:/usr/sbin"
+"""RabbitMQ's own scripts first: Debian's in /usr/sbin change to its user and its folder."""
+
+
+class Rabbit:
+    """A RabbitMQ server of its own, that a test stops, kills and purges."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="rabbit-"))
+        self.port = free_port()
+        self._user = _user("rabbitmq", self.folder)
+        self._epmd_port, dist_port = free_port(), free_port()
+        self._environment = {
+            "PATH": ELSEWHERE,
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(dist_port),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder),
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+        }
+        self._epmd = self._launch("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
+        self._server: subprocess.Popen[bytes] | None = None
+
+    @staticmethod
+    def is_installed() -> bool:
+        return bool(shutil.which("rabbitmq-server", path=ELSEWHERE) and shutil.which("epmd", path=ELSEWHERE))
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def start(self) -> Self:
+        self._server = self._launch("rabbitmq-server")
+        wait_until(self._answers, "RabbitMQ", START_SECONDS, pause=0.1)
+        return self
+
+    def kill(self) -> None:
+        """SIGKILL. ``start()`` starts it again on the same files."""
+        assert self._server is not None
+        os.killpg(self._server.pid, signal.SIGKILL)
+        self._server.wait(30)
+        wait_until(lambda: not _listens(self.port), "RabbitMQ's end")
+        self._server = None
+
+    def close(self) -> None:
+        if self._server is not None:
+            self.kill()
+        self._epmd.kill()
+        self._epmd.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def purge(self, *queues: str) -> int:
+        """Empty the queues. Returns how many messages that lost."""
+        return _purge(self.url, queues)
+
+    def _answers(self) -> bool:
+        assert self._server is not None
+        assert self._server.poll() is None, (self.folder / "rabbitmq-server.txt").read_text()
+        if not _listens(self.port):
+            return False
+        from kombu import Connection
+
+        with suppress(OSError), Connection(self.url, connect_timeout=2) as connection:
+            connection.connect()
+            return True
+        return False
+
+    def _launch(self, program: str, *words: str) -> "subprocess.Popen[bytes]":
+        found = shutil.which(program, path=ELSEWHERE)
+        assert found is not None
+        with (self.folder / f"{program}.txt").open("ab") as log:
+            return subprocess.Popen(
+                [found, *words],
+                cwd=self.folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                start_new_session=True,
+            )
+
+
+class Redis:
+    """A Redis server of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="redis-"))
+        self.port = free_port()
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        with (self.folder / "log").open("wb") as log:
+            self._server = subprocess.Popen([*command, "--dir", str(self.folder)], stdout=log, stderr=log)
+        wait_until(lambda: _listens(self.port), "Redis")
+
+    @staticmethod
+    def is_installed() -> bool:
+        return shutil.which("redis-server") is not None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def purge(self, *queues: str) -> int:
+        return _purge(self.url, queues)
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _purge(url: str, queues: tuple[str, ...]) -> int:
+    from kombu import Connection  # here: who starts no broker needs no client
+
+    with Connection(url) as connection:
+        channel: Any = connection.channel()
+        return sum(channel.queue_purge(queue) for queue in queues)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), create_connection(("127.0.0.1", port)):
+        return True
+    return False
+
+
+def _user(name: str, folder: Path) -> str | None:
+    """As root a server runs as its own user, where there is one: who owns its files."""
+    if os.getuid() != 0:
+        return None
+    with suppress(LookupError):
+        shutil.chown(folder, name)
+        return name
+    return None

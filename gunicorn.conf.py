@@ -1,6 +1,6 @@
-"""How gunicorn serves the application: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough.
+"""gunicorn's settings: read by itself from the current folder, so ``gunicorn wsgi:app`` is enough.
 
-Settings only; what they refer to is in app/serving.py.
+The hooks are in app/serving.py.
 """
 
 import math

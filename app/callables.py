@@ -1,4 +1,4 @@
-"""What the bus can call: a receiver is checked when it is connected, and an error says what to write instead.
+"""Receivers' signatures, checked when a receiver is connected; an error says what to write instead.
 
 Raises nothing but TypeError, in one line.
 """

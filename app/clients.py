@@ -1,4 +1,4 @@
-"""Who asks: comparing secrets, and whether a request comes from this machine. The API and the console share it."""
+"""Clients: secrets are compared, and requests from this machine recognised. The API and the console share it."""
 
 import hashlib
 import hmac

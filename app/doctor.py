@@ -1,4 +1,4 @@
-"""Diagnostics of the service and of this shell: what is wrong, what is worth a thought, and what is fine.
+"""Diagnostics of the service and of this shell: findings that are wrong, worth a thought, or fine.
 
 The running processes are known by their dispatchers' heartbeats, and compared with the settings of this shell.
 """

@@ -1,6 +1,6 @@
-"""Send an order's notification again, because a person asks for it: an act that is recorded, and a new event.
+"""Resend: an order's notification again, because a person asks for it. An act that is recorded, and a new event.
 
-The mail is a new one, with a Message-ID of its own. A retry, in contrast, tries the mail again that is owed already.
+The mail is a new one, with a Message-ID of its own. A retry, in contrast, tries the mail that is still owed.
 """
 
 from dataclasses import dataclass

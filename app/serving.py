@@ -1,4 +1,4 @@
-"""How gunicorn serves the application: its hooks, and the class that spreads connections between processes.
+"""gunicorn's hooks, and the worker class that spreads connections between processes.
 
 Leader lock: of the processes that gunicorn forks, one holds the lock and dispatches; the others serve. The kernel frees
 the lock of a process that died.

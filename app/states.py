@@ -1,4 +1,4 @@
-"""Every word that a state column holds, in one place. Imports nothing of the application."""
+"""The words of all state columns. Imports nothing of the application."""
 
 import enum
 

@@ -1,8 +1,8 @@
-"""Text from outside on its way to a column, a log line, a header or a terminal.
+"""Text from outside, made safe for a column, a log line, a header or a terminal.
 
-Mail servers, clients, operators and exceptions say what they like: line breaks that forge a log line, escape sequences
-that move a terminal's cursor, NUL bytes that no column takes. Each function here makes one of these ways safe.
-Imports nothing of the application.
+Mail servers, clients, operators and exceptions send anything: line breaks that forge a log line, escape sequences that
+move a terminal's cursor, NUL bytes that no column takes. Each function here makes one destination safe. Imports nothing
+of the application.
 """
 
 import re

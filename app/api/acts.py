@@ -1,4 +1,4 @@
-"""Operator routes: who did what with deliveries, and what became of these; abort an act."""
+"""Operator routes: list operators' acts, show what became of one, abort one."""
 
 from flask.typing import ResponseReturnValue
 

@@ -1,4 +1,4 @@
-"""Operator routes: put an order's or a user's address right, and send what was skipped for want of one."""
+"""Operator routes: correct an order's or a user's address, and send notifications that were skipped for want of one."""
 
 from typing import Any
 

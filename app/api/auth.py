@@ -1,8 +1,9 @@
-"""Who is answered: trusted host names; a bearer token under /api/; HTTP Basic, or this machine, under /operator/; a
-bearer token, or this machine, at /metrics.
+"""Access control: trusted host names, bearer tokens, HTTP Basic, and requests from this machine.
 
-The checks run before a missing route is reported and before the body is read: a refused client learns nothing about
-the routes, and costs little.
+/api/ takes a bearer token; /operator/ HTTP Basic, or this machine; /metrics a bearer token, or this machine.
+
+The checks run before a missing route is reported and before the body is read: a refused client learns nothing about the
+routes, and costs little.
 """
 
 from http import HTTPStatus

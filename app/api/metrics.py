@@ -1,4 +1,4 @@
-"""GET /metrics: what Prometheus reads."""
+"""GET /metrics: the metrics, for Prometheus."""
 
 from flask import Response, current_app
 from flask.typing import ResponseReturnValue

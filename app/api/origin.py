@@ -1,4 +1,4 @@
-"""The origin of what a request does, as its headers tell."""
+"""The origin of a request's events: its trace and its id, from the headers."""
 
 from flask import request
 

@@ -1,4 +1,4 @@
-"""Operator route: the service's status, as 'flask bus status' tells it."""
+"""Operator route: the service's status, the same as 'flask bus status'."""
 
 from flask.typing import ResponseReturnValue
 

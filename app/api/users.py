@@ -1,4 +1,4 @@
-"""Users' records, to read."""
+"""Routes that read users' records."""
 
 from flask.typing import ResponseReturnValue
 

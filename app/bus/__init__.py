@@ -1,4 +1,4 @@
-"""EVENT BUS: remember an event together with the change that it reports, then deliver it to each of its receivers."""
+"""EVENT BUS: store an event together with the change that it reports, then deliver it to each of its receivers."""
 
 from app.bus.bus import Bus
 from app.bus.dispatcher import Dispatcher

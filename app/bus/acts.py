@@ -1,4 +1,4 @@
-"""Operators' acts, looked at: who did what, and what became of the deliveries that an act touched. Abort one."""
+"""Operators' acts, read and aborted: who did what, and what became of the deliveries that an act touched."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence

@@ -1,15 +1,14 @@
 """The circuit breaker of each receiver by the plain rule, shared by all processes: see ``retries``.
 
 An attempt that finds the backend unreachable, silent or overloaded *opens* the receiver's breaker, unless the backend
-has answered others since the attempt began: a message that hangs among successes hangs for its own sake. An open
-breaker lets nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe may
-follow at once, because a single message that hangs must delay nobody else; each failed probe makes the wait for the
-next one longer. A delivery is tried at the later of its own ``due_at`` and the breaker's ``probe_at``
-(``leases.next_due``). A probe that comes through *closes* the breaker, and what surely failed while it was open is due
-at once.
+has answered others since the attempt began: a message that hangs among successes is at fault itself. An open breaker
+lets nothing through but one *probe* at a time, so waiting deliveries spend no attempts. The first probe may follow at
+once, because a single message that hangs must delay nobody else; each failed probe makes the wait for the next one
+longer. A delivery is tried at the later of its own ``due_at`` and the breaker's ``probe_at`` (``leases.next_due``). A
+probe that succeeds *closes* the breaker, and deliveries that surely failed while it was open are due at once.
 
-A receiver that a person has paused lets nothing through, not even a probe: see ``pause``. Whoever asks the breaker asks
-for the pause in the same statement.
+A receiver that a person has paused lets nothing through, not even a probe: see ``pause``. Every statement that reads
+the breaker reads the pause too.
 """
 
 from datetime import datetime, timedelta

@@ -1,8 +1,8 @@
 """Claim: due deliveries in, leases out.
 
-A lease that ran out is settled first, in place of the dispatcher that left no result. Nobody knows whose fault that
-was: a receiver may have killed the process, and all that the process held ran out together. So a delivery whose last
-outcome is unknown is *in doubt* and is claimed alone, and only what was tried alone is charged.
+A lease that ran out is settled first, in place of the dispatcher that left no result. The fault is unknown: one
+receiver may have killed the process, and all that the process held ran out together. So a delivery whose last outcome
+is unknown is *in doubt* and is claimed alone, and only a delivery that was tried alone spends an attempt.
 """
 
 from dataclasses import dataclass, field

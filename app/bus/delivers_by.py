@@ -1,4 +1,4 @@
-"""What a dispatcher delivers by: recorded with its heartbeat, and compared before another one starts.
+"""How a dispatcher delivers mail: recorded with its heartbeat, and compared before another one starts.
 
 A dispatcher that was started in a shell without MAIL_SERVER would write waiting mails to a folder, and record them as
 sent. So a dispatcher that would deliver mail otherwise than those before it refuses to start.

@@ -1,4 +1,4 @@
-"""Dispatched: a relay leases a delivery, a message carries its number and its lease token, a worker takes it over.
+"""Dispatched deliveries: a relay leases one, a message carries its number and token, a worker takes it over.
 
 Between the two nobody holds it: ``leased_by`` is empty. The worker swaps the token for its own by compare-and-set, so a
 message that comes twice, or late, loses. A dispatched lease that runs out was not tried: it is ready again, and no

@@ -1,4 +1,4 @@
-"""The dispatcher's step: claim, invoke, settle, report. No waiting in it: the engine's loop waits and repeats."""
+"""The dispatcher's step: claim, invoke, settle, report. It never waits: the engine's loop waits and repeats."""
 
 import json
 import os

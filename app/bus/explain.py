@@ -1,4 +1,4 @@
-"""Why was a delivery tried when it was, and not before? And when is it tried next?"""
+"""Explanation of a delivery: why each attempt was made at its time and not before, and when the next one is due."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Retries by the learned policy: each obstacle is a delivery's own, or its backend's, for which the gate stands.
+"""Retries by the learned policy: each obstacle is a delivery's own, or its backend's, which the gate represents.
 
-Its numbers come from the gate's row, from a delivery's columns ``obstacle…``, and from what this process has heard. A
-delivery that succeeds at once, through a gate that holds nothing back, reads and writes none of it.
+Its numbers come from the gate's row, from a delivery's columns ``obstacle…``, and from the successes that this process
+has seen. A delivery that succeeds at once, through a gate that holds nothing back, reads and writes none of it.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""Learning: the retry policy's table is read in every process that dispatches, and fitted anew by one of all.
+"""Learning: every process that dispatches reads the retry policy's table, and one of them fits the next.
 
-A version of the table is a row of ``retry_tables``. The process that inserts the next version's row fits it; should it
-die, another does so after REFIT. All others read it: ``LearnedPolicy.table`` is replaced as a whole.
+A version of the table is a row of ``retry_tables``. The process that inserts the next version's row fits it; if it
+dies, another does so after REFIT. All others read it: ``LearnedPolicy.table`` is replaced as a whole.
 """
 
 import itertools

@@ -1,11 +1,11 @@
-"""The deliveries table as a queue: what is due, held under a lease, extended, ended under the lease's fencing token.
+"""The deliveries table as a queue: due deliveries are leased, extended, and ended under the lease's fencing token.
 
 Every function works in a running transaction. A fencing token (Martin Kleppmann, "How to do distributed locking", 2016)
 grows with each lease, so a dispatcher that was paused past its lease ends nothing: its token is no longer the row's.
 
-Of a receiver that is ordered, a delivery may be leased while none of its key is, and none that came before it is
-unfinished. One that is due and may not be leased is held back: its due time is moved, so that a long row behind one
-delivery is looked at once, and not by each claim. The end of a delivery releases the next of its key.
+A delivery of an ordered receiver may be leased while no other of its key is leased, and no earlier one is unfinished.
+One that is due and may not be leased is held back: its due time is moved, so that a long queue behind one delivery is
+read once, and not by each claim. The end of a delivery releases the next of its key.
 """
 
 import functools

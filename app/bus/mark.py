@@ -1,8 +1,8 @@
-"""A mark of the bus's state: it is another one once something was recorded, tried, given up, held up or put right.
+"""A change mark of the bus's state: it differs after an event, an attempt, an end, a pause or a correction.
 
-Whoever shows the state compares marks, and looks anew only where they differ: a mark costs a few steps in indexes. It
-does not tell what only the clock changes. Nor does it tell of some rare changes by people, such as the abort of an
-older act: look anew now and then all the same.
+Pages that show the state compare marks, and read the state only where they differ: a mark costs a few steps in indexes.
+It does not change with the clock alone, nor with some rare acts, such as the abort of an older act: so read the state
+now and then all the same.
 """
 
 from collections.abc import Iterable

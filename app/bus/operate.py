@@ -1,7 +1,7 @@
 """Operators' acts on deliveries: find them, count them, then retry or discard one, or all that a filter selects.
 
-An act is counted in one snapshot, and touches what was counted: no delivery that was tried, or was made, since then. It
-goes a batch in each transaction, and keeps what each delivery was before, so that it can be looked at and aborted
+An act counts deliveries in one snapshot, and touches only these: none that was tried or made since then. It works in
+batches, each a transaction, and keeps each delivery's earlier state, so that it can be inspected and aborted
 (``acts.py``).
 """
 

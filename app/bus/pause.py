@@ -1,9 +1,9 @@
-"""Pause: nothing is delivered to a receiver, by any process, until a person resumes it.
+"""Pause: no process delivers to a receiver until a person resumes it.
 
-A claim reads the pause where it reads the circuit breaker (``breaker.take_probe``), so a claim that comes after the
-pause's commit takes nothing. On PostgreSQL the pause also waits for the claims that read before it: once it returns,
-all that will be tried is leased. What is leased and not begun is given back when its process hears of the pause, at
-once or by the next poll (``Worker``); what is begun ends.
+A claim reads the pause where it reads the circuit breaker (``breaker.take_probe``), so a claim after the pause's commit
+takes nothing. On PostgreSQL the pause also waits for the claims that read before it: once it returns, no further
+delivery is leased. A process that hears of the pause, at once or by the next poll (``Worker``), gives back the leases
+that it has not begun; running attempts end as usual.
 """
 
 from collections.abc import Mapping

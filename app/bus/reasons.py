@@ -1,4 +1,4 @@
-"""Reasons made comparable: what differs from one delivery to the next is taken out. Pure, and imports nothing."""
+"""Reasons made comparable: parts that differ from one delivery to the next are taken out. Pure, and imports nothing."""
 
 import re
 

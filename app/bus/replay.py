@@ -1,7 +1,7 @@
 """Replay: recorded events are given to one receiver, a new one, or one whose effect was lost.
 
-All that is to be replayed is found first. Then it is done in batches, each a transaction, so no batch holds the write
-lock for long. What was not found is not touched, whatever happens meanwhile. The unique index on event and receiver
+All events to replay are found first, then replayed in batches, each a transaction, so that none holds the write lock
+for long. Events that were not found are not touched, whatever happens meanwhile. The unique index on event and receiver
 keeps an event from being given to a receiver twice.
 """
 

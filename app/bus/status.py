@@ -1,7 +1,8 @@
 """Status: of each receiver, how many deliveries wait, fail, died or were skipped, why, and until when.
 
-Its cost does not grow with history, nor with a backlog beyond a bound: what waits is counted in the index alone, up to
-MOST_COUNTED, and of rows MOST_READ at most are read for each number. ``is_exact`` says whether that was enough.
+Its cost does not grow with history, nor with a backlog beyond a bound: waiting deliveries are counted in the index
+alone, up to MOST_COUNTED, and each other number reads at most MOST_READ rows. ``is_exact`` says whether that was
+enough.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Watch: is the service ready, and if not, why? It answers in time whatever the database does, and reports changes."""
+"""Watch: is the service ready, and if not, why? It answers in time whatever the database does, and logs changes."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""flask bus history, acts: who did what with deliveries, and what became of these. Watch an act, and abort it."""
+"""flask bus history, acts: list operators' acts, watch one, and abort it."""
 
 import contextlib
 import json

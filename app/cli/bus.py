@@ -1,4 +1,4 @@
-"""flask bus: run a dispatcher, see what waits, forget what is old. Deliveries and acts have files of their own."""
+"""flask bus: run a dispatcher, show the status, prune old events. Deliveries and acts have files of their own."""
 
 import signal
 import sys

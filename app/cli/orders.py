@@ -1,4 +1,4 @@
-"""flask orders: list orders, show one with its timeline, put its address right, and send what was skipped."""
+"""flask orders: list orders, show one with its timeline, correct its address, and send skipped notifications."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""flask bus policy: the retry policy as it is, fitted anew, explained for one delivery, and played through."""
+"""flask bus policy: show the retry policy, fit it, explain one delivery, and simulate."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

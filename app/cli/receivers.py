@@ -1,4 +1,4 @@
-"""flask bus receivers, pause, resume and replay: see to one receiver."""
+"""flask bus receivers, pause, resume and replay."""
 
 from datetime import UTC, datetime
 from typing import Any

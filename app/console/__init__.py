@@ -1,4 +1,4 @@
-"""CONSOLE: pages for people, who look at the flow of events and put right what went wrong."""
+"""CONSOLE: pages on which people watch the flow of events and correct what went wrong."""
 
 from app.console.extension import init_app
 

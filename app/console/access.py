@@ -1,6 +1,7 @@
-"""Who may: nobody but this machine without CONSOLE_PASSWORD; with it, whoever has signed in, to look or to operate.
+"""Access control of the console: this machine only without CONSOLE_PASSWORD; with it, anybody who has signed in.
 
-Checked before every page. A POST needs the right to operate, and proof that a page of this console sent it.
+A visitor may look, or operate too. Checked before every page. A POST needs the right to operate, and proof that a page
+of this console sent it.
 """
 
 import contextlib

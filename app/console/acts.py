@@ -1,4 +1,4 @@
-"""Acts: who did what, when and why, and what became of it; abort one, or go on with one that was left."""
+"""Acts: the list of operators' acts, and the page of one, to abort it or to go on with one that was left."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""The form that puts an address right: an order's or a user's."""
+"""The form that corrects an address: an order's or a user's."""
 
 from collections.abc import Callable
 

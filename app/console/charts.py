@@ -1,4 +1,4 @@
-"""Charts: what ended in a stretch of time, and how long it took, as coordinates for SVG. Pure."""
+"""Charts: ended attempts over time, and their durations, as coordinates for SVG. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,6 @@
-"""Deliveries: what waits, fails and was given up, grouped by reason; retry or discard one, a group, or all of a filter.
+"""Deliveries that wait, fail or were given up, grouped by reason; retry or discard one, a group, or all of a filter.
 
-An act is counted first, on a page of its own. It then touches what was counted: nothing that came later.
+An act is counted first, on a page of its own. It then touches only the counted deliveries.
 """
 
 from dataclasses import dataclass

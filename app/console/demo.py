@@ -1,7 +1,4 @@
-"""Break it: on the machine where the service was just tried out, a visitor may see what an outage does.
-
-Only with the file backend, without a mail server, and while the console is closed to others.
-"""
+"""Failure injection: on the machine where the service was just tried out, a visitor may see what an outage does."""
 
 import os
 import signal

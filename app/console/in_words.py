@@ -1,4 +1,4 @@
-"""Filters, acts and what became of them, in the reader's words."""
+"""Filters, acts and their results, in the reader's words."""
 
 from collections.abc import Mapping
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""An order's mail as it was sent: text, HTML and raw, where the backend keeps it; else what is known of it."""
+"""An order's mail as it was sent: text, HTML and raw where the backend keeps it, else its events."""
 
 import email
 import email.policy

@@ -1,4 +1,4 @@
-"""Orders: the table, its downloads, and the story of one with what can be done about it."""
+"""Orders: the table, its downloads, and the story of one order, with what can be done about it."""
 
 import math
 from dataclasses import dataclass

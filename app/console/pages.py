@@ -1,4 +1,4 @@
-"""What every page has: its frame, the filters of its templates, forms that are read as the API reads bodies, errors."""
+"""Common parts of all pages: the frame, template filters, forms that are read as the API reads bodies, errors."""
 
 import hashlib
 import json

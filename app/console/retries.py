@@ -1,4 +1,4 @@
-"""Retries: the retry policy as it decides, what it has learned, and how well that holds."""
+"""Retries: the retry policy's decisions, what it has learned, and how well its predictions hold."""
 
 import math
 from dataclasses import dataclass

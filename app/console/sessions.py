@@ -1,4 +1,4 @@
-"""Sessions in a signed cookie, for the console's own paths only: what programs ask costs nothing for them."""
+"""Sessions in a signed cookie, for the console's own paths only: API requests pay nothing for them."""
 
 import contextlib
 import os

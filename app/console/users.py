@@ -1,4 +1,4 @@
-"""Users: the table, and one user's record beside what the user's orders add up to."""
+"""Users: the table, and one user's record beside the sums of the user's orders."""
 
 from flask import flash, redirect, request, url_for
 from flask.typing import ResponseReturnValue

@@ -1,4 +1,4 @@
-"""Why a delivery is tried when it is, in the reader's language."""
+"""Reasons of attempts, in the reader's language: why a delivery is tried at its time and not before."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""The wiring as it is: which event goes to which receivers, and what these publish. Pure; asks the signals only.
+"""The wiring: which event goes to which receivers, and what these publish. Pure; asks the signals only.
 
-What a receiver publishes stands in no declaration. It is told by the names of event classes in its code and in that of
-its ``when_dead``, and by the events that it has published of late.
+A receiver does not declare the events that it publishes. They are found by the names of event classes in its code and
+in that of its ``when_dead``, and by the events that it has published of late.
 """
 
 from collections.abc import Callable, Iterable, Mapping

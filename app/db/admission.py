@@ -1,6 +1,6 @@
 """Admission control: while the database is stuck, few of a process's threads wait for it.
 
-The others are told at once, so that threads remain to read, and to say that the service is not ready.
+The others are answered at once, so that threads remain for reads and for /readyz.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """A deadline for PostgreSQL's answers, kept by the client.
 
-The operating system ends a connection whose network is dead. It can't know of a server that is dead behind a network
-that lives: a pooler, a balancer, a stopped machine, a stalled disk. Such a server's answer is waited for until the
-thread's deadline; then the connection is closed, because nobody knows what becomes of its transaction.
+The operating system ends a connection whose network is dead. It can't detect a dead server behind a network that lives:
+a pooler, a balancer, a stopped machine, a stalled disk. Such a server's answer is waited for until the thread's
+deadline; then the connection is closed, because nobody knows what becomes of its transaction.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
-"""What SQLite and PostgreSQL do differently: all that the rest of the application may ask about its database.
+"""The dialect: what SQLite and PostgreSQL do differently, behind one protocol.
 
-``sqlite.py`` and ``postgresql.py`` answer, each for one of the two. Nothing outside this folder asks which one it is.
+``sqlite.py`` and ``postgresql.py`` implement it. Nothing outside this folder asks which one it is.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Group commit: threads of one process share a transaction, and its fsync (leader/followers).
 
 The first thread that submits a work leads: once it holds the write lock, it runs the works of all threads that have
-queued meanwhile, and commits. Then the first of those that queued later leads. Nobody needs a thread of its own, and a
-thread that is alone waits for no other.
+queued meanwhile, and commits. Then the first of those that queued later leads. No extra thread is needed, and a lone
+caller waits for no other.
 
 After a failure the works run again, each in a transaction of its own, so that one harms no other.
 """

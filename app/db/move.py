@@ -1,7 +1,7 @@
 """Move: copy a stopped service's SQLite file into an empty PostgreSQL database, in one transaction of the latter.
 
-Rows go by PostgreSQL's COPY. What was copied is counted and summed on both sides before the commit, so that the target
-is either whole or empty, whatever fails or is killed in between.
+Rows go by PostgreSQL's COPY. The copy is counted and summed on both sides before the commit, so that the target is
+either whole or empty, whatever fails or is killed in between.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Prepared statements: SQLAlchemy compiles each once, the driver runs it.
 
 They are for the few statements of every order, because SQLAlchemy's execution costs several times what the database
-takes. Values are given by name and bound as their columns' types say. Rows come as the driver gives them: ``utc`` and
-``money`` read what differs between drivers.
+takes. Values are given by name and bound by their columns' types. Rows come as the driver gives them: ``utc`` and
+``money`` convert the values that differ between drivers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

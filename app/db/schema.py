@@ -1,6 +1,6 @@
 """Migrations: bring the database to the schema of the code, with the Alembic revisions in migrations/.
 
-Alembic is imported only when there is something to do: it adds more than half to the time that a start spends on
+Alembic is imported only when there is a migration to run: it adds more than half to the time that a start spends on
 imports.
 """
 

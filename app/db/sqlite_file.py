@@ -1,8 +1,8 @@
 """The database's file under a running service: it must stay the file that this process has opened.
 
-Somebody may delete, move or replace it. A process goes on with the file that it has open, and its commits would go
-where nobody finds them; in WAL mode SQLite does not look. So each use of the database begins with a look at the path,
-and each commit ends with one.
+Somebody may delete, move or replace it. A process goes on with the file that it has open, and nobody would find its
+commits; in WAL mode SQLite does not check. So each use of the database begins with a check of the path, and each commit
+ends with one.
 """
 
 import os

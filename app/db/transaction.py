@@ -1,4 +1,4 @@
-"""The transaction that a work is given: prepared statements run on it, and it has a SQLAlchemy session."""
+"""The transaction that a work receives: prepared statements run on it, and it has a SQLAlchemy session."""
 
 import contextlib
 from collections.abc import Callable, Iterator

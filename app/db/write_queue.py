@@ -1,4 +1,4 @@
-"""Processes queue for SQLite's write lock, so that they need not sleep for it.
+"""A queue of processes for SQLite's write lock, so that they need not sleep for it.
 
 SQLite lets a writer that finds the database locked sleep for 1, 2, 5, 10 and more milliseconds. Processes that each
 write for about two would mostly sleep. Here two files beside the database are locked: the process that holds ``next``

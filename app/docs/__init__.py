@@ -1,4 +1,4 @@
-"""GET /docs: the API's documentation, to be tried on the page. Static files, and /openapi.json, which they read.
+"""GET /docs: the API's documentation, on which requests can be tried. Static files that read /openapi.json.
 
 Swagger UI 5.35.0 lies in static/swagger-ui/, unchanged, as npm's package swagger-ui-dist has it (Apache License 2.0).
 Nothing is loaded from elsewhere, and nothing is inline, so the page's policy is strict.

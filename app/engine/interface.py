@@ -1,11 +1,11 @@
-"""What the application asks of an engine. There are two, and ``BUS_ENGINE`` chooses one.
+"""The engine's interface. There are two engines, and ``BUS_ENGINE`` chooses one.
 
 | | ``inprocess`` | ``celery`` |
 |---|---|---|
 | ``start()`` | claims due deliveries for threads of its own | claims them as *dispatched*, and publishes messages |
 | receivers run in | these threads | Celery's workers, which take over a message's delivery by compare-and-set |
-| ``wake()`` | the loop looks for what is due now | the same |
-| ``stop()`` | waits for running receivers | waits for what is being published |
+| ``wake()`` | the loop looks for due deliveries now | the same |
+| ``stop()`` | waits for running receivers | waits for messages that are being published |
 
 Both use the same steps of the bus: ``Dispatcher`` claims, takes, invokes and settles. The bus knows no engine: it
 reports ``lifecycle.deliveries_due``, and engines listen.

@@ -1,4 +1,4 @@
-"""The backends for a look at once: stdout, and a list."""
+"""The backends ``console`` (stdout) and ``memory`` (a list)."""
 
 import collections
 import sys

@@ -1,7 +1,8 @@
 """The SMTP backend: its connections are kept open and used again.
 
 A thread that sends takes an idle connection or opens one, and leaves it for the next mail. Until the server has
-accepted DATA nothing was handed over: so when a *reused* connection breaks before, the mail silently goes on a new one.
+accepted DATA no message was handed over: so when a *reused* connection breaks before, the mail silently goes on a new
+one.
 """
 
 import collections

@@ -1,7 +1,7 @@
-"""The bus's log: what it reports as lifecycle signals becomes records of the logger ``app.bus``.
+"""The bus's log: its lifecycle signals become records of the logger ``app.bus``.
 
 Level and words are chosen here. A record's message is the words alone; its facts are one attribute, ``facts``, because
-facts of their own, such as a dispatcher's ``name``, would collide with a record's attributes.
+separate attributes, such as a dispatcher's ``name``, would collide with a record's own.
 """
 
 import logging

@@ -1,9 +1,9 @@
-"""Counts that all processes of the service add up to: each has a file of its own, which the others read.
+"""Counters in shared files: each process of the service has one, and all are added up.
 
 A file is an array of numbers, mapped into memory, and behind it their keys, a line each. A process locks its own file
-for as long as it lives, so a file that nobody holds is a dead process'. It is added to the file ``ended``, because a
-sum that became smaller would read as a restart. When nobody is left the service has ended, and the first process of
-the next one begins at zero.
+for as long as it lives, so an unlocked file is a dead process's. It is added to the file ``ended``, because a sum that
+became smaller would read as a restart. When no process is left the service has ended, and the first process of the next
+one begins at zero.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The metrics in Prometheus' text format. Imported where somebody asks for them, and so in no dispatcher."""
+"""The metrics in Prometheus' text format. Imported at the first scrape, and so in no dispatcher."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

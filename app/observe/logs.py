@@ -1,7 +1,7 @@
 """Logging by the standard library: what an entry point sets up for its process, and an application for itself.
 
-``configure()`` is the entry points': wsgi.py and gunicorn.conf.py call it, ``create_app()`` doesn't. What somebody else
-has configured before or configures later, by ``dictConfig`` or handlers of their own, is left alone.
+``configure()`` is the entry points': wsgi.py and gunicorn.conf.py call it, ``create_app()`` doesn't. Handlers and
+``dictConfig`` of others, earlier or later, are left alone.
 """
 
 import logging

@@ -1,7 +1,7 @@
-"""What processes do, counted as it happens for GET /metrics.
+"""Counters and histograms for GET /metrics, counted as things happen.
 
-The bus tells of it by its lifecycle signals, the API by each response. ``exposition`` shows the counts, together with
-what the database knows.
+The bus reports by its lifecycle signals, the API by each response. ``exposition`` shows the counts, together with
+gauges from the database.
 """
 
 from bisect import bisect_left

@@ -1,4 +1,4 @@
-"""A log's way out when it is a pipe or a socket: who reads it may stop reading, and nobody's order waits for that."""
+"""A log's pipe or socket, opened again without blocking: its reader may stop, and no order waits for that."""
 
 import logging
 import os

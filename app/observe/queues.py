@@ -1,4 +1,4 @@
-"""What the database tells of deliveries and dispatchers, for metrics: each number at bounded cost."""
+"""Gauges of deliveries and dispatchers, read from the database, each number at bounded cost."""
 
 import threading
 import time

@@ -1,7 +1,7 @@
 """Traces for OpenTelemetry: a span for each request, and for each attempt at a delivery.
 
-Only where OTEL_* variables ask for it: else nothing of OpenTelemetry is loaded, and a request passes by no code of
-this module. A request's span is handed on as its ``traceparent``, which the event keeps, so the attempts' spans are its
+Only where OTEL_* variables ask for it: otherwise OpenTelemetry is not loaded, and a request runs no code of this
+module. A request's span is passed on as its ``traceparent``, which the event keeps, so the attempts' spans are its
 children, whichever process makes them.
 """
 

@@ -1,7 +1,7 @@
-"""Addresses that a person puts right, an order's or a user's, and the notifications that were skipped for want of one.
+"""Corrections of an order's or a user's address, and the notifications that were skipped for want of one.
 
-A mail goes to the order's own address as it is when the mail is tried, else to the user's, else to one made with
-USER_EMAIL_DOMAIN. What a person does here is recorded as an operator's act.
+A mail goes to the order's own address at the time of the attempt, else to the user's, else to one made with
+USER_EMAIL_DOMAIN. Each correction is recorded as an operator's act.
 """
 
 from array import array

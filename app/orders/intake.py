@@ -1,4 +1,4 @@
-"""Take an order: store it with the event that announces it, or nothing. Whoever takes orders does it by this."""
+"""Order intake: store an order with the event that announces it, or nothing. All sources of orders use it."""
 
 from app.db import Database, Transaction
 from app.errors import OrderConflict

@@ -1,4 +1,4 @@
-"""Tell the user by email that the order was taken, and keep on the order's record how that went."""
+"""The notification receivers: mail the user that the order was taken, and keep the result on the order's record."""
 
 from datetime import datetime
 from typing import Any

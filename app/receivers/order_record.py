@@ -1,4 +1,4 @@
-"""Keep the order's and the user's record."""
+"""The record receiver: keep the order's and the user's record."""
 
 from app.db import Transaction
 from app.events import OrderCreated

@@ -1,7 +1,7 @@
 """WHEN to try again: pure functions, no Flask, no database.
 
-``fit.fit`` turns attempts into a ``Table`` and needs numpy, so only the process that fits imports it. All else reads
-the table with the standard library alone.
+``fit.fit`` turns attempts into a ``Table`` and needs numpy, so only the process that fits imports it. All other modules
+read the table with the standard library alone.
 """
 
 from app.retry.causes import Cause, Scope, classify

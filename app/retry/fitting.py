@@ -1,7 +1,7 @@
 """The program that fits: transitions as JSON on stdin, a table as JSON on stdout.
 
-It runs in a process of its own, which lives for a second, so that no other has numpy's memory, nor waits for it. It
-imports app.retry alone, because all of the application takes ten times as long.
+It runs in a process of its own, which lives for a second, so that no other process holds numpy's memory, nor waits for
+its import. It imports app.retry alone, because the whole application takes ten times as long.
 """
 
 import json

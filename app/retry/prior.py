@@ -1,4 +1,4 @@
-"""What is believed before there is data: a power law, and the square-root rule that follows from it."""
+"""The prior: a power law of how long obstacles last, and the square-root rule that follows from it."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""What a table knows of one obstacle, and what is done about it, for people. Standard library only.
+"""A table's entry for people: what is known of one obstacle, and what is done about it. Standard library only.
 
 ``flask bus policy show`` and the console ask the same policy that decides about deliveries, without its random draws.
 """

@@ -1,4 +1,4 @@
-"""Why a delivery is tried when it is, and not before: the sentences. Standard library only.
+"""Reasons as sentences: why a delivery is tried at its time, and not before. Standard library only.
 
 A sentence is stored with its attempt, in English, so that it reads well in a plain select. ``parts`` takes one apart
 again, so that a page can say it in another language.

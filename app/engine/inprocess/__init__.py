@@ -1,4 +1,4 @@
-"""Deliveries run in threads of this process."""
+"""The in-process engine: deliveries run in threads of this process."""
 
 from app.engine.inprocess.engine import InProcessEngine
 

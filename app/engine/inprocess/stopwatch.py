@@ -1,4 +1,4 @@
-"""The watchdog's stopwatch: what goes on, and for how long."""
+"""The watchdog's stopwatch: how long each attempt has been running."""
 
 import time
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""Answers of receivers that wait to be stored, and who stores them."""
+"""Answers of receivers that wait to be stored."""
 
 import threading
 import time

@@ -2,7 +2,7 @@
 
 Its own process sends a byte through a socket pair; other processes on this machine send a datagram to the dispatcher's
 Unix socket (``wakeup_sender``); other machines on the same PostgreSQL send NOTIFY. Each is sent after the commit, so
-what it tells of can be seen. A wake-up that gets lost costs one ``poll_seconds``.
+the deliveries can be seen. A lost wake-up costs one ``poll_seconds``.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """The watchdog: a receiver that does not return is written off, and where that is not enough the process ends.
 
-A thread can't be ended. Whoever watches the process starts another.
+A thread can't be ended. A supervisor, such as gunicorn or systemd, starts another process.
 """
 
 import threading

@@ -39,7 +39,7 @@ ADDRESS_LITERAL = re.compile(r"\[(?:IPv6:([0-9A-Fa-f:.]+)|([0-9.]+))\]")
 
 
 ADDRESS_OF_A_SERVICE = re.compile(r"(tcp|udp|sctp)://(\[[0-9a-f:]+\]|[0-9.]+):[0-9]+")
-"""What Kubernetes and Docker's links put into NAME_PORT for a service of that name."""
+"""The value that Kubernetes and Docker's links put into NAME_PORT for a service of that name."""
 
 BROKERS = ("amqp", "amqps", "redis", "rediss")
 """Schemes of CELERY_BROKER_URL."""

@@ -32,7 +32,7 @@ class Event:
 Receiver = Callable[..., Any]
 
 OrderingKey = Literal["order_id", "user_id"]
-"""What a receiver may be ordered by: a field that every event has."""
+"""The key of an ordered receiver: a field that every event has."""
 
 F = TypeVar("F", bound=Receiver)
 
@@ -242,7 +242,7 @@ def subscriptions() -> dict[str, Subscription]:
 
 
 def ordering_of(name: str) -> OrderingKey | None:
-    """What the receiver of that name is ordered by; None also where no receiver has it."""
+    """The ordering key of the receiver of that name; None also where no receiver has the name."""
     for each in SIGNALS.values():
         if (found := each.subscriptions.get(name)) is not None:
             return found.ordered_by

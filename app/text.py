@@ -26,7 +26,7 @@ def storable(text: str) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says. Raises nothing, though the exception's own ``__str__`` may."""
+    """The text of an exception. Raises nothing, even if the exception's own ``__str__`` does."""
     try:
         return str(error).strip()
     except BaseException as failure:  # foreign code

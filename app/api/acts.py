@@ -21,7 +21,7 @@ NOT_FOUND = {404: ResponseDoc("there is no such act", detail="there is no act 1"
     "List operators' acts, newest first", query=ActQuery, responses={200: ResponseDoc("a page of acts", ActPage)}
 )
 def list_acts() -> ResponseReturnValue:
-    """Who did what, with which deliveries, and what became of these."""
+    """Operators' acts, with the deliveries that they touched and what became of these."""
     query = read_query(ActQuery)
     with database().read() as session:
         found, cursor = acts.list_acts(session, database().clock.now(), before=query.cursor, limit=query.limit)
@@ -39,7 +39,7 @@ def show_act(act_id: int) -> ResponseReturnValue:
 @blueprint.post("/operator/acts/<int:act_id>/abort")
 @Operation("Abort an act", body=EmptyBody, responses={200: ResponseDoc("done", AbortResult), **NOT_FOUND})
 def abort_act(act_id: int) -> ResponseReturnValue:
-    """Deliveries that wait for their try become again what they were. What is under way or over stays."""
+    """Deliveries that were not tried yet return to their earlier state. Those that run or have ended stay."""
     read_body(EmptyBody)
     return {"act_id": act_id, "taken_back": bus().abort(_checked(act_id), by=operator())}
 

@@ -49,7 +49,7 @@ def find_deliveries() -> ResponseReturnValue:
 @blueprint.get("/operator/deliveries/reasons")
 @Operation("Group deliveries by reason", query=ReasonQuery, responses={200: ResponseDoc("the groups", ReasonList)})
 def group_deliveries() -> ResponseReturnValue:
-    """What waits, runs, is dead or was discarded; what is done is left out."""
+    """Deliveries that wait, run, are dead or were discarded; done ones are left out."""
     conditions = read_query(ReasonQuery).model_dump()
     limit = conditions.pop("limit")
     with database().read() as session:
@@ -60,9 +60,9 @@ def group_deliveries() -> ResponseReturnValue:
 @blueprint.post("/operator/deliveries/retry")
 @Operation("Retry all deliveries that a filter selects", body=RetryRequest, responses=BULK)
 def retry_deliveries() -> ResponseReturnValue:
-    """Waiting and dead ones become due now, and discarded ones where the filter names their state.
+    """Waiting and dead deliveries become due now, and discarded ones where the filter names their state.
 
-    What was dead or discarded has a new budget of attempts. Repeating it does no harm.
+    Dead and discarded deliveries get a new budget of attempts. Repeating it does no harm.
     """
     body = read_body(RetryRequest)
     which = Filter(**dict(body.filter))
@@ -86,7 +86,7 @@ def discard_deliveries() -> ResponseReturnValue:
     responses={200: ResponseDoc("done; 0 where it is done or runs", ActResult), **NOT_FOUND},
 )
 def retry_delivery(delivery_id: int) -> ResponseReturnValue:
-    """It becomes due now, also where it was discarded. What was dead or discarded has a new budget of attempts."""
+    """It becomes due now, even where it was discarded. A dead or discarded delivery gets a new budget of attempts."""
     read_body(EmptyBody)
     state = _state_of(delivery_id)
     return _carry_out(Act("retry", Filter(delivery_id=delivery_id, state=state), operator()))

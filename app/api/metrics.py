@@ -13,9 +13,9 @@ from app.api.operation import Operation, ResponseDoc
     responses={200: ResponseDoc("all metrics, in Prometheus' text format", model=None)},
 )
 def metrics() -> ResponseReturnValue:
-    """Of all processes of the service on this machine. What the database tells may be some seconds old.
+    """Counts of all processes of the service on this machine. Gauges from the database may be some seconds old.
 
-    Answers this machine only, or whoever has the METRICS_TOKEN where one is set.
+    Answers this machine only; with METRICS_TOKEN set, every request that carries it.
     """
     from app.observe.exposition import exposition  # loads prometheus-client, which nothing else needs
 

@@ -53,7 +53,7 @@ class ResponseDoc:
     detail: str = ""
     """Of the example that the document shows of a problem: what a client that provokes it may read."""
     members: Mapping[str, Any] = field(default_factory=dict)
-    """What that example has beside ``detail``."""
+    """The members of that example besides ``detail``."""
 
 
 @dataclass(frozen=True)

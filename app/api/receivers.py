@@ -30,7 +30,7 @@ def list_receivers() -> ResponseReturnValue:
 @blueprint.post("/operator/receivers/<receiver>/pause")
 @Operation("Pause a receiver", body=PauseRequest, responses={200: ResponseDoc("it is", PauseResult), **NOT_FOUND})
 def pause_receiver(receiver: str) -> ResponseReturnValue:
-    """Once this is answered, no process begins to claim a delivery to it. What is being tried ends."""
+    """Once this is answered, no process claims a delivery to the receiver. Running attempts end as usual."""
     reason = read_body(PauseRequest).reason
     return {"changed": bus().pause(receiver, reason, by=operator())}
 

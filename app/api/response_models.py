@@ -192,7 +192,7 @@ class ActResult(ResponseModel):
 
 
 class ProgressView(ResponseModel):
-    """What became of the deliveries that an act touched."""
+    """The progress of an act: what became of the deliveries that it touched."""
 
     done: int
     failed: dict[str, int] = Field(
@@ -207,7 +207,7 @@ class ProgressView(ResponseModel):
 
 
 class ActView(ResponseModel):
-    """What an operator did."""
+    """An operator's act."""
 
     act_id: int
     acted_at: Moment

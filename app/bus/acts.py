@@ -25,7 +25,7 @@ LEFT_AFTER = timedelta(seconds=60)
 """An act that is not ended, and has touched nothing for so long, was left in the middle: its process has died."""
 
 GIVEN_UP = "given_up"
-"""What failed has this in the place of an outcome when it was given up without an attempt."""
+"""Stands in the place of an outcome where a delivery was given up without an attempt."""
 
 
 _tried = exists().where(Attempt.delivery_id == ActDelivery.delivery_id, Attempt.lease_token > ActDelivery.lease_token)
@@ -34,7 +34,7 @@ _tried = exists().where(Attempt.delivery_id == ActDelivery.delivery_id, Attempt.
 
 @dataclass(frozen=True)
 class Progress:
-    """What became of the deliveries that an act touched."""
+    """The progress of an act: what became of the deliveries that it touched."""
 
     done: int = 0
     failed: dict[str, int] = field(default_factory=dict)

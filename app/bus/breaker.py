@@ -40,7 +40,7 @@ ANSWERED = (Outcome.OK, Outcome.REFUSED, Outcome.DEFERRED)
 """Outcomes that show that the backend works."""
 
 SURELY_FAILED = tuple(outcome for outcome in BACKEND_DOWN if outcome is not Outcome.UNKNOWN)
-"""Outcomes that an outage's end makes due at once. What is ``unknown`` may have come through: it keeps its own wait."""
+"""Outcomes that are due at once when an outage ends. ``unknown`` may have arrived: it keeps its own wait."""
 
 FIND_HELD_BACK = Prepared(
     union_all(

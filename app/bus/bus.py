@@ -134,7 +134,7 @@ class Bus:
         lifecycle.report(lifecycle.deliveries_due, self)
 
     def find_recorded(self, which: Replay) -> Found:
-        """What a replay would touch. Raises ReplayRefused."""
+        """Find the events that a replay would touch. Raises ReplayRefused."""
         replay.check(which)
         return replay.find(self.database, which)
 

@@ -18,7 +18,7 @@ from app.signal import ordering_of
 
 @dataclass(slots=True)
 class Claim:
-    """What one transaction claims for a dispatcher: deliveries that are not in doubt, or ``alone`` one that is."""
+    """One transaction's claim for a dispatcher: deliveries that are not in doubt, or ``alone`` one that is."""
 
     transaction: Transaction
     retries: Retries

@@ -26,8 +26,9 @@ BATCH = 20
 """How many deliveries to transactional receivers share a transaction: it bounds how long one holds the write lock."""
 
 ALONE_SECONDS = 0.25
-"""For so long before and after a delivery in doubt is begun, no other is begun in its process. What kills a process
-does so at once, mostly; what takes longer, such as a mail that hangs, shall hold up nobody."""
+"""So long before and after a delivery in doubt begins, no other begins in its process. A receiver that kills its
+process mostly does so at once; one that takes longer, such as a mail that hangs, shall hold up nobody.
+"""
 
 FORGOTTEN_AFTER = timedelta(days=1)
 """A dispatcher without a heartbeat for so long is removed from the table, once another one ends."""

@@ -129,11 +129,12 @@ _untried = (Delivery.state == DeliveryState.READY, Delivery.outcome.is_(None))
 
 FIND_DUE = _find_due(order=_oldest_first)
 FIND_PROBE = _find_due(*_unlike_backend_down, order=_newest_first)
-"""What has not failed yet as if the backend were down, the newest first: so the probe is least likely to be one of
-those that hang for their own sake, alone or in a row at the head of the queue."""
+"""The probe: the newest delivery that has not failed yet as if the backend were down, because it is least likely to be
+one that hangs for its own sake, alone or in a row at the head of the queue.
+"""
 
 FIND_FRESH = _find_due(*_untried, order=_newest_first)
-"""What has not been tried, the newest first: the learned policy's probe, because any failure may be its backend's."""
+"""The learned policy's probe: the newest delivery that was never tried, because any failure may be its backend's."""
 
 PLACES_DUE = _find_places(order=_oldest_first)
 PLACES_PROBE = _find_places(*_unlike_backend_down, order=_newest_first)
@@ -200,7 +201,7 @@ FIND_OBSTACLE = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class OwnObstacle:
-    """What stands in the way of one delivery, and not of its backend's others. Times are starts of attempts."""
+    """The obstacle of one delivery, not of its backend's others. Times are starts of attempts."""
 
     kind: str
     since: datetime
@@ -493,7 +494,7 @@ def extend(
 
 
 def touch(transaction: Transaction, order_id: str) -> None:
-    """What the order's deliveries are about was changed: the lease that comes next is ``untouched`` of none."""
+    """Note that a person has changed what the order's deliveries are about: their next leases are not ``untouched``."""
     events = select(StoredEvent.event_id).where(StoredEvent.order_id == order_id)
     unleased = update(table(Delivery)).where(Delivery.event_id.in_(events), Delivery.lease_token == 0)
     transaction.session.execute(unleased.values(lease_token=1))

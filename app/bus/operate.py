@@ -66,7 +66,7 @@ NOT_DONE = tuple(state for state in DeliveryState if state is not DeliveryState.
 
 @dataclass(frozen=True)
 class Selection:
-    """What a person selects for an act. Its text, a JSON object of the fields that restrict, is kept with the act."""
+    """A person's filter for an act. Its text, a JSON object of the fields that restrict, is kept with the act."""
 
     def given(self) -> dict[str, Any]:
         """The fields that restrict: neither None nor False."""
@@ -84,7 +84,7 @@ class Filter(Selection):
     delivery_id: int | None = field(default=None, metadata={"option": "--delivery"})
     state: str | None = field(default=None, metadata={"option": "--state"})
     tried: bool | None = field(default=None, metadata={"option": "--tried"})
-    """Whether an attempt has failed since the delivery was made, or made due anew."""
+    """Whether an attempt has failed since the delivery was made, or made due by a person."""
     receiver: str | None = field(default=None, metadata={"option": "--receiver"})
     event_type: str | None = field(default=None, metadata={"option": "--type"})
     order_id: str | None = field(default=None, metadata={"option": "--order"})
@@ -130,7 +130,7 @@ class Filter(Selection):
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def options(self) -> str:
-        """As options of 'flask bus list', 'retry' and 'discard', for a shell; empty where nothing restricts."""
+        """Options of 'flask bus list', 'retry' and 'discard', for a shell: empty where nothing restricts."""
         options = {each.name: each.metadata["option"] for each in dataclasses.fields(self)}
         words = {name: f"{value}" for name, value in self.given().items()}
         if self.older_than is not None:
@@ -140,7 +140,7 @@ class Filter(Selection):
 
 @dataclass(frozen=True)
 class Act:
-    """What a person wants done: an action of ACTIONS on what the filter selects, and by whom."""
+    """An operator's act: an action of ACTIONS on the deliveries that the filter selects, and the operator's name."""
 
     action: str
     which: Filter
@@ -161,9 +161,9 @@ class Act:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What an act is to touch, counted in one snapshot: deliveries, each with its fencing token at that moment.
+    """The deliveries of an act, counted in one snapshot, each with its fencing token at that moment.
 
-    ``act_id`` is that of the same person's same act which was left in the middle: it goes on.
+    ``act_id`` is set where the same person's same act was left in the middle: it goes on.
     """
 
     act: Act
@@ -185,7 +185,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class CarriedOut:
-    """What an act touched just now."""
+    """The deliveries that an act touched just now."""
 
     act_id: int
     deliveries: int
@@ -252,7 +252,7 @@ def next_tries(session: Session, found: list[Any], now: datetime) -> dict[int, d
 
 
 def group_of(reason: str | None) -> str | None:
-    """What reasons of one kind have in common, with placeholders: see ``reasons.generalised``."""
+    """The common form of similar reasons, with placeholders: see ``reasons.generalised``."""
     return None if reason is None else generalised(reason)[:KIND_CHARACTERS]
 
 
@@ -526,7 +526,7 @@ def record_made(transaction: Transaction, act_id: int, event_id: str, reason: st
 
 
 def keep_made(transaction: Transaction, act_id: int, made: Iterable[Any], reason: str) -> None:
-    """Keep that the act made these deliveries: before it each was discarded, for the ``reason``, should it be aborted.
+    """Record that the act made these deliveries. An abort makes each ``discarded``, with the ``reason``.
 
     Each has its ``delivery_id``, ``due_at`` and ``lease_token``.
     """
@@ -556,7 +556,7 @@ def probe(transaction: Transaction, receiver: str, by: str) -> bool:
 
 
 def name_of(by: str) -> str:
-    """Who acts, as it is kept."""
+    """The operator's name, as it is kept."""
     return printable(storable(by))[:MOST_NAME_CHARACTERS]
 
 
@@ -648,7 +648,7 @@ def _discard(transaction: Transaction, numbers: list[int], reason: str | None) -
 
 
 def release_next(transaction: Transaction, ended: Collection[int]) -> None:
-    """What waited behind these deliveries, of a receiver that is ordered, is due."""
+    """Make the deliveries due that wait behind these ones of an ordered receiver."""
     keys = select(Delivery.receiver, Delivery.ordering_key).where(
         Delivery.delivery_id.in_(ended), Delivery.ordering_key.is_not(None)
     )

@@ -28,7 +28,7 @@ WINDOW = 10_000
 FINISHED = (DeliveryState.DONE, DeliveryState.DEAD, DeliveryState.DISCARDED)
 
 UNTRIED = "made by a replay that was aborted before it was tried"
-"""What a delivery that a replay made goes back to, when the act is aborted: ``discarded``, with this reason."""
+"""The reason of a replayed delivery that becomes ``discarded`` when the act is aborted."""
 
 AGAIN = (
     update(table(Delivery))
@@ -53,7 +53,7 @@ class Replay(operate.Selection):
 
 @dataclass
 class Found:
-    """What there is to replay. ``places`` are the positions in the feed of the events to give to the receiver."""
+    """The events to replay. ``places`` are their positions in the feed."""
 
     places: "array[int]" = field(default_factory=lambda: array("q"))
     events: int = 0

@@ -29,7 +29,7 @@ GIVEN_UP = (
 
 @dataclass(frozen=True, slots=True)
 class Unstored:
-    """An answer that the database did not take, and why. What its receiver did is done, so it is to be kept."""
+    """An answer that the database did not take, and why. It is kept, because its receiver's effects have happened."""
 
     lease: Lease
     answer: Answer

@@ -22,7 +22,7 @@ UNDONE = text("deliveries.state IN ('dead', 'discarded')")
 
 
 class Role(StrEnum):
-    """What a dispatcher's process does, as its row says under ``engine``."""
+    """The role of a dispatcher's process, as its row says under ``engine``."""
 
     DISPATCHER = "inprocess"
     """It claims deliveries, and runs receivers in threads."""
@@ -279,7 +279,7 @@ TOLD_ALWAYS = {
     *("mail_backend", "mail_server", "mail_port", "mail_use_tls", "mail_use_ssl", "mail_folder"),
     *("lease_seconds", "ready_lag_seconds", "version"),
 }
-"""What others read of a dispatcher's settings."""
+"""Settings of a dispatcher that other processes read."""
 
 
 class DispatcherHeartbeat(Base):

@@ -47,7 +47,7 @@ class _Look:
         self.began = time.monotonic()
         self.ended = threading.Event()
         self.readiness = Readiness(is_complete=False)
-        """What was found until now."""
+        """The latest result."""
         self.writes = False
         """Whether all was read, and it tries to write."""
 
@@ -97,8 +97,9 @@ class Watch:
         return readiness
 
     def run(self, stopped: threading.Event, dispatcher: str) -> None:
-        """Look and report now and then, until the event is set: nobody need ask. Of the dispatchers that are alive,
-        the first by name tells of backends' outages: one line for all processes."""
+        """Check and report now and then, until the event is set. Of the living dispatchers the first by name logs
+        backends' outages: one line for all processes.
+        """
         while not stopped.wait(self.pause_seconds):
             self.report_outages(self.look_and_report(), dispatcher)
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 
 def lasting(duration: timedelta) -> str:
-    """``24 s``, ``3 min``, ``5 h``, ``3 days``: rounded down to whole units, of which there are at least two."""
+    """``24 s``, ``3 min``, ``5 h``, ``3 days``: rounded down to the largest unit of which there are at least two."""
     seconds = max(0, int(duration.total_seconds()))
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:

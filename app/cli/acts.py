@@ -43,7 +43,7 @@ WORDS = {
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @output.json_option
 def history(limit: int, as_json: bool) -> None:
-    """Who did what, the newest first, and how it ended."""
+    """List operators' acts, the newest first, and how each ended."""
     _list(limit, as_json)
 
 
@@ -54,9 +54,9 @@ def history(limit: int, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output.json_option
 def show_acts(act_id: int | None, watches: bool, aborts: bool, yes: bool, as_json: bool) -> None:
-    """What became of the deliveries that ACT touched; without ACT, the latest acts.
+    """Show what became of the deliveries that ACT touched; without ACT, the latest acts.
 
-    With --abort, deliveries that wait for their try become again what they were. What is under way or over stays.
+    With --abort, deliveries that were not tried yet return to their earlier state. Those that run or have ended stay.
     """
     if act_id is None:
         if watches or aborts:
@@ -160,10 +160,10 @@ def interrupt_leaves() -> Iterator[threading.Event]:
 
 
 def watch(act_id: int, left: threading.Event, *, as_json: bool = False) -> None:
-    """Stay until all that the act touched has been tried, or ``left`` is set; then print what became of it.
+    """Wait until all that the act touched has been tried, or ``left`` is set; then print what became of it.
 
-    A terminal is shown a progress bar, and stays also while a circuit breaker, or a person, holds everything up. What
-    is no terminal is told so at once, because it can't be left.
+    A terminal shows a progress bar, even while a circuit breaker, or a person, holds everything up. Without a terminal
+    the command prints that at once and returns, because it could not be interrupted.
     """
     on_terminal = is_terminal() and not as_json
     with progress_bar(find(act_id).deliveries, f"act {act_id}", hidden=not on_terminal) as bar:

@@ -24,7 +24,7 @@ from app.http import MAX_BODY_BYTES, Problem, current_request
 from config import Settings
 
 OPEN = ("console.static", "console.show_sign_in", "console.sign_in", "console.sign_out", "console.choose_language")
-"""For whoever reaches the console at all."""
+"""Pages for everybody who reaches the console."""
 
 
 def N_(words: str) -> str:  # noqa: N802 - gettext's own name for it
@@ -38,7 +38,7 @@ GUESSES = 5
 """Wrong passwords that a client may send at once; then one in GUESS_SECONDS."""
 GUESS_SECONDS = 10
 MOST_CLIENTS = 10_000
-"""Whose guesses are remembered."""
+"""The number of clients whose guesses are remembered."""
 
 
 # Translated where the error's page is made: this module is loaded with every application, and Babel is not.
@@ -54,7 +54,7 @@ FORGED = N_(
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks at a page. ``name`` is what acts are recorded with."""
+    """The person who looks at a page. ``name`` is recorded with acts."""
 
     name: str
     operates: bool
@@ -91,13 +91,13 @@ def recognise() -> None:
 
 
 def visitor() -> Visitor | None:
-    """Whose request this is; None where nobody has signed in."""
+    """The request's visitor; None where nobody has signed in."""
     found: Visitor | None = g.get("visitor")
     return found
 
 
 def operator() -> str:
-    """What an act is recorded with."""
+    """The operator's name, for acts."""
     found = visitor()
     return found.by if found else "console"
 

@@ -23,7 +23,7 @@ from app.request_models import RequestModel
 PAGE_SIZE = 30
 
 COUNTED_IN_A_LIST = 200
-"""What became of an act on more deliveries is counted on the act's own page only."""
+"""Progress of larger acts is counted on the act's own page only."""
 
 
 class ActsQuery(RequestModel):

@@ -16,7 +16,7 @@ LEFT, RIGHT, TOP, BOTTOM = 66, 552, 14, 142
 
 @dataclass(frozen=True)
 class Bucket:
-    """What ended from ``at`` on. The numbers are estimates where not every attempt was looked at."""
+    """Attempts that ended from ``at`` on. The numbers are estimates where not every attempt was read."""
 
     at: datetime
     done: int

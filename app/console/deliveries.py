@@ -39,7 +39,7 @@ STATES: dict[str, dict[str, Any]] = {
     "dead": {"state": DeliveryState.DEAD},
     "discarded": {"state": DeliveryState.DISCARDED},
 }
-"""The states that a page may ask for, as a filter's fields. What is done stands on its order's page."""
+"""The states that a page may ask for, as a filter's fields. Done deliveries are on their order's page."""
 
 BY_DUE = ("waiting", "leased", "retrying")
 """Listed by when they are due; the others by their number."""
@@ -74,7 +74,7 @@ class Selection(RequestModel):
 
 
 class DeliverySearch(Selection):
-    """What the page shows."""
+    """The page's filter."""
 
     view: Literal["list"] | None = Field(None, description="list, or left out for groups")
     all: Literal["1"] | None = Field(None, description="1: all are counted")

@@ -44,7 +44,7 @@ def value(name: str, given: object) -> str:
 
 
 def selection(given: object) -> list[tuple[str, str]]:
-    """What an act was about: the fields of its filter, each with its value."""
+    """The fields of an act's filter, each with its value."""
     if not isinstance(given, Mapping):
         return [("", seen(given))] if given else []
     return [(field(name), value(name, each)) for name, each in given.items()]
@@ -109,7 +109,7 @@ def mail_goes_to(dispatcher: DispatcherHeartbeat) -> str:
 
 
 def told(text: str) -> str:
-    """What the service says of itself: our own sentences in the reader's language, and foreign words as they are."""
+    """The service's own sentences in the reader's language, and foreign words as they are."""
     if not isinstance(text, Translatable):
         return seen(text)
     return str(gettext(text.pattern)) % {name: _told_value(value) for name, value in text.values.items()}
@@ -123,7 +123,7 @@ def _told_value(value: object) -> str:
 
 
 def check(name: str) -> str:
-    """What the doctor looked at."""
+    """The name of a check of the doctor."""
     known: dict[str, str] = {
         "database": gettext("database"),
         "database session": gettext("database session"),

@@ -31,7 +31,7 @@ HEADERS = ("Subject", "From", "Date")
 
 @dataclass(frozen=True)
 class Sent:
-    """A mail that was sent, as the events tell of it."""
+    """A sent mail, from the events."""
 
     message_id: str
     recipient: str
@@ -112,7 +112,7 @@ def _find_sent(order_id: str, event_id: str) -> Sent:
 
 
 def is_sent(event: dict[str, Any]) -> bool:
-    """Whether the event of a timeline tells of a mail."""
+    """Whether the event of a timeline reports a sent mail."""
     data = event["data"]
     named = isinstance(data, dict) and all(isinstance(data.get(name), str) for name in ("message_id", "recipient"))
     return event["type"] == "NotificationSent" and named

@@ -185,7 +185,7 @@ def resend_notification(order_id: str) -> ResponseReturnValue:
 
 
 def set_order_email(order_id: str) -> ResponseReturnValue:
-    """What is wrong is said beside the field. Raises OrderNotFound."""
+    """Set the address; an error stands beside the field. Raises OrderNotFound."""
     if not is_identifier(order_id):
         raise OrderNotFound
     return keep_address(

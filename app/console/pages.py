@@ -50,7 +50,7 @@ MOST_DEAD = 100_000
 
 
 def for_every_page() -> dict[str, Any]:
-    """What templates use besides what their view gives them."""
+    """Variables that every template may use."""
     return {
         "asset": asset,
         "clocked": clocked,
@@ -221,7 +221,7 @@ def read_form(model: type[Model], *names: str) -> Model:
 
 
 def wrong_fields(problem: Problem) -> dict[str, str]:
-    """What is wrong with each field, in the reader's language."""
+    """The error of each field, in the reader's language."""
     return {error["field"]: _what_is_wrong(**error) for error in problem.members.get("errors", ())}
 
 

@@ -110,7 +110,7 @@ def _skipped(user_id: str) -> Chosen:
 
 
 def set_user_email(user_id: str) -> ResponseReturnValue:
-    """What is wrong is said beside the field. Raises UserNotFound."""
+    """Set the address; an error stands beside the field. Raises UserNotFound."""
     if not orders.is_identifier(user_id):
         raise UserNotFound
     return keep_address(

@@ -83,7 +83,7 @@ class Database:
 
     @property
     def trouble(self) -> DatabaseUnavailable | None:
-        """What the writes that wait have met last; None where the latest was committed."""
+        """The latest error of the writes that wait; None where the latest write was committed."""
         error = self.group_commit.trouble
         return None if error is None else unavailable(self.dialect, error)
 

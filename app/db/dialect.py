@@ -25,7 +25,7 @@ CONNECTION_BROKE = "8s2b"
 
 
 class Trouble(Enum):
-    """What a database's error means for the transaction that met it. Each dialect has one table from codes to these."""
+    """The kind of a database error, for the transaction that met it. Each dialect has one table from codes to these."""
 
     STATEMENT = "the statement, or a value in it, is at fault: tried again it fails again"
     MOMENT = "others were in the way: the transaction is run again, on the same connection"
@@ -136,13 +136,13 @@ class Dialect(Protocol):
         """Whether the database is in trouble and the trouble passes."""
 
     def cure(self, error: BaseException) -> str | None:
-        """What an operator can do about trouble with the database; None where that is not known."""
+        """An operator's cure for an error of the database; None where none is known."""
 
     def session_settings(self, session: Session) -> dict[str, str]:
-        """What is relied on in a session, as the database says that it is."""
+        """The session's settings that the service relies on, as the database reports them."""
 
     def weaknesses(self, session: Session) -> list[str]:
-        """What of the server's configuration takes from the promises, each with its cure."""
+        """Weaknesses of the server's configuration that break promises, each with its cure."""
 
     def connections(self, session: Session) -> Connections | None:
         """How many the service may open, beside how many it can have; None where nothing limits them."""
@@ -195,7 +195,7 @@ def dialect_of(session: Session) -> Dialect:
 
 
 def unavailable(dialect: Dialect, error: BaseException) -> DatabaseUnavailable:
-    """What callers are told of the error, which is transient; it is their error's cause."""
+    """The error for callers, with the transient ``error`` as its cause."""
     told = DatabaseUnavailable(cure=dialect.cure(error))
     told.__cause__ = error
     return told
@@ -207,7 +207,7 @@ def driver_error(error: BaseException) -> BaseException:
 
 
 def trouble_without_code(error: BaseException, driver: ModuleType) -> Trouble | None:
-    """What an error means that carries no code of the database's."""
+    """The kind of an error that carries no code of the database's."""
     if isinstance(error, PoolTimeout | DisconnectionError | DatabaseUnusable | TransactionLost):
         return Trouble.SERVER
     if isinstance(error, PendingRollbackError) and error.code == CONNECTION_BROKE:

@@ -79,7 +79,7 @@ class GroupCommit:
         self.leaders = 0
         """How many threads lead. On PostgreSQL it may be several."""
         self.trouble: BaseException | None = None
-        """What the works that wait have met last; None since a transaction was committed."""
+        """The latest error of the works that wait; None since a transaction was committed."""
         self._run_batch, self._dialect, self._admission = run_batch, dialect, admission
         self._lock = threading.Lock()
         self._queue: deque[Work] = deque()

@@ -37,7 +37,7 @@ Sums = dict[str, Any]
 
 @dataclass(frozen=True)
 class Moved:
-    """What was copied, by table; ``sums`` as they were found in the file, and again in the target."""
+    """Rows that were copied, by table; ``sums`` as they were found in the file, and again in the target."""
 
     rows: dict[str, int] = field(default_factory=dict)
     sums: dict[str, Sums] = field(default_factory=dict)
@@ -216,7 +216,7 @@ def _continue_numbers(reader: Reader, connection: Connection, table: Table) -> N
 
 
 def sums(reader: Reader, table: Table) -> Sums:
-    """What a table holds, as numbers that both databases compute alike: counts, sums, and the first and last time."""
+    """A table's checksums, which both databases compute alike: counts, sums, and the first and last time."""
 
     def whole(dialect: Dialect) -> Any:
         return select(func.count(), *(part for column in table.columns for part in _parts(dialect, column)))

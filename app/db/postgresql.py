@@ -101,7 +101,7 @@ OLDEST_VERSION = 13_00_00
 SERVER = "SELECT pg_backend_pid(), current_setting('server_encoding'), current_setting('synchronous_commit')"
 
 FORMATS = {"DateStyle": "ISO, MDY", "TimeZone": "UTC"}
-"""What psycopg reads times by. A pooler carries these two over from one of the server's sessions to the next."""
+"""Formats in which psycopg reads times. A pooler carries these two over from one server session to the next."""
 
 PROBE_CHANNEL = "listen_probe"
 

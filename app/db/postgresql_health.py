@@ -137,7 +137,7 @@ def connections(session: Session, me: str, prefix: str, pool_size: int) -> Conne
 
 
 def notes(session: Session) -> Iterator[str]:
-    """What takes from the promises, or will, each with its cure."""
+    """Present and coming dangers to the promises, each with its cure."""
     if session.scalar(UNGUARDED_STANDBYS):
         yield (
             "a standby follows this server, and no commit waits for it: a failover can lose the orders of the last "

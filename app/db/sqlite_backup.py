@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checked copy holds."""
+    """The contents of a checked copy."""
 
     revision: str
     orders: int

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Postponed:
-    """What the works that share a transaction leave for its end."""
+    """Writes that the works of a shared transaction leave for its end."""
 
     def __init__(self) -> None:
         self.rows: dict[Prepared, list[dict[str, Any]]] = {}

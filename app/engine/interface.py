@@ -18,7 +18,7 @@ from app.bus import Bus
 
 
 class Running(Protocol):
-    """What ``start()`` began."""
+    """A started engine."""
 
     refusal: str | None
     """Why it does not deliver: see ``bus.delivers_by``."""

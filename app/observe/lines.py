@@ -84,8 +84,8 @@ def written_together() -> Iterator[None]:
 class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
     """Writes each record by one call, and fails silently.
 
-    A full disk, a pipe that nobody reads, a stream that was closed: what the line tells of has happened all the same.
-    An error from here would answer 500 to an order that is stored, and end the threads that deliver.
+    It fails on a full disk, a pipe that nobody reads, a closed stream. The reported fact has happened all the same; an
+    error from here would answer 500 to an order that is stored, and end the threads that deliver.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

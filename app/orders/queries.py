@@ -55,7 +55,7 @@ def known_emails(database: Database, order_id: str, user_id: str) -> tuple[str |
 
 
 class OrderSort(StrEnum):
-    """What a list of orders is sorted by: each has an index."""
+    """The order of a list of orders: each has an index."""
 
     NEWEST = "newest"
     OLDEST = "oldest"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class Scope(enum.StrEnum):
-    """Whose obstacle it is."""
+    """Whose obstacle it is: one delivery's own, or its backend's."""
 
     BACKEND = "backend"  # of all deliveries of a receiver: an outage
     MESSAGE = "message"  # of one delivery: greylisting, a full mailbox

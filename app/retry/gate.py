@@ -43,7 +43,7 @@ class Phase(enum.StrEnum):
 
 
 class Change(enum.StrEnum):
-    """What an attempt's end did to the gate, where the bus has to act on it."""
+    """A change of the gate on which the bus has to act, after an attempt's end."""
 
     OPENED = "opened"  # the messages of the run wait behind the gate from now on, not by their own waits
     BACK = "back"  # what waits behind the gate is due at once; its messages' own obstacles begin anew
@@ -61,7 +61,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """What came of an attempt's end."""
+    """The result of noting an attempt's end."""
 
     change: Change | None = None
     tried: Tried | None = None

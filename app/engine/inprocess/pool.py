@@ -21,7 +21,7 @@ class Place:
     """One thread's place in a pool."""
 
     batch: list[Lease] | None = None
-    """What the thread is at."""
+    """The deliveries that the thread is working on."""
     written_off: bool = False
     """Whether another thread is in its stead: it ends when its receiver returns."""
     ended: bool = False

@@ -27,7 +27,7 @@ STOP_GRACE_SECONDS = 0.5
 
 
 class Watched(Protocol):
-    """What a watchdog looks after: the worker."""
+    """The worker, as a watchdog sees it."""
 
     @property
     def alive(self) -> bool: ...

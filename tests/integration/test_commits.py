@@ -112,7 +112,8 @@ class Callers:
 
 @pytest.fixture
 def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[WatchedDatabase]:
-    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 20)  # nobody leads beside another
+    monkeypatch.setattr("app.db.group_commit.QUEUE_SECONDS", 60)  # nobody leads beside another
+    monkeypatch.setattr("app.db.admission.STUCK_SECONDS", 60)  # a leader that waits for the test is no stuck database
     database = WatchedDatabase(database_url)
     yield database
     database.close()

@@ -62,7 +62,7 @@ def git(*arguments: str) -> str:
 @pytest.fixture
 def code_before(tmp_path: Path) -> Path:
     """This project's latest code that has fewer migrations: the first of the present ones, and no others."""
-    commits = git("log", "--first-parent", "-m", "--format=%H", "--", MIGRATIONS).split()
+    commits = git("log", "--first-parent", "--format=%H").split()
     before = next((commit for commit in commits if is_before(commit)), None)
     if before is None:
         pytest.skip("no code from before the newest migration is in Git")

@@ -28,6 +28,7 @@ from processes import (
 PEERS = HERE / ".venv" / "bin"
 WEB = ("--workers", "2", "--threads", "4", "--no-control-socket")
 AT_ONCE = "4"  # as in peers/shop.py
+DEFAULTS, EQUAL = "defaults", "equal durability"
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,16 @@ class Contender:
     """The WSGI module among the peers; empty for the service itself."""
     durability: str
     worker: tuple[str, ...] = ()
+    """The command of its worker."""
+    workers: int = 1
+    """How many workers run."""
     server: str = ""
     """The server that it needs."""
     database: str = "sqlite"
-    synchronous: str = ""
+    schema: tuple[tuple[str, ...], ...] = (("python", "-m", "peers.shop"),)
+    """The commands that make its tables."""
+    tables: tuple[str, ...] = (DEFAULTS, EQUAL)
+    """In which comparisons it stands. In EQUAL alone: it runs with settings that make it as durable as it can be."""
     mails: bool = True
     stores: bool = True
 
@@ -49,45 +56,102 @@ class Contender:
         return not self.module
 
 
+SHOP = ("python", "-m", "peers.shop")
 CELERY = ("celery", "-A", "peers.celery_tasks:celery", "worker", "--loglevel", "INFO", "--concurrency", AT_ONCE)
+HUEY = ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE)
 GAP = "an order whose process dies between commit and enqueueing never gets its mail"
+STEPS = "a step under way when the worker dies runs again, so an order may be counted twice"
 CONTENDERS = (
-    Contender("empty", "peers.empty", "stores nothing", mails=False, stores=False),
+    Contender("empty", "peers.empty", "stores nothing", schema=(), mails=False, stores=False),
+    Contender("orm insert", "peers.insert", "orders are safe; nothing follows", mails=False),
     Contender(
-        "orm insert NORMAL", "peers.insert", "power loss loses answered orders", synchronous="NORMAL", mails=False
+        "blinker, in the request",
+        "peers.blinker_request",
+        "what is answered is done; a crash before the answer, or a failed mail, is final",
     ),
-    Contender("orm insert FULL", "peers.insert", "orders are safe; nothing follows", synchronous="FULL", mails=False),
-    Contender("blinker, in the request", "peers.blinker_request", "orders are safe; a crash or a failed mail is final"),
     Contender(
-        "blinker, in a thread", "peers.blinker_thread", "orders are safe; what waits in memory dies with the process"
+        "blinker, in a thread",
+        "peers.blinker_thread",
+        "orders are safe; what waits in memory dies with the process",
+        tables=(DEFAULTS,),
     ),
     Contender(
         "huey (sqlite)",
         "peers.huey_sqlite",
+        f"{GAP}; a running task dies with its consumer; power loss as SQLite's build has it, here FULL",
+        HUEY,
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "huey (sqlite, fsync)",
+        "peers.huey_sqlite",
         f"{GAP}; a running task dies with its consumer",
-        ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE),
+        HUEY,
+        tables=(EQUAL,),
+    ),
+    Contender(
+        "unhinged (sqlite)",
+        "peers.unhinged_tasks",
+        f"{GAP}; {STEPS}",
+        ("python", "-m", "peers.unhinged_tasks"),
+    ),
+    Contender(
+        "dbos (sqlite)",
+        "peers.dbos_workflows",
+        f"workflows are stored with the order; {STEPS}",
+        ("python", "-m", "peers.dbos_workflows"),
+        schema=(SHOP, ("dbos", "migrate", "--sys-db-url", "{url}")),
     ),
     Contender(
         "celery (rabbitmq)",
         "peers.celery_tasks",
         f"{GAP}; so for publishes unconfirmed when the broker dies; a running task dies with its worker",
         CELERY,
-        "rabbitmq",
+        server="rabbitmq",
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "celery (rabbitmq, confirmed)",
+        "peers.celery_tasks",
+        f"{GAP}; a task under way when its worker dies runs again, so an order may be counted twice",
+        CELERY,
+        server="rabbitmq",
+        tables=(EQUAL,),
     ),
     Contender(
         "celery (redis)",
         "peers.celery_tasks",
         f"{GAP}; Redis' death loses what came since its last snapshot; a running task dies with its worker",
         CELERY,
-        "redis",
+        server="redis",
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "celery (redis, fsync)",
+        "peers.celery_tasks",
+        f"{GAP}; a task under way when its worker dies runs again after an hour, so an order may be counted twice",
+        CELERY,
+        server="redis, fsync",
+        tables=(EQUAL,),
     ),
     Contender(
         "procrastinate (postgresql)",
         "peers.procrastinate_jobs",
         "jobs are stored with the order; a running job stalls with its worker until a task of one's own retries it",
         ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
-        "postgresql",
-        "postgresql",
+        server="postgresql",
+        database="postgresql",
+        schema=(SHOP, ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "schema", "--apply")),
+    ),
+    Contender(
+        "django-domain-events (postgresql)",
+        "peers.django_shop.wsgi",
+        "events are stored with the order; effects in the database once, mails at least once",
+        ("django-admin", "deliver_events"),
+        workers=int(AT_ONCE),
+        server="postgresql",
+        database="postgresql",
+        schema=(("django-admin", "migrate", "--run-syncdb"),),
     ),
     Contender("this service", "", "orders and all that follows are safe, also from power loss; mails at least once"),
     Contender("this service (postgresql)", "", "the same", server="postgresql", database="postgresql"),
@@ -133,16 +197,14 @@ class Running:
         broker = address if not on_postgresql else f"postgresql://{address}"
         self.env = environment(
             DATABASE_URL=url,
-            SYNCHRONOUS=self.contender.synchronous,
             MAIL_PORT=self.sink.port,
             BROKER_URL=broker or self.folder / "queue.db",
+            DURABLE="" if DEFAULTS in self.contender.tables else "yes",
+            DJANGO_SETTINGS_MODULE="peers.django_shop.settings",
             PYTHONPATH=HERE,
         )
-        if self.contender.stores:
-            run(str(PEERS / "python"), "-m", "peers.shop", env=self.env)
-        if "procrastinate" in self.contender.worker:
-            app = self.contender.worker[2]
-            run(str(PEERS / "procrastinate"), "--app", app, "schema", "--apply", env=self.env)
+        for name, *arguments in self.contender.schema:
+            run(str(PEERS / name), *(each.format(url=url) for each in arguments), env=self.env)
 
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
@@ -161,7 +223,7 @@ class Running:
             if serving.poll() is not None:
                 raise RuntimeError(f"{contender.name} ended:\n{self.last_words()}")
             self.start_seconds = time.monotonic() - began
-            if contender.worker:
+            for _ in range(contender.workers if contender.worker else 0):
                 name, *arguments = contender.worker
                 log = self.folder / "worker.log"
                 worker = process(str(PEERS / name), *arguments, log=log, env=self.env, cwd=self.folder)

@@ -41,8 +41,8 @@ class Contender:
     """The command of its worker."""
     workers: int = 1
     """How many workers run."""
-    server: str = ""
-    """The server that it needs."""
+    servers: tuple[str, ...] = ()
+    """The servers that it needs."""
     database: str = "sqlite"
     schema: tuple[tuple[str, ...], ...] = (("python", "-m", "peers.shop"),)
     """The commands that make its tables."""
@@ -107,7 +107,7 @@ CONTENDERS = (
         "peers.celery_tasks",
         f"{GAP}; so for publishes unconfirmed when the broker dies; a running task dies with its worker",
         CELERY,
-        server="rabbitmq",
+        servers=("rabbitmq",),
         tables=(DEFAULTS,),
     ),
     Contender(
@@ -115,7 +115,7 @@ CONTENDERS = (
         "peers.celery_tasks",
         f"{GAP}; a task under way when its worker dies runs again, so an order may be counted twice",
         CELERY,
-        server="rabbitmq",
+        servers=("rabbitmq",),
         tables=(EQUAL,),
     ),
     Contender(
@@ -123,7 +123,7 @@ CONTENDERS = (
         "peers.celery_tasks",
         f"{GAP}; Redis' death loses what came since its last snapshot; a running task dies with its worker",
         CELERY,
-        server="redis",
+        servers=("redis",),
         tables=(DEFAULTS,),
     ),
     Contender(
@@ -131,7 +131,7 @@ CONTENDERS = (
         "peers.celery_tasks",
         f"{GAP}; a task under way when its worker dies runs again after an hour, so an order may be counted twice",
         CELERY,
-        server="redis, fsync",
+        servers=("redis, fsync",),
         tables=(EQUAL,),
     ),
     Contender(
@@ -139,7 +139,7 @@ CONTENDERS = (
         "peers.procrastinate_jobs",
         "jobs are stored with the order; a running job stalls with its worker until a task of one's own retries it",
         ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
-        server="postgresql",
+        servers=("postgresql",),
         database="postgresql",
         schema=(SHOP, ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "schema", "--apply")),
     ),
@@ -149,12 +149,12 @@ CONTENDERS = (
         "events are stored with the order; effects in the database once, mails at least once",
         ("django-admin", "deliver_events"),
         workers=int(AT_ONCE),
-        server="postgresql",
+        servers=("postgresql",),
         database="postgresql",
         schema=(("django-admin", "migrate", "--run-syncdb"),),
     ),
     Contender("this service", "", "orders and all that follows are safe, also from power loss; mails at least once"),
-    Contender("this service (postgresql)", "", "the same", server="postgresql", database="postgresql"),
+    Contender("this service (postgresql)", "", "the same", servers=("postgresql",), database="postgresql"),
 )
 
 
@@ -166,7 +166,7 @@ class Running:
         self.port = free_port()
         self.database = str(folder / "orders.db")
         self.roots: list[int] = []
-        self.server_root: int | None = None
+        self.server_roots: list[int] = []
         self.start_seconds = 0.0
 
     @property
@@ -175,11 +175,13 @@ class Running:
 
     @property
     def server_pids(self) -> list[int]:
-        return family(self.server_root) if self.server_root else []
+        return family(*self.server_roots)
 
-    def prepare(self, address: str) -> None:
+    def prepare(self, addresses: dict[str, str]) -> None:
         """Make the tables, and say in the environment where everything is."""
         on_postgresql = self.contender.database == "postgresql"
+        address = addresses.pop("postgresql", "")
+        broker = next(iter(addresses.values()), "")
         if on_postgresql:
             self.database = f"postgresql://{address}"
         url = f"postgresql+psycopg://{address}" if on_postgresql else f"sqlite:///{self.database}"
@@ -191,14 +193,14 @@ class Running:
                 MAIL_PORT=self.sink.port,
                 USER_EMAIL_DOMAIN="users.example",
                 **({"DATABASE_URL": url} if on_postgresql else {}),
+                **({"BUS_ENGINE": "celery", "CELERY_BROKER_URL": broker} if broker else {}),
             )
             run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=CHECKOUT)
             return
-        broker = address if not on_postgresql else f"postgresql://{address}"
         self.env = environment(
             DATABASE_URL=url,
             MAIL_PORT=self.sink.port,
-            BROKER_URL=broker or self.folder / "queue.db",
+            BROKER_URL=broker or (self.database if on_postgresql else self.folder / "queue.db"),
             DURABLE="" if DEFAULTS in self.contender.tables else "yes",
             DJANGO_SETTINGS_MODULE="peers.django_shop.settings",
             PYTHONPATH=HERE,
@@ -257,12 +259,15 @@ class Running:
             "SELECT count(*), sum(CASE status WHEN 'confirmed' THEN 1 ELSE 0 END), "
             "sum(CASE notification WHEN 'sent' THEN 1 ELSE 0 END), (SELECT sum(orders_count) FROM users) FROM orders"
         )
-        if self.contender.database == "postgresql":
-            row = run(program("psql"), "-X", "-A", "-t", "-c", query, self.database).strip().split("|")
-        else:
-            with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
-                row = connection.execute(query).fetchone()
+        row = self.ask(query)
         return dict(zip(("stored", "confirmed", "sent", "counted"), (int(each or 0) for each in row), strict=True))
+
+    def ask(self, query: str) -> list[str]:
+        """The first row of what the database answers."""
+        if self.contender.database == "postgresql":
+            return run(program("psql"), "-X", "-A", "-t", "-c", query, self.database).strip().split("|")
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
+            return list(connection.execute(query).fetchone())
 
     def drain(self, quiet_seconds: float = 20.0) -> dict[str, int]:
         """Wait until every stored order has its mail and all of its records, or nothing has moved for a while."""
@@ -291,11 +296,12 @@ def prepared(contender: Contender, sink: Sink, python: str) -> Iterator[Running]
     running = Running(contender, folder, sink, python)
     try:
         with contextlib.ExitStack() as stack:
-            address = ""
-            if contender.server:
-                address, running.server_root = stack.enter_context(SERVERS[contender.server](folder))
+            addresses = {}
+            for server in contender.servers:
+                addresses[server], root = stack.enter_context(SERVERS[server](folder))
+                running.server_roots.append(root)
             sink.ask("reset")
-            running.prepare(address)
+            running.prepare(addresses)
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ import http.client
 import json
 import shutil
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Contender:
     module: str
     """The WSGI module among the peers; empty for the service itself."""
     durability: str
+    web: tuple[str, ...] = ("gunicorn", *WEB, "--bind", "127.0.0.1:{port}", "{module}:app")
+    """The command of its web server."""
     worker: tuple[str, ...] = ()
     """The command of its worker."""
     workers: int = 1
@@ -56,10 +59,16 @@ class Contender:
         return not self.module
 
 
+BEFORE = "this service, before"
+"""From another checkout: only where run.py is given one."""
+GUNICORN = ("gunicorn", "wsgi:app")
+GRANIAN = ("granian", "--interface", "wsgi", "--port", "{port}", "--workers", "2", "--blocking-threads", "8")
+GRANIAN += ("--workers-kill-timeout", "15", "wsgi:app")
 SHOP = ("python", "-m", "peers.shop")
 CELERY = ("celery", "-A", "peers.celery_tasks:celery", "worker", "--loglevel", "INFO", "--concurrency", AT_ONCE)
 HUEY = ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE)
 GAP = "an order whose process dies between commit and enqueueing never gets its mail"
+SAFE = "orders and all that follows are safe, also from power loss; mails at least once"
 STEPS = "a step under way when the worker dies runs again, so an order may be counted twice"
 CONTENDERS = (
     Contender("empty", "peers.empty", "stores nothing", schema=(), mails=False, stores=False),
@@ -79,34 +88,34 @@ CONTENDERS = (
         "huey (sqlite)",
         "peers.huey_sqlite",
         f"{GAP}; a running task dies with its consumer; power loss as SQLite's build has it, here FULL",
-        HUEY,
+        worker=HUEY,
         tables=(DEFAULTS,),
     ),
     Contender(
         "huey (sqlite, fsync)",
         "peers.huey_sqlite",
         f"{GAP}; a running task dies with its consumer",
-        HUEY,
+        worker=HUEY,
         tables=(EQUAL,),
     ),
     Contender(
         "unhinged (sqlite)",
         "peers.unhinged_tasks",
         f"{GAP}; {STEPS}",
-        ("python", "-m", "peers.unhinged_tasks"),
+        worker=("python", "-m", "peers.unhinged_tasks"),
     ),
     Contender(
         "dbos (sqlite)",
         "peers.dbos_workflows",
         f"workflows are stored with the order; {STEPS}",
-        ("python", "-m", "peers.dbos_workflows"),
+        worker=("python", "-m", "peers.dbos_workflows"),
         schema=(SHOP, ("dbos", "migrate", "--sys-db-url", "{url}")),
     ),
     Contender(
         "celery (rabbitmq)",
         "peers.celery_tasks",
         f"{GAP}; so for publishes unconfirmed when the broker dies; a running task dies with its worker",
-        CELERY,
+        worker=CELERY,
         servers=("rabbitmq",),
         tables=(DEFAULTS,),
     ),
@@ -114,7 +123,7 @@ CONTENDERS = (
         "celery (rabbitmq, confirmed)",
         "peers.celery_tasks",
         f"{GAP}; a task under way when its worker dies runs again, so an order may be counted twice",
-        CELERY,
+        worker=CELERY,
         servers=("rabbitmq",),
         tables=(EQUAL,),
     ),
@@ -122,7 +131,7 @@ CONTENDERS = (
         "celery (redis)",
         "peers.celery_tasks",
         f"{GAP}; Redis' death loses what came since its last snapshot; a running task dies with its worker",
-        CELERY,
+        worker=CELERY,
         servers=("redis",),
         tables=(DEFAULTS,),
     ),
@@ -130,7 +139,7 @@ CONTENDERS = (
         "celery (redis, fsync)",
         "peers.celery_tasks",
         f"{GAP}; a task under way when its worker dies runs again after an hour, so an order may be counted twice",
-        CELERY,
+        worker=CELERY,
         servers=("redis, fsync",),
         tables=(EQUAL,),
     ),
@@ -138,7 +147,7 @@ CONTENDERS = (
         "procrastinate (postgresql)",
         "peers.procrastinate_jobs",
         "jobs are stored with the order; a running job stalls with its worker until a task of one's own retries it",
-        ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
+        worker=("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
         servers=("postgresql",),
         database="postgresql",
         schema=(SHOP, ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "schema", "--apply")),
@@ -147,22 +156,25 @@ CONTENDERS = (
         "django-domain-events (postgresql)",
         "peers.django_shop.wsgi",
         "events are stored with the order; effects in the database once, mails at least once",
-        ("django-admin", "deliver_events"),
+        worker=("django-admin", "deliver_events"),
         workers=int(AT_ONCE),
         servers=("postgresql",),
         database="postgresql",
         schema=(("django-admin", "migrate", "--run-syncdb"),),
     ),
-    Contender("this service", "", "orders and all that follows are safe, also from power loss; mails at least once"),
-    Contender("this service (postgresql)", "", "the same", servers=("postgresql",), database="postgresql"),
+    Contender("this service", "", SAFE, GUNICORN),
+    Contender("this service (granian)", "", SAFE, GRANIAN, ("flask", "--app", "wsgi.py", "bus", "run")),
+    Contender("this service (postgresql)", "", SAFE, GUNICORN, servers=("postgresql",), database="postgresql"),
+    Contender(BEFORE, "", SAFE, GUNICORN),
 )
 
 
 class Running:
     """A contender at work. ``pids`` are its own processes, ``server_pids`` those of the server that it needs."""
 
-    def __init__(self, contender: Contender, folder: Path, sink: Sink, python: str) -> None:
+    def __init__(self, contender: Contender, folder: Path, sink: Sink, python: str, checkout: Path) -> None:
         self.contender, self.folder, self.sink, self.python = contender, folder, sink, python
+        self.checkout = checkout if contender.is_service else HERE
         self.port = free_port()
         self.database = str(folder / "orders.db")
         self.roots: list[int] = []
@@ -192,10 +204,11 @@ class Running:
                 MAIL_SERVER="127.0.0.1",
                 MAIL_PORT=self.sink.port,
                 USER_EMAIL_DOMAIN="users.example",
+                DISPATCH_IN_WEB=str(not self.contender.worker).lower(),
                 **({"DATABASE_URL": url} if on_postgresql else {}),
                 **({"BUS_ENGINE": "celery", "CELERY_BROKER_URL": broker} if broker else {}),
             )
-            run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=CHECKOUT)
+            run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=self.checkout)
             return
         self.env = environment(
             DATABASE_URL=url,
@@ -211,30 +224,29 @@ class Running:
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
         """The web server, and the worker where there is one. The block begins with the answer to a first order."""
-        contender = self.contender
+        contender, self.roots = self.contender, []
         with contextlib.ExitStack() as stack:
             began = time.monotonic()
-            if contender.is_service:
-                web = (self.python, "-m", "gunicorn", "wsgi:app")
-            else:
-                web = (str(PEERS / "gunicorn"), *WEB, "--bind", f"127.0.0.1:{self.port}", f"{contender.module}:app")
-            cwd = CHECKOUT if contender.is_service else HERE
-            serving = stack.enter_context(process(*web, log=self.folder / "web.log", env=self.env, cwd=cwd))
-            self.roots = [serving.pid]
+            serving = self._start(stack, contender.web, "web.log")
             wait_until(lambda: self.place("first") or serving.poll() is not None, "a first answer", pause=0.005)
             if serving.poll() is not None:
                 raise RuntimeError(f"{contender.name} ended:\n{self.last_words()}")
             self.start_seconds = time.monotonic() - began
             for _ in range(contender.workers if contender.worker else 0):
-                name, *arguments = contender.worker
-                log = self.folder / "worker.log"
-                worker = process(str(PEERS / name), *arguments, log=log, env=self.env, cwd=self.folder)
-                self.roots.append(stack.enter_context(worker).pid)
+                self._start(stack, contender.worker, "worker.log")
             if contender.mails and len(set(self.drain(10).values())) > 1:
                 raise RuntimeError(
                     f"{contender.name}: what follows from an order does not happen:\n{self.last_words()}"
                 )
             yield
+
+    def _start(self, stack: contextlib.ExitStack, command: tuple[str, ...], log: str) -> subprocess.Popen[bytes]:
+        name, *arguments = (each.format(port=self.port, module=self.contender.module) for each in command)
+        program = (self.python, "-m", name) if self.contender.is_service else (str(PEERS / name),)
+        begun = process(*program, *arguments, log=self.folder / log, env=self.env, cwd=self.checkout)
+        started = stack.enter_context(begun)
+        self.roots.append(started.pid)
+        return started
 
     def last_words(self) -> str:
         """The ends of all its logs."""
@@ -289,11 +301,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def prepared(contender: Contender, sink: Sink, python: str) -> Iterator[Running]:
-    """A contender with fresh files, and a fresh server, that is ready to start."""
+def prepared(contender: Contender, sink: Sink, python: str, checkout: Path = CHECKOUT) -> Iterator[Running]:
+    """A contender with fresh files, and a fresh server, that is ready to start; the service from this checkout."""
     folder = Path(mkdtemp(prefix="bench-"))
     folder.chmod(0o755)  # the servers run as users of their own
-    running = Running(contender, folder, sink, python)
+    running = Running(contender, folder, sink, python, checkout)
     try:
         with contextlib.ExitStack() as stack:
             addresses = {}

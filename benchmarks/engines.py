@@ -18,7 +18,8 @@ WEB = ("gunicorn", "wsgi:app")
 DISPATCHER = ("flask", "--app", "wsgi.py", "bus", "run")
 WORKER = ("celery", "-A", "celery_app", "worker", "--concurrency", "3", "--loglevel", "WARNING")
 
-_ON_SQLITE, _ON_POSTGRESQL = (each for each in CONTENDERS if each.is_service)
+_SERVICE = {each.name: each for each in CONTENDERS if each.is_service}
+_ON_SQLITE, _ON_POSTGRESQL = _SERVICE["this service"], _SERVICE["this service (postgresql)"]
 _BY_CELERY = replace(_ON_POSTGRESQL, servers=("postgresql", "rabbitmq"))
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, LEFT, TOP = 760, 320, 70, 34
-COLOURS = ("#1f6feb", "#d9822b", "#2da44e", "#8250df", "#cf222e", "#57606a", "#0a7d8c", "#b35900")
+COLOURS = ("#1f6feb", "#d9822b", "#2da44e", "#8250df", "#cf222e", "#57606a", "#0a7d8c", "#bf3989")
 ROW = 16
 """Pixels between two lines of a legend."""
 

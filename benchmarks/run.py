@@ -23,7 +23,7 @@ from typing import Any
 import engines
 import load
 import tables
-from contenders import CONTENDERS, PEERS, Contender, Running, prepared
+from contenders import BEFORE, CONTENDERS, PEERS, Contender, Running, prepared
 from processes import (
     CHECKOUT,
     HERE,
@@ -74,7 +74,8 @@ class Bench:
             self.rows.append(row)
 
     def prepared(self, contender: Contender) -> contextlib.AbstractContextManager[Running]:
-        return prepared(contender, self.mails, self.options.service_python)
+        checkout = self.options.before if contender.name == BEFORE else CHECKOUT
+        return prepared(contender, self.mails, self.options.service_python, checkout)
 
     @contextlib.contextmanager
     def beside(self) -> Iterator[Callable[[], Row]]:
@@ -250,13 +251,16 @@ def backlog(bench: Bench) -> None:
 
 
 def shares(bench: Bench) -> None:
-    """What the processor does for an order: see shares.py."""
+    """What the processor does for an order, and what is counted of it: see shares.py."""
     for number in range(bench.options.rounds):
         say(f"shares, round {number + 1} of {bench.options.rounds}")
+        bench.mails.ask("reset")
         with TemporaryDirectory(prefix="bench-") as folder, contextlib.ExitStack() as stack:
-            bench.mails.ask("reset")
-            found = ask(answering(bench, stack, "shares.py", folder, bench.mails.port))
-        bench.rows += [{"what": "shares", "name": name, "round": number, "parts": found[name]} for name in found]
+            worker = answering(bench, stack, "shares.py", folder, bench.mails.port)
+            for name, found in ask(worker).items():
+                bench.rows.append({"what": "shares", "name": name, "round": number, "parts": found})
+            if number == 0:
+                bench.rows += [{"what": "counts", "name": name} | found for name, found in ask(worker).items()]
 
 
 def answering(bench: Bench, stack: contextlib.ExitStack, *command: object) -> "subprocess.Popen[str]":
@@ -295,7 +299,7 @@ def say(words: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {words}", file=sys.stderr, flush=True)
 
 
-def machine() -> Row:
+def machine(rounds: int) -> Row:
     """What the numbers depend on."""
     with TemporaryDirectory(prefix="bench-") as folder:
         file = os.open(Path(folder, "file"), os.O_WRONLY | os.O_CREAT)
@@ -311,6 +315,7 @@ def machine() -> Row:
         "command": shlex.join(["python3", "benchmarks/run.py", *sys.argv[1:]]),
         "system": platform.platform(),
         "cores": os.cpu_count(),
+        "rounds": rounds,
         "fsync_ms": 1000 * statistics.median(waits),
         "commit": run("git", "-C", str(CHECKOUT), "describe", "--always", "--dirty").strip(),
     }
@@ -355,6 +360,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--waiting", type=int, default=100_000, help="deliveries in the backlog's waiting databases")
     parser.add_argument("--purge-orders", type=int, default=10_000)
+    parser.add_argument("--before", type=Path, help="another checkout, whose service takes part")
     parser.add_argument("--only", default="", help="contenders, by their names or parts of them, with commas")
     parser.add_argument("--out", type=Path, help="a file for the numbers, as JSON: tables.py reads it")
     default = str(own) if own.exists() else os.environ.get("SERVICE_PYTHON", "")
@@ -376,13 +382,16 @@ def main() -> None:
         for each in CONTENDERS
         if not wanted or any(word == each.name if word in names else word in each.name for word in wanted)
     ]
+    chosen = [each for each in chosen if each.name != BEFORE]
+    if options.before:
+        chosen += [each for each in CONTENDERS if each.name == BEFORE]
     try:
         program("wrk")
     except Missing:
         parts = [part for part in parts if part in WITHOUT_WRK]
         say(f"only {', '.join(WITHOUT_WRK)}: there is no wrk (apt-get install wrk)")
     make_peers()
-    numbers: Row = {"machine": machine()}
+    numbers: Row = {"machine": machine(options.rounds)}
     with TemporaryDirectory(prefix="bench-") as folder, sink(Path(folder)) as mails:
         bench = Bench(options, mails, chosen)
         numbers["rows"] = bench.rows

@@ -5,20 +5,24 @@
 In one process and one thread, on a SQLite file at ``synchronous=FULL``: in turns a POST to an empty route and one to
 the service, and after each twenty their deliveries, with mails over loopback. Each time some more processor time has
 passed, the kernel's among it, the stack is looked at; it belongs to the innermost frame whose file is in ``PARTS``.
-Prints a line of JSON: for a POST and for an order's deliveries the time of each part, an empty route's being 1.
+Prints two lines of JSON, of a POST and of an order's deliveries: the time of each part, an empty route's being 1; and
+how many statements, commits and instructions they take, of the latter an empty route's being 1 (None: no valgrind).
 """
 
 import collections
 import gc
 import json
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import instructions
+from sqlalchemy import event
 
 ORDERS = 4000
 BATCH = 20
@@ -96,8 +100,33 @@ def main() -> None:
         if number % BATCH == BATCH - 1:
             watch.run("deliveries", deliver)
     signal.setitimer(signal.ITIMER_PROF, 0)
-    found = {name: watch.parts(name, watch.seconds["empty"]) for name in ("POST", "deliveries")}
-    print(json.dumps(found), flush=True)
+    print(json.dumps({name: watch.parts(name, watch.seconds["empty"]) for name in ("POST", "deliveries")}), flush=True)
+    print(json.dumps(counted(service, deliver)), flush=True)
+
+
+def counted(service: Any, deliver: Callable[[], None]) -> dict[str, dict[str, float | None]]:
+    """Of a POST alone, and of one order of twenty whose deliveries are made together."""
+    database, told = service.extensions["database"], list[str]()
+
+    @event.listens_for(database.engine, "connect")
+    def listen(connection: Any, _: Any) -> None:
+        connection.set_trace_callback(told.append)
+
+    def of(work: Callable[[], object], orders: int) -> dict[str, float | None]:
+        told.clear()
+        work()
+        return {"statements": len(told) / orders, "commits": told.count("COMMIT") / orders}
+
+    database.renew_connections()
+    instructions.post(service, "traced", 1)
+    deliver()
+    found = {"POST": of(lambda: instructions.post(service, "alone", 1), 1)}
+    instructions.post(service, "together", BATCH - 1)
+    found["deliveries"] = of(deliver, BATCH)
+    counts = instructions.measured() if shutil.which("valgrind") else {}
+    for name, key in (("POST", "post"), ("deliveries", "delivery")):
+        found[name]["instructions"] = counts[key] / counts["empty"] if counts else None
+    return found
 
 
 main()

@@ -1,10 +1,10 @@
 """What run.py measured, as Markdown tables, and as pictures: see README.md.
 
-    python3 benchmarks/tables.py                     prints the tables of benchmarks/numbers.json
-    python3 benchmarks/tables.py --docs              writes them, and the pictures, into docs/
-    python3 benchmarks/tables.py --numbers FILE      the same of another file
+    python3 benchmarks/tables.py [FILE ...]           prints the tables of these numbers; of benchmarks/numbers*.json
+    python3 benchmarks/tables.py [FILE ...] --docs    writes them, and the pictures, into docs/
 
-In docs a table stands between ``<!-- numbers: NAME -->`` and ``<!-- end -->``; what is between is replaced.
+Each part is of one file: run.py may have measured parts in runs of their own. In docs a table stands between
+``<!-- numbers: NAME -->`` and ``<!-- end -->``; what is between is replaced.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pictures
-from contenders import CONTENDERS, DEFAULTS, EQUAL, Contender
+from contenders import BEFORE, CONTENDERS, DEFAULTS, EQUAL, Contender
 from engines import CASES
 from processes import CHECKOUT, HERE
 
@@ -26,10 +26,11 @@ IN_REQUEST, PROCRASTINATE = "blinker, in the request", "procrastinate (postgresq
 
 
 class Numbers:
-    """The rows of one run."""
+    """The rows of a run, or of several that measured different parts."""
 
-    def __init__(self, found: dict[str, Any]) -> None:
-        self.machine, self.rows = found["machine"], found["rows"]
+    def __init__(self, *runs: dict[str, Any]) -> None:
+        self.machines: list[Row] = [run["machine"] for run in runs]
+        self.rows: list[Row] = [row for run in runs for row in run["rows"]]
 
     def of(self, what: str, name: str) -> list[Row]:
         return [row for row in self.rows if row["what"] == what and row["name"] == name and "failed" not in row]
@@ -56,30 +57,40 @@ class Numbers:
 
 # Against others
 
+SERVICE = {"sqlite": "this service", "postgresql": "this service (postgresql)"}
+"""By the database that it stores orders in."""
+GRANIAN = "this service (granian)"
 
-def ours(contender: Contender) -> str:
-    """The service on the same database."""
-    return next(each.name for each in CONTENDERS if each.is_service and each.database == contender.database)
+
+def comparison(numbers: Numbers, at: str) -> list[str]:
+    lines = against_others(numbers, [each for each in CONTENDERS if at in each.tables])
+    return [f"### Against others, at {'their ' if at == DEFAULTS else ''}{at}", "", *lines]
 
 
-def comparison(numbers: Numbers, table: str) -> list[str]:
-    titles = ["", "POST/s", "of empty", "p99 ms", "mails/s", "of this service's", "POST to mail p50 ms", "p99 ms"]
+def everybody(numbers: Numbers) -> list[str]:
+    """Both comparisons in one table."""
+    return ["### Against others", "", *against_others(numbers, CONTENDERS, "at")]
+
+
+def against_others(numbers: Numbers, contenders: Iterable[Contender], at: str = "") -> list[str]:
+    titles = ["", at, "POST/s", "of empty", "p99 ms", "mails/s", "of this service's", "POST to mail p50 ms", "p99 ms"]
     titles += ["CPU ms an order", "PSS MiB", "errors", "unfinished", "what a crash costs"]
     skipped = {row["name"]: row["skipped"] for row in numbers.rows if "skipped" in row}
     lines = []
-    for contender in CONTENDERS:
-        if table in contender.tables:
-            if contender.name in skipped:
-                lines.append([contender.name, skipped[contender.name], *[""] * (len(titles) - 2)])
-            elif numbers.of("throughput", contender.name) or numbers.of("latency", contender.name):
-                lines.append([contender.name, *compared(numbers, contender), contender.durability])
-    return [f"### Against others, at {'their ' if table == DEFAULTS else ''}{table}", "", *markdown(titles, lines)]
+    for each in contenders:
+        both = "both" if len(each.tables) > 1 else each.tables[0]
+        head = [each.name, both if at else ""]
+        if each.name in skipped:
+            lines.append([*head, skipped[each.name], *[""] * (len(titles) - 3)])
+        elif numbers.of("throughput", each.name) or numbers.of("latency", each.name):
+            lines.append([*head, *compared(numbers, each), each.durability])
+    return markdown(titles, lines)
 
 
 def compared(numbers: Numbers, contender: Contender) -> list[str]:
-    share = numbers.against("throughput", ours(contender), "mails_per_second") if contender.mails else "none"
+    share = numbers.against("throughput", SERVICE[contender.database], "mails_per_second")
     load: list[tuple[str, Value | str]] = [("{:.0f}", "per_second"), ("{:.2f}", "share"), ("{:.0f}", "p99_ms")]
-    load += [("{:.0f}", "mails_per_second"), ("{:.2f}", share)]
+    load += [("{:.0f}", "mails_per_second"), ("{:.2f}", share)] if contender.mails else [("", "none")] * 2
     rest = [("{:.2f}", "cpu_ms"), ("{:.0f}", "pss"), ("{:.0f}", "errors"), ("{:.0f}", "unfinished")]
     return [
         *numbers.line("throughput", contender.name, load),
@@ -90,39 +101,46 @@ def compared(numbers: Numbers, contender: Contender) -> list[str]:
 
 def targets(numbers: Numbers) -> list[str]:
     """The service's figures against the best peer's, from the same rounds."""
-    on_sqlite, on_postgresql = (each.name for each in CONTENDERS if each.is_service)
     lines = []
 
     def line(words: str, what: str, name: str, value: Value | str, form: str) -> None:
-        lines.append([words, spread(numbers.values(what, name, value), form)])
+        if found := numbers.values(what, name, value):
+            lines.append([words, spread(found, form)])
 
     for table in (DEFAULTS, EQUAL):
         if best := best_peer(numbers, table):
-            times = numbers.against("throughput", best, "mails_per_second")
-            line(
-                f"mails a second end to end, of the best peer's at {table}: {best}",
-                "throughput",
-                on_sqlite,
-                times,
-                "{:.1f}",
+            times, words = (
+                numbers.against("throughput", best, "mails_per_second"),
+                f"the best peer's at {table}: {best}",
             )
-    line("POSTs a second, of an empty route's at its best", "throughput", on_sqlite, "share", "{:.2f}")
-    line("p99 of a POST above the empty route's, ms", "throughput", on_sqlite, "p99_over_empty_ms", "{:.0f}")
+            line(f"mails a second end to end, of {words}", "throughput", SERVICE["sqlite"], times, "{:.1f}")
+    for name, by in ((SERVICE["sqlite"], "gunicorn"), (GRANIAN, "granian")):
+        line(
+            f"POSTs a second by {by}, of an empty route's by gunicorn at its best",
+            "throughput",
+            name,
+            "share",
+            "{:.2f}",
+        )
+        line(f"p99 of a POST by {by} above that route's, ms", "throughput", name, "p99_over_empty_ms", "{:.0f}")
     for key in ("p50_ms", "p99_ms"):
         times = numbers.against("latency", IN_REQUEST, key)
-        line(f"POST to mail, {key[:3]}, of the in-request peer's", "latency", on_sqlite, times, "{:.2f}")
+        line(f"POST to mail, {key[:3]}, of the in-request peer's", "latency", SERVICE["sqlite"], times, "{:.2f}")
     for key, word in (("per_second", "POSTs"), ("mails_per_second", "mails end to end")):
         times = numbers.against("throughput", PROCRASTINATE, key)
-        line(f"{word} a second on PostgreSQL, of Procrastinate's", "throughput", on_postgresql, times, "{:.1f}")
+        line(f"{word} a second on PostgreSQL, of Procrastinate's", "throughput", SERVICE["postgresql"], times, "{:.1f}")
+    for key, word in (("per_second", "POSTs"), ("mails_per_second", "mails end to end"), ("cpu_ms", "processor")):
+        times = numbers.against("throughput", BEFORE, key)
+        line(f"{word}, of the service's before", "throughput", SERVICE["sqlite"], times, "{:.2f}")
     return ["### In one line each", "", *markdown(["", "measured"], lines)]
 
 
-def best_peer(numbers: Numbers, table: str) -> str | None:
+def best_peer(numbers: Numbers, at: str) -> str | None:
     """Who sends most mails a second, on whatever it stores things in."""
     sent = {
         each.name: numbers.values("throughput", each.name, "mails_per_second")
         for each in CONTENDERS
-        if table in each.tables and not each.is_service
+        if at in each.tables and not each.is_service
     }
     return max((name for name in sent if sent[name]), key=lambda name: statistics.median(sent[name]), default=None)
 
@@ -159,7 +177,7 @@ STEPS = ("post", "claim", "settle")
 
 
 def backlog(numbers: Numbers) -> list[str]:
-    names = list(dict.fromkeys(row["name"] for row in numbers.rows if row["what"] == "backlog"))
+    names = [row["name"] for row in numbers.rows if row["what"] == "backlog, filled"]
     columns: list[tuple[str, Value | str]] = []
     for step in STEPS:
         columns.append(("{:.2f}", lambda row, step=step: 1000 * row[step]))
@@ -213,7 +231,7 @@ def engines(numbers: Numbers) -> list[str]:
 
 def model(numbers: Numbers) -> list[str]:
     """``X = C / p``, ``Y = 1 / d``, ``Z = 1 / (1/X + 1/Y)``, beside what was measured."""
-    cores = numbers.machine["cores"]
+    cores = numbers.machines[0]["cores"]
     lines = []
     for name in [each for each in CASES if each.endswith(" 1 dispatcher")]:
         rows = numbers.of("engines", name)
@@ -235,6 +253,11 @@ def purge(numbers: Numbers) -> list[str]:
 
 
 WORKS = {"POST": "a POST", "deliveries": "its deliveries"}
+COUNTS = {
+    "statements": ("statements; of deliveries, one order's of twenty", "{:.1f}"),
+    "commits": ("commits, each with an fsync; the same", "{:.2f}"),
+    "instructions": ("instructions without the kernel's, of an empty route's", "{:.2f}"),
+}
 
 
 def shares(numbers: Numbers) -> list[str]:
@@ -243,16 +266,22 @@ def shares(numbers: Numbers) -> list[str]:
         for part in parts(numbers)
     ]
     sums = [spread([sum(row["parts"].values()) for row in numbers.of("shares", name)], "{:.2f}") for name in WORKS]
+    counted = [
+        [words, *(spread(numbers.values("counts", name, key), form) for name in WORKS)]
+        for key, (words, form) in COUNTS.items()
+    ]
     titles = ["processor time, of an empty route's", *WORKS.values()]
-    return ["### Where an order's time goes", "", *markdown(titles, [*lines, ["together", *sums]])]
+    return ["### Where an order's time goes", "", *markdown(titles, [*lines, ["**together**", *sums], *counted])]
 
 
 def parts(numbers: Numbers) -> list[str]:
-    return list(dict.fromkeys(part for row in numbers.rows if row["what"] == "shares" for part in row["parts"]))
+    seen = list(dict.fromkeys(part for row in numbers.rows if row["what"] == "shares" for part in row["parts"]))
+    return sorted(seen, key="the rest".__eq__)
 
 
 TABLES: dict[str, tuple[str, Callable[[Numbers], list[str]]]] = {
     "defaults": ("throughput latency", lambda numbers: comparison(numbers, DEFAULTS)),
+    "others": ("throughput latency", everybody),
     "equal": ("throughput latency", lambda numbers: comparison(numbers, EQUAL)),
     "targets": ("throughput", targets),
     "shares": ("shares", shares),
@@ -266,21 +295,20 @@ TABLES: dict[str, tuple[str, Callable[[Numbers], list[str]]]] = {
 """By name: the parts of run.py that it needs, and what writes it."""
 
 
-def all_tables(numbers: Numbers) -> dict[str, list[str]]:
-    return {
-        name: write(numbers)
-        for name, (parts, write) in TABLES.items()
-        if any(numbers.has(part) for part in parts.split())
-    }
+def table(numbers: Numbers, name: str) -> list[str]:
+    """Its heading, an empty line, and the table. Nothing where it was not measured."""
+    wanted, write = TABLES[name]
+    return write(numbers) if any(numbers.has(part) for part in wanted.split()) else []
 
 
-def words(numbers: Numbers) -> str:
-    """On what, and when."""
-    facts, rounds = numbers.machine, 1 + max((row.get("round", 0) for row in numbers.rows), default=0)
-    return (
-        f"`{facts['command']}`, {facts['when']}, {facts['commit']}, {facts['system']}, {facts['cores']} cores, "
-        f"fsync {facts['fsync_ms']:.2f} ms. Medians of {rounds} rounds; in brackets the least and the most."
-    )
+def words(numbers: Numbers) -> list[str]:
+    """What was run, when, and on what."""
+    runs = [
+        f"- `{facts['command']}`: {facts['when']}, {facts['commit']}, {facts['system']}, {facts['cores']} cores, "
+        f"fsync {facts['fsync_ms']:.2f} ms, rounds: {facts['rounds']}"
+        for facts in numbers.machines
+    ]
+    return [*runs, "", "Given are medians of the rounds; in brackets the least and the most."]
 
 
 # Pictures
@@ -350,32 +378,33 @@ def markdown(titles: list[str], lines: Iterable[list[str]]) -> list[str]:
 
 
 def printed(numbers: Numbers) -> str:
-    return "\n".join([words(numbers), *(line for table in all_tables(numbers).values() for line in ("", *table))])
+    found = (table(numbers, name) for name in TABLES if name != "others")  # which says the same as two others
+    return "\n".join([*words(numbers), *(line for lines in found if lines for line in ("", *lines))])
 
 
 def publish(numbers: Numbers) -> None:
-    """Every marked table in docs, and the pictures."""
+    """Every marked table in docs, and the pictures; what was not measured stays."""
     for name, picture in draw(numbers).items():
         (CHECKOUT / "docs" / name).write_text(picture)
-    tables = all_tables(numbers)
     for page in (CHECKOUT / "docs").glob("*.md"):
-        old = page.read_text()
+        page.write_text(re.sub(MARKED, lambda found: marked(numbers, found), page.read_text(), flags=re.DOTALL))
 
-        def table(found: "re.Match[str]") -> str:
-            body = [words(numbers)] if found[1] == "machine" else tables[found[1]][2:]
-            return f"<!-- numbers: {found[1]} -->\n" + "\n".join(body) + "\n<!-- end -->"
 
-        new = re.sub(r"<!-- numbers: (\w+) -->\n.*?<!-- end -->", table, old, flags=re.DOTALL)
-        if new != old:
-            page.write_text(new)
+MARKED = r"<!-- numbers: (\w+) -->\n(.*?)<!-- end -->"
+
+
+def marked(numbers: Numbers, found: "re.Match[str]") -> str:
+    name = found[1]
+    body = words(numbers) if name == "machine" else table(numbers, name)[2:]
+    return f"<!-- numbers: {name} -->\n" + ("\n".join([*body, ""]) if body else found[2]) + "<!-- end -->"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--numbers", type=Path, default=HERE / "numbers.json")
+    parser.add_argument("files", nargs="*", type=Path, default=sorted(HERE.glob("numbers*.json")))
     parser.add_argument("--docs", action="store_true")
     options = parser.parse_args()
-    numbers = Numbers(json.loads(options.numbers.read_text()))
+    numbers = Numbers(*(json.loads(file.read_text()) for file in options.files))
     if options.docs:
         publish(numbers)
     else:

@@ -5,6 +5,7 @@ import http.client
 import json
 import shutil
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from processes import (
 PEERS = HERE / ".venv" / "bin"
 WEB = ("--workers", "2", "--threads", "4", "--no-control-socket")
 AT_ONCE = "4"  # as in peers/shop.py
+DEFAULTS, EQUAL = "defaults", "equal durability"
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,19 @@ class Contender:
     module: str
     """The WSGI module among the peers; empty for the service itself."""
     durability: str
+    web: tuple[str, ...] = ("gunicorn", *WEB, "--bind", "127.0.0.1:{port}", "{module}:app")
+    """The command of its web server."""
     worker: tuple[str, ...] = ()
-    server: str = ""
-    """The server that it needs."""
+    """The command of its worker."""
+    workers: int = 1
+    """How many workers run."""
+    servers: tuple[str, ...] = ()
+    """The servers that it needs."""
     database: str = "sqlite"
-    synchronous: str = ""
+    schema: tuple[tuple[str, ...], ...] = (("python", "-m", "peers.shop"),)
+    """The commands that make its tables."""
+    tables: tuple[str, ...] = (DEFAULTS, EQUAL)
+    """In which comparisons it stands. In EQUAL alone: it runs with settings that make it as durable as it can be."""
     mails: bool = True
     stores: bool = True
 
@@ -49,60 +59,126 @@ class Contender:
         return not self.module
 
 
+BEFORE = "this service, before"
+"""From another checkout: only where run.py is given one."""
+GUNICORN = ("gunicorn", "wsgi:app")
+GRANIAN = ("granian", "--interface", "wsgi", "--port", "{port}", "--workers", "2", "--blocking-threads", "8")
+GRANIAN += ("--workers-kill-timeout", "15", "wsgi:app")
+SHOP = ("python", "-m", "peers.shop")
 CELERY = ("celery", "-A", "peers.celery_tasks:celery", "worker", "--loglevel", "INFO", "--concurrency", AT_ONCE)
+HUEY = ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE)
 GAP = "an order whose process dies between commit and enqueueing never gets its mail"
+SAFE = "orders and all that follows are safe, also from power loss; mails at least once"
+STEPS = "a step under way when the worker dies runs again, so an order may be counted twice"
 CONTENDERS = (
-    Contender("empty", "peers.empty", "stores nothing", mails=False, stores=False),
+    Contender("empty", "peers.empty", "stores nothing", schema=(), mails=False, stores=False),
+    Contender("orm insert", "peers.insert", "orders are safe; nothing follows", mails=False),
     Contender(
-        "orm insert NORMAL", "peers.insert", "power loss loses answered orders", synchronous="NORMAL", mails=False
+        "blinker, in the request",
+        "peers.blinker_request",
+        "what is answered is done; a crash before the answer, or a failed mail, is final",
     ),
-    Contender("orm insert FULL", "peers.insert", "orders are safe; nothing follows", synchronous="FULL", mails=False),
-    Contender("blinker, in the request", "peers.blinker_request", "orders are safe; a crash or a failed mail is final"),
     Contender(
-        "blinker, in a thread", "peers.blinker_thread", "orders are safe; what waits in memory dies with the process"
+        "blinker, in a thread",
+        "peers.blinker_thread",
+        "orders are safe; what waits in memory dies with the process",
+        tables=(DEFAULTS,),
     ),
     Contender(
         "huey (sqlite)",
         "peers.huey_sqlite",
+        f"{GAP}; a running task dies with its consumer; power loss as SQLite's build has it, here FULL",
+        worker=HUEY,
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "huey (sqlite, fsync)",
+        "peers.huey_sqlite",
         f"{GAP}; a running task dies with its consumer",
-        ("huey_consumer", "peers.huey_sqlite.huey", "--workers", AT_ONCE),
+        worker=HUEY,
+        tables=(EQUAL,),
+    ),
+    Contender(
+        "unhinged (sqlite)",
+        "peers.unhinged_tasks",
+        f"{GAP}; {STEPS}",
+        worker=("python", "-m", "peers.unhinged_tasks"),
+    ),
+    Contender(
+        "dbos (sqlite)",
+        "peers.dbos_workflows",
+        f"workflows are stored with the order; {STEPS}",
+        worker=("python", "-m", "peers.dbos_workflows"),
+        schema=(SHOP, ("dbos", "migrate", "--sys-db-url", "{url}")),
     ),
     Contender(
         "celery (rabbitmq)",
         "peers.celery_tasks",
         f"{GAP}; so for publishes unconfirmed when the broker dies; a running task dies with its worker",
-        CELERY,
-        "rabbitmq",
+        worker=CELERY,
+        servers=("rabbitmq",),
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "celery (rabbitmq, confirmed)",
+        "peers.celery_tasks",
+        f"{GAP}; a task under way when its worker dies runs again, so an order may be counted twice",
+        worker=CELERY,
+        servers=("rabbitmq",),
+        tables=(EQUAL,),
     ),
     Contender(
         "celery (redis)",
         "peers.celery_tasks",
         f"{GAP}; Redis' death loses what came since its last snapshot; a running task dies with its worker",
-        CELERY,
-        "redis",
+        worker=CELERY,
+        servers=("redis",),
+        tables=(DEFAULTS,),
+    ),
+    Contender(
+        "celery (redis, fsync)",
+        "peers.celery_tasks",
+        f"{GAP}; a task under way when its worker dies runs again after an hour, so an order may be counted twice",
+        worker=CELERY,
+        servers=("redis, fsync",),
+        tables=(EQUAL,),
     ),
     Contender(
         "procrastinate (postgresql)",
         "peers.procrastinate_jobs",
         "jobs are stored with the order; a running job stalls with its worker until a task of one's own retries it",
-        ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
-        "postgresql",
-        "postgresql",
+        worker=("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "worker", "--concurrency", AT_ONCE),
+        servers=("postgresql",),
+        database="postgresql",
+        schema=(SHOP, ("procrastinate", "--app", "peers.procrastinate_jobs.jobs", "schema", "--apply")),
     ),
-    Contender("this service", "", "orders and all that follows are safe, also from power loss; mails at least once"),
-    Contender("this service (postgresql)", "", "the same", server="postgresql", database="postgresql"),
+    Contender(
+        "django-domain-events (postgresql)",
+        "peers.django_shop.wsgi",
+        "events are stored with the order; effects in the database once, mails at least once",
+        worker=("django-admin", "deliver_events"),
+        workers=int(AT_ONCE),
+        servers=("postgresql",),
+        database="postgresql",
+        schema=(("django-admin", "migrate", "--run-syncdb"),),
+    ),
+    Contender("this service", "", SAFE, GUNICORN),
+    Contender("this service (granian)", "", SAFE, GRANIAN, ("flask", "--app", "wsgi.py", "bus", "run")),
+    Contender("this service (postgresql)", "", SAFE, GUNICORN, servers=("postgresql",), database="postgresql"),
+    Contender(BEFORE, "", SAFE, GUNICORN),
 )
 
 
 class Running:
     """A contender at work. ``pids`` are its own processes, ``server_pids`` those of the server that it needs."""
 
-    def __init__(self, contender: Contender, folder: Path, sink: Sink, python: str) -> None:
+    def __init__(self, contender: Contender, folder: Path, sink: Sink, python: str, checkout: Path) -> None:
         self.contender, self.folder, self.sink, self.python = contender, folder, sink, python
+        self.checkout = checkout if contender.is_service else HERE
         self.port = free_port()
         self.database = str(folder / "orders.db")
         self.roots: list[int] = []
-        self.server_root: int | None = None
+        self.server_roots: list[int] = []
         self.start_seconds = 0.0
 
     @property
@@ -111,11 +187,13 @@ class Running:
 
     @property
     def server_pids(self) -> list[int]:
-        return family(self.server_root) if self.server_root else []
+        return family(*self.server_roots)
 
-    def prepare(self, address: str) -> None:
+    def prepare(self, addresses: dict[str, str]) -> None:
         """Make the tables, and say in the environment where everything is."""
         on_postgresql = self.contender.database == "postgresql"
+        address = addresses.pop("postgresql", "")
+        broker = next(iter(addresses.values()), "")
         if on_postgresql:
             self.database = f"postgresql://{address}"
         url = f"postgresql+psycopg://{address}" if on_postgresql else f"sqlite:///{self.database}"
@@ -126,51 +204,49 @@ class Running:
                 MAIL_SERVER="127.0.0.1",
                 MAIL_PORT=self.sink.port,
                 USER_EMAIL_DOMAIN="users.example",
+                DISPATCH_IN_WEB=str(not self.contender.worker).lower(),
                 **({"DATABASE_URL": url} if on_postgresql else {}),
+                **({"BUS_ENGINE": "celery", "CELERY_BROKER_URL": broker} if broker else {}),
             )
-            run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=CHECKOUT)
+            run(self.python, "-m", "flask", "--app", "wsgi.py", "db", "upgrade", env=self.env, cwd=self.checkout)
             return
-        broker = address if not on_postgresql else f"postgresql://{address}"
         self.env = environment(
             DATABASE_URL=url,
-            SYNCHRONOUS=self.contender.synchronous,
             MAIL_PORT=self.sink.port,
-            BROKER_URL=broker or self.folder / "queue.db",
+            BROKER_URL=broker or (self.database if on_postgresql else self.folder / "queue.db"),
+            DURABLE="" if DEFAULTS in self.contender.tables else "yes",
+            DJANGO_SETTINGS_MODULE="peers.django_shop.settings",
             PYTHONPATH=HERE,
         )
-        if self.contender.stores:
-            run(str(PEERS / "python"), "-m", "peers.shop", env=self.env)
-        if "procrastinate" in self.contender.worker:
-            app = self.contender.worker[2]
-            run(str(PEERS / "procrastinate"), "--app", app, "schema", "--apply", env=self.env)
+        for name, *arguments in self.contender.schema:
+            run(str(PEERS / name), *(each.format(url=url) for each in arguments), env=self.env)
 
     @contextlib.contextmanager
     def started(self) -> Iterator[None]:
         """The web server, and the worker where there is one. The block begins with the answer to a first order."""
-        contender = self.contender
+        contender, self.roots = self.contender, []
         with contextlib.ExitStack() as stack:
             began = time.monotonic()
-            if contender.is_service:
-                web = (self.python, "-m", "gunicorn", "wsgi:app")
-            else:
-                web = (str(PEERS / "gunicorn"), *WEB, "--bind", f"127.0.0.1:{self.port}", f"{contender.module}:app")
-            cwd = CHECKOUT if contender.is_service else HERE
-            serving = stack.enter_context(process(*web, log=self.folder / "web.log", env=self.env, cwd=cwd))
-            self.roots = [serving.pid]
+            serving = self._start(stack, contender.web, "web.log")
             wait_until(lambda: self.place("first") or serving.poll() is not None, "a first answer", pause=0.005)
             if serving.poll() is not None:
                 raise RuntimeError(f"{contender.name} ended:\n{self.last_words()}")
             self.start_seconds = time.monotonic() - began
-            if contender.worker:
-                name, *arguments = contender.worker
-                log = self.folder / "worker.log"
-                worker = process(str(PEERS / name), *arguments, log=log, env=self.env, cwd=self.folder)
-                self.roots.append(stack.enter_context(worker).pid)
+            for _ in range(contender.workers if contender.worker else 0):
+                self._start(stack, contender.worker, "worker.log")
             if contender.mails and len(set(self.drain(10).values())) > 1:
                 raise RuntimeError(
                     f"{contender.name}: what follows from an order does not happen:\n{self.last_words()}"
                 )
             yield
+
+    def _start(self, stack: contextlib.ExitStack, command: tuple[str, ...], log: str) -> subprocess.Popen[bytes]:
+        name, *arguments = (each.format(port=self.port, module=self.contender.module) for each in command)
+        program = (self.python, "-m", name) if self.contender.is_service else (str(PEERS / name),)
+        begun = process(*program, *arguments, log=self.folder / log, env=self.env, cwd=self.checkout)
+        started = stack.enter_context(begun)
+        self.roots.append(started.pid)
+        return started
 
     def last_words(self) -> str:
         """The ends of all its logs."""
@@ -195,12 +271,15 @@ class Running:
             "SELECT count(*), sum(CASE status WHEN 'confirmed' THEN 1 ELSE 0 END), "
             "sum(CASE notification WHEN 'sent' THEN 1 ELSE 0 END), (SELECT sum(orders_count) FROM users) FROM orders"
         )
-        if self.contender.database == "postgresql":
-            row = run(program("psql"), "-X", "-A", "-t", "-c", query, self.database).strip().split("|")
-        else:
-            with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
-                row = connection.execute(query).fetchone()
+        row = self.ask(query)
         return dict(zip(("stored", "confirmed", "sent", "counted"), (int(each or 0) for each in row), strict=True))
+
+    def ask(self, query: str) -> list[str]:
+        """The first row of what the database answers."""
+        if self.contender.database == "postgresql":
+            return run(program("psql"), "-X", "-A", "-t", "-c", query, self.database).strip().split("|")
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as connection:
+            return list(connection.execute(query).fetchone())
 
     def drain(self, quiet_seconds: float = 20.0) -> dict[str, int]:
         """Wait until every stored order has its mail and all of its records, or nothing has moved for a while."""
@@ -222,18 +301,19 @@ class Running:
 
 
 @contextlib.contextmanager
-def prepared(contender: Contender, sink: Sink, python: str) -> Iterator[Running]:
-    """A contender with fresh files, and a fresh server, that is ready to start."""
+def prepared(contender: Contender, sink: Sink, python: str, checkout: Path = CHECKOUT) -> Iterator[Running]:
+    """A contender with fresh files, and a fresh server, that is ready to start; the service from this checkout."""
     folder = Path(mkdtemp(prefix="bench-"))
     folder.chmod(0o755)  # the servers run as users of their own
-    running = Running(contender, folder, sink, python)
+    running = Running(contender, folder, sink, python, checkout)
     try:
         with contextlib.ExitStack() as stack:
-            address = ""
-            if contender.server:
-                address, running.server_root = stack.enter_context(SERVERS[contender.server](folder))
+            addresses = {}
+            for server in contender.servers:
+                addresses[server], root = stack.enter_context(SERVERS[server](folder))
+                running.server_roots.append(root)
             sink.ask("reset")
-            running.prepare(address)
+            running.prepare(addresses)
             yield running
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@
 Each design is a row of stations that an order passes: processors with a queue before them, and a commit that takes all
 who wait. Orders come at random, at a rate; what follows from an order begins once it is answered. Printed is, for each
 design and rate, how long an order takes until all that follows is done, and which station is the busiest: where the
-time bends upwards, that one is full. Nothing is measured here: COSTS are the measured ones, the rest is arithmetic.
+time bends upwards, that one is full. Nothing is measured here: the costs were, the rest is arithmetic.
 """
 
 import argparse
@@ -53,7 +53,7 @@ SPREAD = 0.5
 
 @dataclass(frozen=True)
 class Costs:
-    """Milliseconds of one order, as docs/performance.md has them."""
+    """Milliseconds of one order, measured in November 2026 on two cores."""
 
     web: float
     """Of a processor, for the POST."""

@@ -57,6 +57,24 @@ def measured() -> dict[str, float]:
 
 def play(folder: Path) -> None:
     """What is counted, between marks."""
+    empty, service, deliver = shop(instance_path=folder, mail_backend="memory")
+    post(empty, "warm", WARM_UP)
+    post(service, "warm", WARM_UP)
+    deliver()
+    gc.collect()
+    gc.disable()  # when it runs depends on what was made before
+    for work in (
+        lambda: post(empty, "order", ORDERS),
+        lambda: post(service, "order", ORDERS),
+        deliver,
+    ):
+        os.getppid()
+        work()
+    os.getppid()
+
+
+def shop(**options: Any) -> tuple[Any, Any, Callable[[], None]]:
+    """An empty route, the service with these settings, and what delivers all that is due, in this one thread."""
     from flask import Flask, request
 
     from app import create_app
@@ -75,15 +93,14 @@ def play(folder: Path) -> None:
 
     os.environ["TZ"] = "UTC"
     sys.stderr = io.StringIO()  # the log
-    settings = Settings.of(instance_path=folder, mail_backend="memory")
+    settings = Settings.of(**options)
     logs.configure(settings)
     service = create_app(settings)
     dispatcher = service.extensions["bus"].dispatcher()
-
     capacity = dict.fromkeys(subscriptions(), BATCH)
 
     def deliver() -> None:
-        """As the engine does it, in one thread."""
+        """As the engine does it."""
         answers: list[Any] = []
         while True:
             _, claimed, _ = dispatcher.settle_and_claim(answers, capacity)
@@ -96,19 +113,7 @@ def play(folder: Path) -> None:
                 else:
                     answers += [(lease, dispatcher.invoke(lease)) for lease in batch]
 
-    post(empty, "warm", WARM_UP)
-    post(service, "warm", WARM_UP)
-    deliver()
-    gc.collect()
-    gc.disable()  # when it runs depends on what was made before
-    for work in (
-        lambda: post(empty, "order", ORDERS),
-        lambda: post(service, "order", ORDERS),
-        deliver,
-    ):
-        os.getppid()
-        work()
-    os.getppid()
+    return empty, service, deliver
 
 
 def post(app: Any, prefix: str, count: int) -> None:

@@ -171,9 +171,9 @@ def _stat(path: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def redis(folder: Path) -> Iterator[tuple[str, int]]:
+def redis(folder: Path, *options: str) -> Iterator[tuple[str, int]]:
     port = free_port()
-    command = (program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder))
+    command = (program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), *options)
     with process(*command, log=folder / "redis.log") as server:
         wait_until(lambda: listens(port), "Redis")
         yield f"redis://127.0.0.1:{port}/0", server.pid
@@ -235,7 +235,12 @@ def postgresql(folder: Path) -> Iterator[tuple[str, int]]:
         yield f"postgres@127.0.0.1:{port}/postgres", server.pid
 
 
-SERVERS = {"redis": redis, "rabbitmq": rabbitmq, "postgresql": postgresql}
+SERVERS = {
+    "redis": redis,
+    "redis, fsync": lambda folder: redis(folder, "--appendonly", "yes", "--appendfsync", "always"),
+    "rabbitmq": rabbitmq,
+    "postgresql": postgresql,
+}
 
 
 class Sink:

@@ -1,4 +1,8 @@
-"""Celery as Flask's documentation has it; BROKER_URL says whether on RabbitMQ or Redis."""
+"""Celery as Flask's documentation has it; BROKER_URL says whether on RabbitMQ or Redis.
+
+With DURABLE as its own documentation has it for tasks that must not be lost: published with RabbitMQ's confirms to a
+quorum queue, which is on the disk before it confirms, and acknowledged when they are done.
+"""
 
 import os
 
@@ -15,6 +19,10 @@ class FlaskTask(Task):
 
 celery = Celery("orders", task_cls=FlaskTask)
 celery.config_from_object({"broker_url": os.environ["BROKER_URL"], "task_ignore_result": True})
+if shop.DURABLE:
+    celery.conf.update(task_acks_late=True, task_reject_on_worker_lost=True)
+    if celery.conf.broker_url.startswith("amqp"):
+        celery.conf.update(broker_transport_options={"confirm_publish": True}, task_default_queue_type="quorum")
 
 
 @celery.task

@@ -1,4 +1,4 @@
-"""Huey with its SQLite storage, as its guide has it."""
+"""Huey with its SQLite storage, as its guide has it; DURABLE says whether with ``fsync``."""
 
 import os
 
@@ -6,7 +6,7 @@ from huey import SqliteHuey
 
 from peers import shop
 
-huey = SqliteHuey(filename=os.environ["BROKER_URL"])
+huey = SqliteHuey(filename=os.environ["BROKER_URL"], fsync=shop.DURABLE or None)
 
 
 @huey.task()

@@ -1,6 +1,7 @@
 """What the peers share: the two records, the route, the mail. Run as a program it makes the tables.
 
-Settings come from the environment: DATABASE_URL, SYNCHRONOUS (SQLite's own default where unset), MAIL_PORT, BROKER_URL.
+Settings come from the environment: DATABASE_URL, MAIL_PORT, BROKER_URL, and DURABLE for a peer whose defaults are not
+yet as durable as it can be made. SQLite's ``synchronous`` stays at its own default, FULL.
 """
 
 import os
@@ -18,6 +19,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 AT_ONCE = 4
 """How many receivers run at once on the machine. The service by itself sends two mails at once."""
+
+DURABLE = bool(os.environ.get("DURABLE"))
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "app" / "mail" / "templates"
 
@@ -53,8 +56,7 @@ def _engine(url: str) -> Any:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
-        if wanted := os.environ.get("SYNCHRONOUS"):
-            connection.execute(f"PRAGMA synchronous={wanted}")
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,), "this SQLite's default is not FULL"
 
     return engine
 

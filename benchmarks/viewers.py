@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/viewers.py [--pages 100] [--rounds 6] [--seconds 8]
 
 The service runs as it comes, on SQLite, with a mail server that accepts everything. Each page asks for the live part of
-the front page as its script does: over a connection that stays open, with the last answer's ETag, PAUSE_SECONDS after
-each answer. The load is that of run.py: 16 connections that POST new orders as fast as they are answered. Prints the
-POSTs per second with and without, and how many the service stored in a second of its processor time, which other work
-on the machine changes less; and the medians of the rounds' ratios. Fails where a tenth or more is lost of the latter.
+the front page as its script does: over a connection that stays open, with the last answer's ETag, after the pause that
+this answer asks for. The load is that of run.py: 16 connections that POST new orders as fast as they are answered.
+Prints the POSTs per second with and without, and how many the service stored in a second of its processor time, which
+other work on the machine changes less; and the medians of the rounds' ratios. Fails where a tenth or more is lost of
+the latter.
 """
 
 import argparse
@@ -24,9 +25,6 @@ from tempfile import TemporaryDirectory
 
 import load
 from processes import CHECKOUT, cpu_seconds, environment, family, free_port, listens, process, sink, wait_until
-
-PAUSE_SECONDS = 0.8
-"""As in app/console/static/live.js."""
 
 MOST_LOST = 0.1
 
@@ -57,7 +55,7 @@ class Pages:
         await asyncio.gather(*(self._page(number) for number in range(self.count)))
 
     async def _page(self, number: int) -> None:
-        await asyncio.sleep(PAUSE_SECONDS * number / self.count)
+        await asyncio.sleep(number / self.count)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         tag = ""
         while True:
@@ -69,7 +67,7 @@ class Pages:
                 await reader.readexactly(int(headers["Content-Length"]))
             self.answers[status] += 1
             tag = headers["ETag"]
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(float(headers["Next-Poll-Seconds"]))
 
 
 @contextlib.contextmanager

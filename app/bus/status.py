@@ -79,6 +79,11 @@ class ReceiverStatus:
     held_back: queries.HeldBack | None = None
     """Of a receiver that is ordered: what waits behind others of its key. None where nothing does."""
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something keeps it from delivering: ``held_up`` says what."""
+        return not self.is_connected or self.pause is not None or self.breaker is not None
+
 
 def of_receivers(
     session: Session,
@@ -162,12 +167,12 @@ def sentence(status: ReceiverStatus, now: datetime) -> Translatable:
     """As a person would say it: what keeps the receiver from delivering, then what waits, then what needs somebody."""
     first, *others = _counts(status, now)
     counts = reduce(Translatable.then, others, first)
-    if held := _held_up(status, now):
+    if held := held_up(status, now):
         return held.then(counts)
     return Translatable("%(receiver)s: %(counts)s", receiver=status.receiver, counts=counts)
 
 
-def _held_up(status: ReceiverStatus, now: datetime) -> Translatable | None:
+def held_up(status: ReceiverStatus, now: datetime) -> Translatable | None:
     """Why nothing is delivered, beginning with the receiver's name; None where nothing keeps it."""
     name = status.receiver
     if not status.is_connected:

@@ -33,6 +33,9 @@ LOOK_SECONDS = 5.0
 REFIT = timedelta(minutes=5)
 """Between fits, where something was learned; and until a fit that has not ended counts as lost."""
 
+FIRST_TRANSITIONS = 30
+"""The first table is fitted when so many are known, or REFIT after the first failure."""
+
 REFIT_ALWAYS = timedelta(days=1)
 """After so long old data has faded, even where nothing is new."""
 
@@ -124,8 +127,8 @@ class Learning:
     def _is_due(self, session: Session) -> bool:
         now = self.database.clock.now()
         latest = session.scalars(select(RetryTable).order_by(RetryTable.version.desc()).limit(1)).first()
-        if latest is None:  # a fit takes a second of processor time: not before something has failed
-            return _newest(session) > 0
+        if latest is None:
+            return _is_enough(session, now)
         age = abs(now - latest.begun_at)  # one from before a clock was set back counts as old, too
         if age < REFIT:
             return False
@@ -190,6 +193,16 @@ def _previous(session: Session, version: int) -> Table | None:
 
 def _newest(session: Session) -> int:
     return session.scalar(select(func.max(RetryTransition.transition_id))) or 0
+
+
+def _is_enough(session: Session, now: datetime) -> bool:
+    """Whether the first fit pays: it takes a second of processor time, and the next comes after REFIT only. Right after
+    the first failure there is nothing to fit to."""
+    first = session.scalar(select(RetryTransition.at).order_by(RetryTransition.transition_id).limit(1))
+    if first is None or abs(now - first) >= REFIT:
+        return first is not None
+    each = select(RetryTransition.transition_id).where(RetryTransition.age_from.is_not(None)).limit(FIRST_TRANSITIONS)
+    return session.scalar(select(func.count()).select_from(each.subquery())) == FIRST_TRANSITIONS
 
 
 def _keys(session: Session) -> list[tuple[str, str, str]]:

@@ -510,5 +510,9 @@ def _reached(step: Step, status: ReceiverStatus | None) -> Reached:
 
 
 def _short_name(receiver: str) -> str:
-    known = {"update_user_order_record": gettext("record"), "send_email_notification": gettext("mail")}
-    return known.get(receiver) or seen(receiver).replace("_", " ")
+    match receiver:
+        case "update_user_order_record":
+            return str(gettext("record"))
+        case "send_email_notification":
+            return str(gettext("mail"))
+    return seen(receiver).replace("_", " ")

@@ -81,7 +81,7 @@ class ReceiverStatus:
 
     @property
     def is_held_up(self) -> bool:
-        """Whether something keeps it from delivering: ``held_up`` says what."""
+        """Whether something keeps it from delivering."""
         return not self.is_connected or self.pause is not None or self.breaker is not None
 
 
@@ -167,12 +167,12 @@ def sentence(status: ReceiverStatus, now: datetime) -> Translatable:
     """As a person would say it: what keeps the receiver from delivering, then what waits, then what needs somebody."""
     first, *others = _counts(status, now)
     counts = reduce(Translatable.then, others, first)
-    if held := held_up(status, now):
+    if held := _held_up(status, now):
         return held.then(counts)
     return Translatable("%(receiver)s: %(counts)s", receiver=status.receiver, counts=counts)
 
 
-def held_up(status: ReceiverStatus, now: datetime) -> Translatable | None:
+def _held_up(status: ReceiverStatus, now: datetime) -> Translatable | None:
     """Why nothing is delivered, beginning with the receiver's name; None where nothing keeps it."""
     name = status.receiver
     if not status.is_connected:

@@ -71,7 +71,7 @@ def test_a_probe_is_asked_for_and_recorded(shop: Shop) -> None:
     assert shop.dispatch() == []
     visitor = Visitor(shop)
     page = visitor.get("/system")
-    assert "Ready to take orders, but: deliver: paused by its circuit breaker since" in page.text
+    assert "Ready to take orders, but: deliver: its circuit breaker is open since" in page.text
     assert "no route" in page.text
     assert "deliver is held up" in visitor.get("/").text, "the front page says the same"
     told = visitor.follow(visitor.submit("/system", "/system/deliver/probe"))

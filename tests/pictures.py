@@ -86,7 +86,7 @@ AFTER_IT = (
     Picture("act-ask", "/deliveries/act?action=retry&state=dead&receiver=send_email_notification", TWO),
     Picture("acts", "/acts"),
     Picture("act", "/acts/1", TWO),
-    Picture("retries", "/retries"),
+    Picture("retries", "/retries?receiver=send_email_notification&scope=backend&kind=unreachable"),
     Picture("docs", "/docs", ready=".opblock"),
 )
 SIGNED_OUT = (Picture("sign-in", "/sign-in", TWO),)

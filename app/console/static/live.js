@@ -35,7 +35,7 @@ async function poll() {
     if (isPaused) return;
     if (html) show(html);
     tag = answer.headers.get("ETag");
-    pause = 1000 * answer.headers.get("Next-Poll-Seconds");
+    pause = 1000 * (answer.headers.get("Next-Poll-Seconds") ?? 0.8); // none of an older version
     say(pause < SLOW ? "live" : "slower", "●");
   } catch {
     if (isPaused) return;

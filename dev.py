@@ -56,7 +56,7 @@ reads = os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("", "0", "false", "n
 for name in (".flaskenv", ".env") if reads else ():
     file = find_dotenv(name, usecwd=True)
     try:
-        open(file or os.devnull, encoding="utf-8").read()
+        open(file if os.path.isfile(file) else os.devnull, encoding="utf-8").read()  # of a pipe Flask reads what it has
     except UnicodeDecodeError:
         sys.exit(f"{file} is not UTF-8; write it in that encoding")
     except OSError as error:

@@ -112,7 +112,7 @@ def _answer_not_found(error: NotFound) -> ResponseReturnValue:
 def _set_headers(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     response.headers["Referrer-Policy"] = "same-origin"  # else a form would be sent with the Origin "null"
-    if "X-Live" in request.headers:
+    if "X-Live" in request.headers and response.status_code < 400:
         turns: Turns = current_app.extensions["console_turns"]
         response.headers[HEADER] = f"{turns.pause_seconds():.2f}"
     if request.endpoint != "console.static":

@@ -1,4 +1,4 @@
-"""Turns: how long a page pauses before its next poll, so that what viewers cost is bounded however many they are.
+"""Turns: how long a page pauses before its next poll, so that a hundred viewers cost little more than a few.
 
 Pure but for the clock that it is given. A few pages poll every PAUSE_SECONDS; where there are many, their polls of one
 process come APART_SECONDS apart, and each page waits for its turn.

@@ -34,7 +34,7 @@ class Reader(NamedTuple):
 
 
 def reader_of(session: Session) -> Reader:
-    """The connection of a session that only reads: prepared queries see the session's snapshot."""
+    """A session's connection: prepared queries see what the session does, but for what it has not flushed."""
     return Reader(session.connection().connection.dbapi_connection, dialect_of(session))
 
 

@@ -33,8 +33,9 @@ LOOK_SECONDS = 5.0
 REFIT = timedelta(minutes=5)
 """Between fits, where something was learned; and until a fit that has not ended counts as lost."""
 
-FIRST_TRANSITIONS = 30
-"""The first table is fitted when so many are known, or REFIT after the first failure."""
+FIRST_ENDS = 30
+"""The first table is fitted when so many obstacles were seen to end, or REFIT after the first failure. One that is
+fitted while all still stand tells that they last, and what comes next refutes it."""
 
 REFIT_ALWAYS = timedelta(days=1)
 """After so long old data has faded, even where nothing is new."""
@@ -201,8 +202,9 @@ def _is_enough(session: Session, now: datetime) -> bool:
     first = session.scalar(select(RetryTransition.at).order_by(RetryTransition.transition_id).limit(1))
     if first is None or abs(now - first) >= REFIT:
         return first is not None
-    each = select(RetryTransition.transition_id).where(RetryTransition.age_from.is_not(None)).limit(FIRST_TRANSITIONS)
-    return session.scalar(select(func.count()).select_from(each.subquery())) == FIRST_TRANSITIONS
+    ended = (RetryTransition.age_from.is_not(None), RetryTransition.gone)
+    each = select(RetryTransition.transition_id).where(*ended).limit(FIRST_ENDS)
+    return session.scalar(select(func.count()).select_from(each.subquery())) == FIRST_ENDS
 
 
 def _keys(session: Session) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from app.bus import lifecycle
-from app.bus.learning import FIRST_TRANSITIONS, KEPT_TABLES, REFIT, Learning
+from app.bus.learning import FIRST_ENDS, KEPT_TABLES, REFIT, Learning
 from app.bus.tables import RetryTable, RetryTransition
 from app.retry import Costs, LearnedPolicy, Obstacle, Scope, classify
 from app.retry.ages import BUCKETS, LEVELS
@@ -80,7 +80,7 @@ def test_a_table_is_fitted_to_what_was_seen_and_every_process_reads_it(shop: Sho
 
 def test_one_process_of_all_fits(shop: Shop) -> None:
     """At one moment, and within REFIT."""
-    learn(shop, 270, 300, FIRST_TRANSITIONS)
+    learn(shop, 270, 300, FIRST_ENDS)
     done: list[Any] = []
     racers = [threading.Thread(target=lambda: done.append(other_process(shop).fit_if_due(WHO))) for _ in range(4)]
     for racer in racers:
@@ -110,10 +110,11 @@ def test_it_is_fitted_again_when_something_was_learned_and_not_otherwise(shop: S
 
 
 def test_the_first_table_waits_until_there_is_something_to_fit_to(shop: Shop) -> None:
-    """A first failure is no transition: it tells nothing of how long such failures last."""
+    """Neither a first failure tells how long such failures last, nor a second."""
     learning = shop.bus.learning
-    learn(shop, None, 0, 2 * FIRST_TRANSITIONS, gone=False)
-    learn(shop, 0, 30, FIRST_TRANSITIONS - 1)
+    learn(shop, None, 0, 2 * FIRST_ENDS, gone=False)
+    learn(shop, 0, 30, 2 * FIRST_ENDS, gone=False)
+    learn(shop, 0, 30, FIRST_ENDS - 1)
     assert learning.fit_if_due(WHO) is None
     learn(shop, 0, 30, 1)
     assert learning.fit_if_due(WHO) is not None
@@ -201,7 +202,7 @@ def test_a_fit_that_fails_is_told_and_the_table_stays(shop: Shop, monkeypatch: p
 
 def test_other_costs_are_another_policy(shop: Shop) -> None:
     """With the settings changed, the next process to start has it fitted to them."""
-    learn(shop, 0, 30, FIRST_TRANSITIONS)
+    learn(shop, 0, 30, FIRST_ENDS)
     shop.bus.learning.fit_if_due(WHO)
     cheap = LearnedPolicy(costs=Costs(attempt=0.002))
     learning = Learning(shop.database, cheap, sender=shop.bus)

@@ -49,6 +49,21 @@ if sys.argv[1:] == ["--version"]:  # written by dev.py
     print("Orders", runpy.run_path({str(ROOT / "app" / "version.py")!r})["VERSION"], flush=True)
 
 """
+READABLE_ENV = """
+import os  # to the next empty line: written by dev.py
+from dotenv import find_dotenv
+reads = os.environ.get("FLASK_SKIP_DOTENV", "").lower() in ("", "0", "false", "no")
+for name in (".flaskenv", ".env") if reads else ():
+    file = find_dotenv(name, usecwd=True)
+    try:
+        open(file if os.path.isfile(file) else os.devnull, encoding="utf-8").read()  # of a pipe Flask reads what it has
+    except UnicodeDecodeError:
+        sys.exit(f"{file} is not UTF-8; write it in that encoding")
+    except OSError as error:
+        cure = "let the user read it that this process runs as, or remove it; FLASK_SKIP_DOTENV=1 goes without it"
+        sys.exit(f"{file} can't be read: {error.strerror}; {cure}")
+
+"""
 COMPILE = "uv --no-config pip compile -q --universal --python-version 3.11 --custom-compile-command 'make lock'"
 PYBABEL = "babel.messages.frontend -q"
 POT = VENV / "console.pot"
@@ -167,7 +182,7 @@ def prepare(*requirements: str) -> None:
         fcntl.flock(turn, fcntl.LOCK_EX)
         installed = STAMP.read_text().splitlines() if STAMP.exists() and Path(PYTHON).exists() else []
         if {python, *pins} <= set(installed):
-            tell_version_first()
+            extend_flask()
             return
         if python not in installed and VENV.is_symlink():
             fail(".venv is a link, and to make it anew would empty the folder it leads to; remove the link first")
@@ -179,7 +194,7 @@ def prepare(*requirements: str) -> None:
         STAMP.write_text("\n".join(installed if problem else [python, *pins]))
         if problem:
             fail(problem)
-        tell_version_first()
+        extend_flask()
 
 
 def create_environment() -> None:
@@ -201,12 +216,16 @@ def install(requirements: tuple) -> str:
     return f"pip could not install the packages:\n{pip.stderr}" if pip.returncode else ""
 
 
-def tell_version_first() -> None:
-    """`flask --version` ends before Flask loads any code of ours, so its program is told the service's version here."""
+def extend_flask() -> None:
+    """Flask's program reads .env, and ends `flask --version`, before it loads any code of ours. So what is to be said
+    before is written into it here: the service's version, and in one line that .env can't be read."""
     program = VENV / "bin" / "flask"
     text = program.read_text()
-    if VERSION_FIRST not in text:
-        program.write_text(text.replace(FLASK_IMPORT, FLASK_IMPORT + VERSION_FIRST))
+    for words in (VERSION_FIRST, READABLE_ENV):
+        if words not in text:
+            text = text.replace(FLASK_IMPORT, FLASK_IMPORT + words)
+    if text != program.read_text():
+        program.write_text(text)
 
 
 def fail(text: str) -> NoReturn:

@@ -86,7 +86,7 @@ AFTER_IT = (
     Picture("act-ask", "/deliveries/act?action=retry&state=dead&receiver=send_email_notification", TWO),
     Picture("acts", "/acts"),
     Picture("act", "/acts/1", TWO),
-    Picture("retries", "/retries"),
+    Picture("retries", "/retries?receiver=send_email_notification&scope=backend&kind=unreachable"),
     Picture("docs", "/docs", ready=".opblock"),
 )
 SIGNED_OUT = (Picture("sign-in", "/sign-in", TWO),)
@@ -213,6 +213,7 @@ def play_outage(camera: Camera, service: Service, server: SmtpServer, minutes: f
         time.sleep(minutes * 60 * 0.25)
         greylisted = next(n for n in itertools.count(1001) if order(n)["user_id"] in GREY)
         event = service.get(f"/api/orders/{corrected}").body["timeline"][0]["event_id"]
+        service.run("flask", "bus", "policy", "fit").check_returncode()  # so that there is something learned to show
         camera.take(AFTER_IT, corrected=corrected, greylisted=f"{greylisted}", event=event)
 
 

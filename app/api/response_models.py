@@ -353,6 +353,17 @@ class StatusView(ResponseModel):
     refused_here: str | None = Field(description="why a dispatcher with this process' settings would not start")
 
 
+class FindingView(ResponseModel):
+    level: Literal["fine", "note", "wrong"] = Field(description="note is worth a thought; wrong fails, or will")
+    check: str
+    text: str = Field(description="what was found, and the cure")
+
+
+class FindingsView(ResponseModel):
+    findings: list[FindingView] = Field(description="in the order in which a person would mend things")
+    exit_code: int = Field(description="of the command: 0 nothing is wrong, 1 something is, 2 it could not look")
+
+
 class Health(ResponseModel):
     status: Literal["ok"]
     version: str = Field(description="of the service")

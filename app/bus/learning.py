@@ -33,6 +33,10 @@ LOOK_SECONDS = 5.0
 REFIT = timedelta(minutes=5)
 """Between fits, where something was learned; and until a fit that has not ended counts as lost."""
 
+FIRST_ENDS = 30
+"""The first table is fitted when so many obstacles were seen to end, or REFIT after the first failure. One that is
+fitted while all still stand tells that they last, and what comes next refutes it."""
+
 REFIT_ALWAYS = timedelta(days=1)
 """After so long old data has faded, even where nothing is new."""
 
@@ -124,8 +128,8 @@ class Learning:
     def _is_due(self, session: Session) -> bool:
         now = self.database.clock.now()
         latest = session.scalars(select(RetryTable).order_by(RetryTable.version.desc()).limit(1)).first()
-        if latest is None:  # a fit takes a second of processor time: not before something has failed
-            return _newest(session) > 0
+        if latest is None:
+            return _is_enough(session, now)
         age = abs(now - latest.begun_at)  # one from before a clock was set back counts as old, too
         if age < REFIT:
             return False
@@ -190,6 +194,17 @@ def _previous(session: Session, version: int) -> Table | None:
 
 def _newest(session: Session) -> int:
     return session.scalar(select(func.max(RetryTransition.transition_id))) or 0
+
+
+def _is_enough(session: Session, now: datetime) -> bool:
+    """Whether the first fit pays: it takes a second of processor time, and the next comes after REFIT only. Right after
+    the first failure there is nothing to fit to."""
+    first = session.scalar(select(RetryTransition.at).order_by(RetryTransition.transition_id).limit(1))
+    if first is None or abs(now - first) >= REFIT:
+        return first is not None
+    ended = (RetryTransition.age_from.is_not(None), RetryTransition.gone)
+    each = select(RetryTransition.transition_id).where(*ended).limit(FIRST_ENDS)
+    return session.scalar(select(func.count()).select_from(each.subquery())) == FIRST_ENDS
 
 
 def _keys(session: Session) -> list[tuple[str, str, str]]:

@@ -289,7 +289,8 @@ def group_by_reason(
             query = query.where(part).order_by(Delivery.delivery_id.desc()).limit(left + 1)
         else:
             latest = _latest(part)
-            there = session.scalar(select(func.count()).select_from(latest.limit(most + 1).subquery())) or 0
+            some = latest.order_by(None).limit(most + 1).subquery()
+            there = session.scalar(select(func.count()).select_from(some)) or 0
             complete = complete and there <= most
             query = query.where(Delivery.delivery_id.in_(select(latest.limit(most).subquery().c.delivery_id)))
         for *kind, reason, delivery_id, order_id in _stream(session, query):

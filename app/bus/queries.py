@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, case, exists, func, select
+from sqlalchemy import Integer, Select, bindparam, case, exists, func, select
 from sqlalchemy.orm import Session
 
 from app.bus.tables import (
@@ -22,7 +22,7 @@ from app.bus.tables import (
     RetryTable,
     StoredEvent,
 )
-from app.db import dialect_of, table
+from app.db import Prepared, dialect_of, reader_of, table, utc
 from app.states import DeliveryState
 
 NOT_SHOWN = ("due_at", "attempts", "due_because", "obstacle", "obstacle_since", "obstacle_seen_at")
@@ -231,17 +231,19 @@ DUE_LAST = 50
 try there, behind all that was not tried yet."""
 
 
+NEXT_RECEIVER = Prepared(
+    select(Delivery.receiver)
+    .where(UNFINISHED, Delivery.receiver > bindparam("after"))
+    .order_by(Delivery.receiver)
+    .limit(1)  # min() reads them all where PostgreSQL has no statistics yet
+)
+
+
 def receivers_with_unfinished(session: Session) -> Iterator[str]:
     """By one step in the index for each: a backlog of 100,000 costs no more than one of three."""
-    receiver = ""
-    while (following := session.scalar(_next_receiver(receiver))) is not None:
-        yield following
-        receiver = following
-
-
-def _next_receiver(after: str) -> Select[Any]:
-    found = select(Delivery.receiver).where(UNFINISHED, Delivery.receiver > after)
-    return found.order_by(Delivery.receiver).limit(1)  # min() reads them all where PostgreSQL has no statistics yet
+    reader, found = reader_of(session), ("",)
+    while (found := NEXT_RECEIVER(reader, {"after": found[0]}).fetchone()) is not None:
+        yield found[0]
 
 
 def earliest_due(session: Session, receiver: str) -> datetime | None:
@@ -339,19 +341,30 @@ def latest_failure(session: Session, receiver: str, outcomes: Sequence[str]) -> 
 # How many, by bounded cost
 
 
+_of_receiver = (Delivery.receiver == bindparam("receiver"), UNFINISHED)
+_most = bindparam("most", type_=Integer)
+COUNT_UNFINISHED = Prepared(
+    select(func.count()).select_from(select(Delivery.due_at).where(*_of_receiver).limit(_most).subquery())
+)
+
+
 def count_unfinished(session: Session, receiver: str, most: int) -> int:
     """How many unfinished deliveries the receiver has, ``most`` at most. Reads the index alone."""
-    each = select(Delivery.due_at).where(Delivery.receiver == receiver, UNFINISHED).limit(most)
-    return session.scalar(select(func.count()).select_from(each.subquery())) or 0
+    found = COUNT_UNFINISHED(reader_of(session), {"receiver": receiver, "most": most})
+    return int(found.fetchone()[0])
+
+
+_soon = select(Delivery.state).where(
+    *_of_receiver, Delivery.due_at > bindparam("now"), Delivery.due_at <= bindparam("until")
+)
+_soonest = _soon.order_by(Delivery.due_at.desc()).limit(_most).subquery()
+COUNT_IN_FLIGHT = Prepared(select(func.count()).select_from(_soonest).where(_soonest.c.state == DeliveryState.LEASED))
 
 
 def count_in_flight(session: Session, receiver: str, now: datetime, lease: timedelta, most: int) -> int:
     """How many deliveries are being tried, looking at ``most`` at most of those due within two leases."""
-    soon = select(Delivery.state).where(Delivery.receiver == receiver, UNFINISHED)
-    soon = soon.where(Delivery.due_at > now, Delivery.due_at <= now + 2 * lease).order_by(Delivery.due_at.desc())
-    each = soon.limit(most).subquery()
-    leased = select(func.count()).select_from(each).where(each.c.state == DeliveryState.LEASED)
-    return session.scalar(leased) or 0
+    values = {"receiver": receiver, "now": now, "until": now + 2 * lease, "most": most}
+    return int(COUNT_IN_FLIGHT(reader_of(session), values).fetchone()[0])
 
 
 class Retrying(NamedTuple):
@@ -361,25 +374,42 @@ class Retrying(NamedTuple):
     next_at: datetime | None
 
 
+_last = (
+    select(Delivery.state, Delivery.outcome, Delivery.attempts, Delivery.due_at)
+    .where(*_of_receiver)
+    .order_by(Delivery.due_at.desc())
+    .limit(_most)
+    .subquery()
+)
+FIND_RETRYING = Prepared(
+    select(func.count(), func.min(_last.c.due_at)).where(
+        _last.c.state == DeliveryState.READY, _last.c.outcome.is_not(None) | (_last.c.attempts > 0)
+    )
+)
+
+
 def retrying(session: Session, receiver: str, most: int) -> Retrying:
     """Among the ``most`` that are due last: failed ones wait there, behind all that was not tried yet."""
-    columns = (Delivery.state, Delivery.outcome, Delivery.attempts, Delivery.due_at)
-    last = select(*columns).where(Delivery.receiver == receiver, UNFINISHED).order_by(Delivery.due_at.desc())
-    each = last.limit(most).subquery()
-    failed = (each.c.state == DeliveryState.READY, each.c.outcome.is_not(None) | (each.c.attempts > 0))
-    return Retrying(*session.execute(select(func.count(), func.min(each.c.due_at)).where(*failed)).one())
+    count, next_at = FIND_RETRYING(reader_of(session), {"receiver": receiver, "most": most}).fetchone()
+    return Retrying(count, utc(next_at) if next_at is not None else None)
+
+
+FIND_OLDEST = Prepared(select(Delivery.created_at).where(*_of_receiver).order_by(Delivery.due_at).limit(1))
 
 
 def oldest(session: Session, receiver: str) -> datetime | None:
     """When the receiver's first due delivery was made, whatever became of it since."""
-    found = select(Delivery.created_at).where(Delivery.receiver == receiver, UNFINISHED)
-    return session.scalar(found.order_by(Delivery.due_at).limit(1))
+    found = FIND_OLDEST(reader_of(session), {"receiver": receiver}).fetchone()
+    return utc(found[0]) if found else None
+
+
+_dead = select(Delivery.receiver).where(GIVEN_UP).order_by(Delivery.settled_at.desc()).limit(_most).subquery()
+COUNT_DEAD = Prepared(select(_dead.c.receiver, func.count()).group_by(_dead.c.receiver))
 
 
 def count_dead(session: Session, most: int) -> dict[str, int]:
     """For each receiver, how many of the ``most`` deliveries that died last."""
-    last = select(Delivery.receiver).where(GIVEN_UP).order_by(Delivery.settled_at.desc()).limit(most).subquery()
-    return _counts(session, select(last.c.receiver, func.count()).group_by(last.c.receiver))
+    return dict(COUNT_DEAD(reader_of(session), {"most": most}).fetchall())
 
 
 def count_all_dead(session: Session, most: int) -> int:
@@ -399,18 +429,28 @@ class Skipped(NamedTuple):
     last_reason: str | None
 
 
+_made = (
+    select(Delivery.delivery_id, Delivery.receiver, Delivery.state, Delivery.lease_token)
+    .order_by(Delivery.delivery_id.desc())
+    .limit(_most)
+    .subquery()
+)
+_by_a_person = exists().where(
+    ActDelivery.delivery_id == _made.c.delivery_id,
+    ActDelivery.lease_token == _made.c.lease_token,  # not tried since
+    ActDelivery.taken_back_at.is_(None),
+)
+COUNT_SKIPPED = Prepared(
+    select(_made.c.receiver, func.count(), func.max(_made.c.delivery_id))
+    .where(_made.c.state == DeliveryState.DISCARDED, ~_by_a_person)
+    .group_by(_made.c.receiver)
+)
+
+
 def skipped(session: Session, most: int) -> dict[str, Skipped]:
     """For each receiver, among the ``most`` deliveries that were made last: no index has the older ones. Without those
     that a person discarded, who knows why."""
-    columns = (Delivery.delivery_id, Delivery.receiver, Delivery.state, Delivery.lease_token)
-    last = select(*columns).order_by(Delivery.delivery_id.desc()).limit(most).subquery()
-    by_a_person = exists().where(
-        ActDelivery.delivery_id == last.c.delivery_id,
-        ActDelivery.lease_token == last.c.lease_token,  # not tried since
-        ActDelivery.taken_back_at.is_(None),
-    )
-    grouped = select(last.c.receiver, func.count(), func.max(last.c.delivery_id)).group_by(last.c.receiver)
-    found = session.execute(grouped.where(last.c.state == DeliveryState.DISCARDED, ~by_a_person)).all()
+    found = COUNT_SKIPPED(reader_of(session), {"most": most}).fetchall()
     reason = select(Delivery.reason)
     return {
         receiver: Skipped(count, session.scalar(reason.where(Delivery.delivery_id == newest)))
@@ -485,11 +525,18 @@ class LatestEvent(NamedTuple):
     occurred_at: datetime
 
 
+LATEST_EVENTS = Prepared(
+    select(StoredEvent.position, StoredEvent.type, StoredEvent.source, StoredEvent.occurred_at)
+    .where(StoredEvent.position > bindparam("after"))
+    .order_by(StoredEvent.position.desc())
+    .limit(_most)
+)
+
+
 def latest_events(session: Session, most: int, after: int = 0) -> list[LatestEvent]:
     """The newest events behind the position ``after``, the newest first."""
-    columns = (StoredEvent.position, StoredEvent.type, StoredEvent.source, StoredEvent.occurred_at)
-    newest = select(*columns).where(StoredEvent.position > after).order_by(StoredEvent.position.desc())
-    return [LatestEvent(*row) for row in session.execute(newest.limit(most))]
+    found = LATEST_EVENTS(reader_of(session), {"after": after, "most": most}).fetchall()
+    return [LatestEvent(position, kind, source, utc(at)) for position, kind, source, at in found]
 
 
 class EndedAttempt(NamedTuple):
@@ -501,13 +548,24 @@ class EndedAttempt(NamedTuple):
     """When the delivery was made, which is when its event was recorded."""
 
 
+_ended = (
+    select(Attempt.attempt_id, Attempt.delivery_id, Attempt.outcome, Attempt.ended_at)
+    .where(Attempt.attempt_id > bindparam("after"))
+    .order_by(Attempt.attempt_id.desc())
+    .limit(_most)
+    .subquery()
+)
+ENDED_ATTEMPTS = Prepared(
+    select(_ended.c.attempt_id, Delivery.receiver, _ended.c.outcome, _ended.c.ended_at, Delivery.created_at)
+    .join(Delivery, Delivery.delivery_id == _ended.c.delivery_id)
+    .order_by(_ended.c.attempt_id.desc())
+)
+
+
 def ended_attempts(session: Session, most: int, after: int = 0) -> list[EndedAttempt]:
     """The newest attempts of all receivers behind the attempt ``after``, the newest first."""
-    newest = select(Attempt.attempt_id, Attempt.delivery_id, Attempt.outcome, Attempt.ended_at)
-    last = newest.where(Attempt.attempt_id > after).order_by(Attempt.attempt_id.desc()).limit(most).subquery()
-    columns = (last.c.attempt_id, Delivery.receiver, last.c.outcome, last.c.ended_at, Delivery.created_at)
-    found = select(*columns).join(Delivery, Delivery.delivery_id == last.c.delivery_id)
-    return [EndedAttempt(*row) for row in session.execute(found.order_by(last.c.attempt_id.desc()))]
+    found = ENDED_ATTEMPTS(reader_of(session), {"after": after, "most": most}).fetchall()
+    return [EndedAttempt(number, name, outcome, utc(end), utc(owed)) for number, name, outcome, end, owed in found]
 
 
 class Step(NamedTuple):

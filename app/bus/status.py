@@ -80,6 +80,11 @@ class ReceiverStatus:
     held_back: queries.HeldBack | None = None
     """Of a receiver that is ordered: what waits behind others of its key. None where nothing does."""
 
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something keeps it from delivering."""
+        return not self.is_connected or self.pause is not None or self.breaker is not None
+
 
 def of_receivers(
     session: Session,

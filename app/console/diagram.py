@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 PADDING = 14
 NODE_GAP = 16
@@ -172,7 +173,8 @@ def _tip(x: float, y: float, back: float) -> str:
     return f"M{x - back} {y - TIP:.0f} L{x} {y:.0f} L{x - back} {y + TIP:.0f}"
 
 
-def wrapped(text: str, room: float, size: float) -> list[str]:
+@lru_cache(1024)  # most texts are the same in the next picture
+def wrapped(text: str, room: float, size: float) -> tuple[str, ...]:
     """Lines that are about ``room`` pixels wide at most."""
     lines, line = [], ""
     for piece in _pieces(text):
@@ -181,7 +183,7 @@ def wrapped(text: str, room: float, size: float) -> list[str]:
             line = piece.lstrip()
         else:
             line += piece
-    return [*lines, line.rstrip()]
+    return (*lines, line.rstrip())
 
 
 def _pieces(text: str) -> list[str]:
@@ -189,5 +191,6 @@ def _pieces(text: str) -> list[str]:
     return re.findall(r"[\u2e80-\uffef]|[^\s\u2e80-\uffef_/.@:-]*[_/.@:-]?\s*", text) if text else []
 
 
+@lru_cache(1024)
 def _width(text: str, size: float) -> float:
     return size * sum(1.0 if unicodedata.east_asian_width(each) in "WF" else 0.57 for each in text)

@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from app.console import access
 from app.console.blueprint import blueprint
 from app.console.sessions import ConsoleSessions
+from app.console.turns import HEADER, Turns
 from app.errors import AppError
 from app.http import PAGE_POLICY, answer_problem, is_api
 
@@ -74,6 +75,7 @@ def init_app(app: Flask) -> None:
     if not blueprint._got_registered_once:  # one blueprint serves every application of a process
         _add_routes()
     app.session_interface = ConsoleSessions()
+    app.extensions["console_turns"] = Turns(app.extensions["database"].clock.monotonic)
     app.register_blueprint(blueprint)
 
 
@@ -110,6 +112,9 @@ def _answer_not_found(error: NotFound) -> ResponseReturnValue:
 def _set_headers(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     response.headers["Referrer-Policy"] = "same-origin"  # else a form would be sent with the Origin "null"
+    if "X-Live" in request.headers and response.status_code < 400:
+        turns: Turns = current_app.extensions["console_turns"]
+        response.headers[HEADER] = f"{turns.pause_seconds():.2f}"
     if request.endpoint != "console.static":
         response.headers.setdefault("Cache-Control", "private, no-cache")
         response.vary.update(("Cookie", "Accept-Language"))

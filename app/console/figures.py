@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -24,6 +25,8 @@ from app.bus.tables import DispatcherHeartbeat
 from app.orders import Order, list_orders
 from app.signal import subscriptions
 from app.states import Outcome
+
+Kind = TypeVar("Kind")
 
 FRESH_SECONDS = 0.3
 """Whether figures that are older still hold is looked up when somebody asks."""
@@ -38,10 +41,10 @@ STALE_SECONDS = 0.5
 LONGEST_SECONDS = 5.0
 """Figures whose mark is unchanged are computed anew after so long: see ``app.bus.mark``."""
 
-MOST_LOOKED_AT = 1000
+MOST_LOOKED_AT = 500
 """Of the latest events, and of the latest attempts."""
 
-MOST_COUNTED = 2000
+MOST_COUNTED = 1000
 """Of those that are retrying, dead or skipped: the page says where there are more."""
 
 NEWEST_ORDERS = 12
@@ -77,14 +80,19 @@ class Figures:
     """Of what is shown: the same where the pages would be the same, but for the ages in them."""
 
     def events_a_minute(self, event_type: str) -> int:
-        return a_minute(
-            [each.occurred_at for each in self.events], self.at, [e.type == event_type for e in self.events]
-        )
+        return self._events_a_minute[event_type]
+
+    @cached_property
+    def _events_a_minute(self) -> Counter[str]:
+        return a_minute([(each.occurred_at, each.type) for each in self.events], self.at)
 
     def ended_a_minute(self, receiver: str) -> int:
         """Attempts that came through."""
-        wanted = [each.receiver == receiver and each.outcome == Outcome.OK for each in self.attempts]
-        return a_minute([each.ended_at for each in self.attempts], self.at, wanted)
+        return self._ended_a_minute[receiver, Outcome.OK]
+
+    @cached_property
+    def _ended_a_minute(self) -> Counter[tuple[str, str]]:
+        return a_minute([(each.ended_at, (each.receiver, each.outcome)) for each in self.attempts], self.at)
 
     def latency(self, receiver: str) -> Latency | None:
         """None where nothing was done lately."""
@@ -111,13 +119,14 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
-def a_minute(times: Sequence[datetime], now: datetime, wanted: Sequence[bool]) -> int:
-    """How many of the wanted ones are from the last minute; where not all of that were looked at, at their rate."""
+def a_minute(latest: Sequence[tuple[datetime, Kind]], now: datetime) -> Counter[Kind]:
+    """How many of each kind are from the last minute; where not all of that were looked at, at their rate."""
     since = now - RATE_WITHIN
-    count = sum(1 for at, counts in zip(times, wanted, strict=True) if counts and at > since)
-    if len(times) < MOST_LOOKED_AT or times[-1] <= since:
-        return count
-    return round(count * RATE_WITHIN / max(now - times[-1], timedelta(milliseconds=1)))
+    counts = Counter(kind for at, kind in latest if at > since)
+    if len(latest) < MOST_LOOKED_AT or latest[-1][0] <= since:
+        return counts
+    looked_at = max(now - latest[-1][0], timedelta(milliseconds=1))
+    return Counter({kind: round(count * RATE_WITHIN / looked_at) for kind, count in counts.items()})
 
 
 class FiguresCache:
@@ -136,8 +145,11 @@ class FiguresCache:
         with self._lock:
             return self._look()
 
-    def latest(self) -> Figures:
-        """Figures that are fresh, or are being computed anew by another thread. Raises DatabaseUnavailable."""
+    def latest(self, longer_seconds: float = 0.0) -> Figures:
+        """Figures that are fresh, or are being computed anew by another thread. New ones stay fresh for so much longer.
+
+        Raises DatabaseUnavailable.
+        """
         monotonic = self._bus.database.clock.monotonic
         found = self._latest
         if found is not None and monotonic() < self._fresh_until:
@@ -148,11 +160,11 @@ class FiguresCache:
         try:
             if self._latest is not None and monotonic() < self._fresh_until:
                 return self._latest
-            return self._look()
+            return self._look(longer_seconds)
         finally:
             self._lock.release()
 
-    def _look(self) -> Figures:
+    def _look(self, longer_seconds: float = 0.0) -> Figures:
         """Called under the lock. The mark is read first: what is stored meanwhile makes the next one another."""
         monotonic = self._bus.database.clock.monotonic
         began = time.thread_time()
@@ -163,7 +175,7 @@ class FiguresCache:
         else:
             self._latest = aged(self._latest, self._bus.database.clock.now())
         cost = COST_FACTOR * (time.thread_time() - began)
-        self._fresh_until = monotonic() + min(max(FRESH_SECONDS, cost), STALE_SECONDS)
+        self._fresh_until = monotonic() + min(max(FRESH_SECONDS, cost), STALE_SECONDS) + longer_seconds
         return self._latest
 
 

@@ -18,6 +18,7 @@ from app.console import demo, diagram, languages
 from app.console.diagram import Line, Node, Picture, Pipe
 from app.console.figures import MOST_COUNTED, Figures, FiguresCache, Latency
 from app.console.pages import link_to, page, read_form, seen, wrong_fields
+from app.console.turns import Turns
 from app.console.wiring import Receiver, Wiring, wiring
 from app.current import bus, database
 from app.errors import OrderConflict
@@ -56,7 +57,9 @@ def _page(given: dict[str, str] | None = None, wrong: dict[str, str] | None = No
 
 def show_live() -> ResponseReturnValue:
     """The live part of the page, for its script; 304 while nothing has changed. Rendered once for all who look."""
-    rendered = _rendered(_figures().latest(), (str(languages.choose_locale()), explains()))
+    turns: Turns = current_app.extensions["console_turns"]
+    found = _figures().latest(turns.longer_seconds() / 2)
+    rendered = _rendered(found, (str(languages.choose_locale()), explains()))
     if request.if_none_match.contains_weak(rendered.tag):
         response = make_response("", HTTPStatus.NOT_MODIFIED)
     else:
@@ -219,7 +222,7 @@ def verdict(found: Figures) -> Verdict:
         return Verdict(
             "bad", "✕", gettext("No dispatcher is at work. Orders are taken and kept; nothing is delivered.")
         )
-    if held := [each for each in statuses if each.breaker or each.pause or not each.is_connected]:
+    if held := [each for each in statuses if each.is_held_up]:
         names = ", ".join(seen(each.receiver) for each in held)
         waiting = sum(each.waiting for each in held)
         text = ngettext(
@@ -507,5 +510,9 @@ def _reached(step: Step, status: ReceiverStatus | None) -> Reached:
 
 
 def _short_name(receiver: str) -> str:
-    known = {"update_user_order_record": gettext("record"), "send_email_notification": gettext("mail")}
-    return known.get(receiver) or seen(receiver).replace("_", " ")
+    match receiver:
+        case "update_user_order_record":
+            return str(gettext("record"))
+        case "send_email_notification":
+            return str(gettext("mail"))
+    return seen(receiver).replace("_", " ")

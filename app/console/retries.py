@@ -87,6 +87,8 @@ def show_retries() -> ResponseReturnValue:
         plain=None,
         table=policy.table,
         fitted_at=gates.moment(policy.table.fitted_at) if policy.table else None,
+        refit_seconds=learning.REFIT.total_seconds(),
+        first_ends=learning.FIRST_ENDS,
         costs=costs,
         maximum=policy.maximum,
         choices=[(each, guard(each)) for each in choices],

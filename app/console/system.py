@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from app import doctor
 from app.bus import queries
+from app.bus.status import ReceiverStatus, Status
 from app.console import access, charts, in_words
 from app.console.pages import page, read_form
 from app.current import bus, database, settings
@@ -65,12 +66,20 @@ def show_system() -> ResponseReturnValue:
     return page(
         "system.html",
         status=found,
+        held_up=_held_up(found),
         windows=windows,
         timed=", ".join(sorted(timed)),
         settings=_settings(),
         in_words=in_words,
         chart=charts,
     )
+
+
+def _held_up(found: Status) -> list[ReceiverStatus]:
+    """The receivers that the front page calls held up, from the first moment on; without those that a trouble tells of,
+    which it does after READY_LAG_SECONDS."""
+    told = {trouble.receiver for trouble in found.readiness.troubles}
+    return [each for each in found.receivers if each.is_held_up and each.receiver not in told]
 
 
 def _window(session: Any, now: datetime, name: str, within: timedelta, count: int, timed: set[str]) -> Window:

@@ -4,7 +4,7 @@ from app.clock import iso
 from app.db.columns import Base, Money, UtcTime, table
 from app.db.database import SCHEMA_REVISION, Database
 from app.db.dialect import Dialect, Listener, dialect_of
-from app.db.prepared import Prepared, Reader, Runner, money, utc
+from app.db.prepared import Prepared, Reader, Runner, money, reader_of, utc
 from app.db.sqlite import driver_module as sqlite_module
 from app.db.sqlite_file import pin as pin_file
 from app.db.transaction import Transaction
@@ -25,6 +25,7 @@ __all__ = [
     "iso",
     "money",
     "pin_file",
+    "reader_of",
     "sqlite_module",
     "table",
     "utc",

@@ -1,8 +1,8 @@
 """Prepared statements: SQLAlchemy compiles each once, the driver runs it.
 
-They are for the few statements of every order, because SQLAlchemy's execution costs several times what the database
-takes. Values are given by name and bound by their columns' types. Rows come as the driver gives them: ``utc`` and
-``money`` convert the values that differ between drivers.
+They are for the few statements of every order and of live pages, because SQLAlchemy's execution costs several times
+what the database takes. Values are given by name and bound by their columns' types. Rows come as the driver gives
+them: ``utc`` and ``money`` convert the values that differ between drivers.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +11,9 @@ from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Executable
+from sqlalchemy.orm import Session
 
-from app.db.dialect import Dialect
+from app.db.dialect import Dialect, dialect_of
 
 
 class Runner(Protocol):
@@ -30,6 +31,11 @@ class Reader(NamedTuple):
 
     driver: Any
     dialect: Dialect
+
+
+def reader_of(session: Session) -> Reader:
+    """A session's connection: prepared queries see what the session does, but for what it has not flushed."""
+    return Reader(session.connection().connection.dbapi_connection, dialect_of(session))
 
 
 class Prepared:

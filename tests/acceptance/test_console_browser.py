@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,24 @@ def test_live_is_paused_and_goes_on(open_tab: Any, service: Service) -> None:
     page.get_by_role("button", name="paused").click()
     page.locator("tr[data-order=unseen]").wait_for()
     assert switch.get_attribute("aria-pressed") == "true"
+
+
+def test_a_page_asks_when_it_is_told_to_and_says_how_seldom(open_tab: Any) -> None:
+    """As where a hundred pages look: the answers ask for a longer pause."""
+    page = open_tab().open("/")
+    asked: list[float] = []
+
+    def answer(route: Any) -> None:
+        asked.append(time.monotonic())
+        found = route.fetch()
+        route.fulfill(response=found, headers=found.headers | {"next-poll-seconds": "2.60"})
+
+    page.route("**/flow/live*", answer)
+    page.get_by_text("live, every 3 s: many are looking").wait_for()
+    with page.expect_request("**/flow/live*"):
+        pass
+    page.get_by_text("live, every 3 s: many are looking").wait_for()
+    assert asked[-1] - asked[-2] > 2.5
 
 
 def test_nothing_moves_under_a_pointer(open_tab: Any, service: Service) -> None:

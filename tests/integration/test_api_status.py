@@ -1,4 +1,4 @@
-"""The status by HTTP is what 'flask bus status --json' prints."""
+"""The status by HTTP is what 'flask bus status --json' prints, and the findings what 'flask doctor --json' prints."""
 
 import json
 from typing import Any
@@ -49,5 +49,14 @@ def test_of_a_database_that_is_away_the_reason_is_known(api: Api, monkeypatch: p
     assert [each["cause"] for each in answer["reasons"]] == ["database_unreachable"]
 
 
-def test_strangers_are_told_nothing(api: Api) -> None:
-    assert api.client.get("/operator/status", environ_base={"REMOTE_ADDR": "192.0.2.1"}).status_code == 403
+def test_the_findings_are_the_commands(api: Api, run: Any) -> None:
+    answer = parse(api.get("/operator/doctor"))
+    printed = json.loads(run("doctor", "--json", code=answer["exit_code"]))
+    found = [(each["level"], each["check"]) for each in answer["findings"]]
+    assert found == [(each["level"], each["check"]) for each in printed["findings"]]
+    assert ("fine", "mail") in found
+
+
+@pytest.mark.parametrize("path", ["/operator/status", "/operator/doctor"])
+def test_strangers_are_told_nothing(api: Api, path: str) -> None:
+    assert api.client.get(path, environ_base={"REMOTE_ADDR": "192.0.2.1"}).status_code == 403

@@ -1,5 +1,6 @@
 """The flow page: the wiring as it is, numbers that agree with the database, and what can be done there."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from app.answers import Done
 from app.bus import Bus, Filter
 from app.console import demo, figures
 from app.console.figures import Figures, FiguresCache, percentile
+from app.console.turns import APART_SECONDS, HEADER, LONGEST_PAUSE_SECONDS, PAUSE_SECONDS
 from app.console.wiring import wiring
 from app.errors import Refused, Unreachable
 from app.events import NotificationFailed, NotificationSent, OrderCreated, notification_sent
@@ -183,6 +185,34 @@ def test_figures_are_computed_once_for_all_who_look(shop: Shop, monkeypatch: pyt
     first = cache.latest()
     shop.place_order()
     shop.clock.advance(0.3)
+    assert cache.latest() is first
+    shop.clock.advance(0.2)
+    assert cache.latest() is not first
+
+
+def test_a_live_answer_tells_when_to_ask_again(shop: Shop) -> None:
+    """Soon to a few pages, later to many: so many polls a second, however many pages are open."""
+    visitor = Visitor(shop)
+
+    def pauses(count: int) -> list[float]:
+        answers = [visitor.get("/flow/live", {"X-Live": "1"}).response for _ in range(count)]
+        return [float(answer.headers[HEADER]) for answer in answers]
+
+    assert pauses(1) == [PAUSE_SECONDS]
+    many = pauses(40)
+    apart = [later - earlier for earlier, later in itertools.pairwise(many)]
+    assert apart == pytest.approx([APART_SECONDS] * 39)
+    assert pauses(40)[-1] == LONGEST_PAUSE_SECONDS
+    shop.clock.advance(LONGEST_PAUSE_SECONDS)
+    assert pauses(1) == [PAUSE_SECONDS], "the others have gone"
+
+
+def test_figures_hold_for_longer_where_pages_ask_seldom(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.console.figures.FRESH_SECONDS", 0.4)
+    cache = FiguresCache(shop.bus)
+    first = cache.latest(1.0)
+    shop.place_order()
+    shop.clock.advance(1.3)
     assert cache.latest() is first
     shop.clock.advance(0.2)
     assert cache.latest() is not first

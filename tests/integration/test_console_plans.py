@@ -1,12 +1,10 @@
 """The console's queries: each finds its rows by an index, so that a page costs the same with a million orders."""
 
-import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from app.bus import Act, Filter
 from app.db import schema
@@ -15,6 +13,7 @@ from config import Settings
 from tests.support import postgres
 from tests.support.console import Visitor
 from tests.support.shop import Shop
+from tests.support.statements import queries_noted
 
 GROWING = "orders|users|events|deliveries|attempts"
 TABLES = f"{GROWING}|operator_act_deliveries"
@@ -110,20 +109,6 @@ def large(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
         shop.close()
 
 
-@contextlib.contextmanager
-def noted(shop: Shop) -> Iterator[dict[str, Any]]:
-    """The queries that are executed, each with its parameters."""
-    found: dict[str, Any] = {}
-
-    def note(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
-        if statement.startswith("SELECT"):
-            found[statement] = parameters
-
-    event.listen(shop.database.engine, "before_cursor_execute", note)
-    yield found
-    event.remove(shop.database.engine, "before_cursor_execute", note)
-
-
 def fill(shop: Shop) -> str:
     """Deliveries in every state, and an act. Returns the event of order 1001."""
     created = shop.place_order(email="a@b.example")
@@ -146,7 +131,7 @@ def test_a_page_finds_its_rows_by_an_index(shop: Shop, path: str) -> None:
     """No table is read as a whole, nor sorted; an index is walked only where a LIMIT ends that."""
     created, plans = fill(shop), []
     (sent,) = shop.execute_all("SELECT event_id FROM events WHERE type = 'NotificationSent'")[0]
-    with noted(shop) as queries:
+    with queries_noted(shop) as queries:
         assert Visitor(shop).get(path.format(event=created, sent=sent)).status == 200
     with shop.database.read() as session:
         for query, parameters in queries.items():
@@ -170,7 +155,7 @@ def test_and_so_it_does_on_postgresql(large: Shop, path: str) -> None:
     created, sent = (f"019a{kind}-{21 >> 12:04x}-7{21 & 4095:03x}-8000-{21:012x}" for kind in ("0000", "0001"))
     for name, own in ON_POSTGRESQL.items():
         path = path.replace(name, own)
-    with noted(large) as queries:
+    with queries_noted(large) as queries:
         assert Visitor(large).get(path.format(event=created, sent=sent)).status == 200
     with large.database.read() as session:
         session.connection().exec_driver_sql(WHERE_AN_INDEX_SERVES)

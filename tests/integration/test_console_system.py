@@ -60,6 +60,7 @@ def test_a_probe_is_asked_for_and_recorded(shop: Shop) -> None:
             raise Unreachable("no route")
 
     shop.only(deliver)
+    shop.dispatcher.sign_on()
     shop.place_order()
     for _ in range(4):
         shop.dispatch()
@@ -70,12 +71,14 @@ def test_a_probe_is_asked_for_and_recorded(shop: Shop) -> None:
     assert shop.dispatch() == []
     visitor = Visitor(shop)
     page = visitor.get("/system")
+    assert "Ready to take orders, but: deliver: its circuit breaker is open since" in page.text
     assert "no route" in page.text
-    assert "breaker open" in page.text
+    assert "deliver is held up" in visitor.get("/").text, "the front page says the same"
     told = visitor.follow(visitor.submit("/system", "/system/deliver/probe"))
     assert "is tried now" in told.text
     shop.dispatch_all()
     assert shop.states() == {"deliver": "done"}
+    assert "Ready." in visitor.get("/system").text
     assert (
         "is closed" in visitor.follow(visitor.post("/system/deliver/probe", **page.forms["/system/deliver/probe"])).text
     )

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from app.bus import lifecycle
-from app.bus.learning import KEPT_TABLES, REFIT, Learning
+from app.bus.learning import FIRST_ENDS, KEPT_TABLES, REFIT, Learning
 from app.bus.tables import RetryTable, RetryTransition
 from app.retry import Costs, LearnedPolicy, Obstacle, Scope, classify
 from app.retry.ages import BUCKETS, LEVELS
@@ -33,7 +33,9 @@ def shop(settings: Settings) -> Iterator[Shop]:
     made.close()
 
 
-def learn(shop: Shop, age_from: float, age_to: float, count: int = 200, *, gone: bool = True, **where: str) -> None:
+def learn(
+    shop: Shop, age_from: float | None, age_to: float, count: int = 200, *, gone: bool = True, **where: str
+) -> None:
     """So many transitions, of greylisting unless another ``kind`` is said."""
     which = {"receiver": RECEIVER, "scope": "message", "kind": "greylisted"} | where
     row = which | {"age_from": age_from, "age_to": age_to, "gone": gone, "at": shop.clock.now()}
@@ -78,7 +80,7 @@ def test_a_table_is_fitted_to_what_was_seen_and_every_process_reads_it(shop: Sho
 
 def test_one_process_of_all_fits(shop: Shop) -> None:
     """At one moment, and within REFIT."""
-    learn(shop, 270, 300, 5)
+    learn(shop, 270, 300, FIRST_ENDS)
     done: list[Any] = []
     racers = [threading.Thread(target=lambda: done.append(other_process(shop).fit_if_due(WHO))) for _ in range(4)]
     for racer in racers:
@@ -93,6 +95,8 @@ def test_it_is_fitted_again_when_something_was_learned_and_not_otherwise(shop: S
     learning = shop.bus.learning
     assert learning.fit_if_due(WHO) is None, "nothing has failed"
     learn(shop, 0, 30, 1)
+    assert learning.fit_if_due(WHO) is None, "there is hardly anything to fit to"
+    shop.clock.advance(REFIT.total_seconds())
     assert learning.fit_if_due(WHO) is not None
     shop.clock.advance(REFIT.total_seconds())
     assert learning.fit_if_due(WHO) is None
@@ -103,6 +107,17 @@ def test_it_is_fitted_again_when_something_was_learned_and_not_otherwise(shop: S
     assert learning.fit_if_due(WHO) is not None
     shop.clock.advance(86_401)
     assert learning.fit_if_due(WHO) is not None, "old data has faded"
+
+
+def test_the_first_table_waits_until_there_is_something_to_fit_to(shop: Shop) -> None:
+    """Neither a first failure tells how long such failures last, nor a second."""
+    learning = shop.bus.learning
+    learn(shop, None, 0, 2 * FIRST_ENDS, gone=False)
+    learn(shop, 0, 30, 2 * FIRST_ENDS, gone=False)
+    learn(shop, 0, 30, FIRST_ENDS - 1)
+    assert learning.fit_if_due(WHO) is None
+    learn(shop, 0, 30, 1)
+    assert learning.fit_if_due(WHO) is not None
 
 
 def test_a_fit_whose_process_died_is_made_by_another(shop: Shop) -> None:
@@ -187,7 +202,7 @@ def test_a_fit_that_fails_is_told_and_the_table_stays(shop: Shop, monkeypatch: p
 
 def test_other_costs_are_another_policy(shop: Shop) -> None:
     """With the settings changed, the next process to start has it fitted to them."""
-    learn(shop, 0, 30, 20)
+    learn(shop, 0, 30, FIRST_ENDS)
     shop.bus.learning.fit_if_due(WHO)
     cheap = LearnedPolicy(costs=Costs(attempt=0.002))
     learning = Learning(shop.database, cheap, sender=shop.bus)

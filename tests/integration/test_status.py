@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from app import doctor
 from app.answers import Discard
@@ -18,6 +17,7 @@ from app.db import iso
 from app.errors import DatabaseUnavailable, Refused, Unreachable
 from app.events import OrderCreated
 from tests.support.shop import Shop
+from tests.support.statements import queries_noted
 
 
 class Ill:
@@ -290,14 +290,9 @@ class TestOnSQLite:
         ill.error = Unreachable("away")
         place(shop, 3)
         shop.dispatch()
-        asked: list[tuple[str, Any]] = []
-        event.listen(
-            shop.database.engine,
-            "before_cursor_execute",
-            lambda _, __, statement, values, ___, ____: asked.append((statement, values)),
-        )
-        shop.bus.status()
-        plans = [(words, self.plan(shop, words, values)) for words, values in asked if words.startswith("SELECT")]
+        with queries_noted(shop) as asked:
+            shop.bus.status()
+        plans = [(words, self.plan(shop, words, values)) for words, values in asked.items()]
         reads = [(words, plan) for words, plan in plans if "deliveries" in words or "attempts" in words]
         assert len(reads) > 10
         for words, plan in reads:

@@ -40,6 +40,7 @@ ALLOWED = {
         "cloud_events",
         "current",
         "db",
+        "doctor",
         "errors",
         "events",
         "fields",

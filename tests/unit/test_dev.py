@@ -121,9 +121,32 @@ def test_flask_tells_the_services_version_first(written: str, tmp_path: Path, mo
 
     of_flask, commands = told("--version"), told("--help")
     for _ in range(2):  # as often as one likes
-        dev.tell_version_first()
+        dev.extend_flask()
         assert told("--version") == [f"Orders {VERSION}", *of_flask]
         assert told("--help") == commands
+
+
+def test_an_env_file_that_flask_cant_read_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cure, where Flask itself ends with a traceback."""
+    program, file = tmp_path / "bin" / "flask", tmp_path / ".env"
+    program.parent.mkdir()
+    program.write_text(BY_PIP.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setattr(dev, "VENV", tmp_path)
+    monkeypatch.delenv("FLASK_SKIP_DOTENV", raising=False)
+    dev.extend_flask()
+
+    def told() -> str:
+        return subprocess.run([program, "--version"], cwd=tmp_path, capture_output=True, text=True, check=False).stderr
+
+    file.write_bytes("MAIL_SERVER=é".encode("latin-1"))
+    assert told() == f"{file} is not UTF-8; write it in that encoding\n"
+    file.unlink()
+    file.symlink_to("/proc/self/mem")  # which nobody can read from its beginning, root included
+    assert told().startswith(f"{file} can't be read: Input/output error; let the user read it that this process runs")
+    assert len(told().splitlines()) == 1
+    monkeypatch.setenv("FLASK_SKIP_DOTENV", "1")
+    assert not told()
 
 
 def test_an_environment_that_was_complete_before_tells_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,6 +162,7 @@ def test_an_environment_that_was_complete_before_tells_it_too(tmp_path: Path, mo
 
     dev.prepare("requirements.txt")
     assert dev.VERSION_FIRST in program.read_text()
+    assert dev.READABLE_ENV in program.read_text()
 
 
 # .env

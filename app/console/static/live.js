@@ -1,11 +1,12 @@
-// Keeps [data-live-from] current by short polls, which are mostly answered 304. A part marked data-holds stays as it is
-// while somebody points at it, has something selected in it, or is in it by the keyboard.
+// Keeps [data-live-from] current by short polls, which are mostly answered 304; each answer tells when to ask again. A
+// part marked data-holds stays as it is while somebody points at it, has something selected in it, or is in it by the
+// keyboard.
 "use strict";
 
 const region = document.querySelector("[data-live-from]");
 const control = document.querySelector("[data-live-switch]");
-const PAUSE = 800, LONGEST_PAUSE = 10000, MOST_MOVING = 8;
-let tag = null, isPaused = false, pause = PAUSE, timer = 0;
+const SLOW = 1200, LONGEST_PAUSE = 10000, MOST_MOVING = 8; // of pauses: milliseconds
+let tag = null, isPaused = false, pause = 800, timer = 0;
 const KEPT = "passed", KEPT_FOR = 5000;
 // By pipe, the highest number that has passed; kept for the page that follows when a form is sent.
 const kept = JSON.parse(sessionStorage.getItem(KEPT) ?? "null");
@@ -16,7 +17,7 @@ function say(state, mark) {
   const shape = document.createElement("span");
   shape.ariaHidden = "true";
   shape.textContent = mark;
-  control.append(shape, ` ${control.dataset[state]}`);
+  control.append(shape, ` ${control.dataset[state].replace("{}", Math.round(pause / 1000))}`);
   control.classList.toggle("bad", state === "lost" || state === "ended");
 }
 
@@ -34,8 +35,8 @@ async function poll() {
     if (isPaused) return;
     if (html) show(html);
     tag = answer.headers.get("ETag");
-    pause = PAUSE;
-    say("live", "●");
+    pause = 1000 * (answer.headers.get("Next-Poll-Seconds") ?? 0.8); // none of an older version
+    say(pause < SLOW ? "live" : "slower", "●");
   } catch {
     if (isPaused) return;
     pause = Math.min(LONGEST_PAUSE, 2 * pause);
@@ -90,7 +91,7 @@ function move() {
     const fresh = passed.filter((number) => number > before);
     seen.set(key, Math.max(seen.get(key) ?? 0, ...passed));
     if (still) continue;
-    fresh.slice(-MOST_MOVING).forEach((_, number, all) => setTimeout(() => travel(pipe), (number * PAUSE) / all.length));
+    fresh.slice(-MOST_MOVING).forEach((_, number, all) => setTimeout(() => travel(pipe), (number * pause) / all.length));
   }
 }
 

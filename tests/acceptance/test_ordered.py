@@ -16,7 +16,10 @@ from tests.support.service import wait_until
 from tests.support.shop import Shop
 
 USERS, EACH = 5, 8
-LEASE_SECONDS = 1
+LEASE_SECONDS = 2
+
+QUICK = {"RETRY_POLICY": "exponential", "RETRY_BASE_SECONDS": "0.1", "RETRY_MAX_SECONDS": "0.5"}
+"""Where a delivery's process dies twice, the learned policy waits for minutes, and all of its user's wait behind it."""
 
 DISPATCHER = """
 import os, sys, time
@@ -52,6 +55,7 @@ def start(settings: Settings, diary: Path, tmp_path: Path) -> Iterator[Callable[
         "DATABASE_URL": settings.database_url,
         "INSTANCE_PATH": str(settings.instance_path),
         "LEASE_SECONDS": str(LEASE_SECONDS),
+        **QUICK,
         "MAIL_BACKEND": "memory",
         "FLASK_SKIP_DOTENV": "1",
         "PYTHONPATH": str(CHECKOUT),

@@ -39,7 +39,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
         def note(error: Exception, _: float) -> None:
             if not failures:
-                log.error("broker lost: %s: %s; trying again each %s s", conn.as_uri(), error, RECONNECT_SECONDS)
+                log.error("broker lost %s: %s; trying again each %s s", conn.as_uri(), error, RECONNECT_SECONDS)
             failures.append(error)
 
         pause = {"interval_start": RECONNECT_SECONDS, "interval_step": 0, "interval_max": RECONNECT_SECONDS}

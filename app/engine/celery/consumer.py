@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery.worker import consumer
-from celery.worker.state import maybe_shutdown
+from celery.worker.state import active_requests, maybe_shutdown
 
 from app.engine.celery.bulkheads import Bulkheads
 
@@ -48,6 +48,11 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
             log.info("broker back")
         self.first_connection_attempt = False
         return connected
+
+    def on_close(self) -> None:
+        """The connection broke."""
+        super().on_close()
+        self.on_task_request.forget_all_but(set(active_requests))
 
     def _limit(self, task: str) -> int | None:
         """How many of the worker's processes the task's receiver may use: see ``configure.add_tasks()``.

@@ -128,8 +128,8 @@ def test_threads_that_dispatch_outlive_hosts_that_are_cut_off(site: Site, report
         more(ledger, 30)
         wait_until(lambda: site.holds_leases(dispatcher), "something that it is at")
         with cut_off(host):
+            site.sink.heal()
             wait_until(lambda: not site.holds_leases(dispatcher), "the other to take over what it held")
-        site.sink.heal()
         with cut_off(far):
             more(ledger, 10)
         with cut_off(site.database):
@@ -191,12 +191,12 @@ def test_celerys_workers_outlive_hosts_that_are_cut_off(
         more(ledger, 30)
         wait_until(lambda: site.holds_leases(worker), "something that it is at")
         with cut_off(host):
+            site.sink.heal()
             with cut_off(broker_host):
                 with cut_off(far):
                     more(ledger, 10)
                 wait_until(lambda: other_web.get("/readyz").body.get("warnings"), "the word of a broker that is away")
             wait_until(lambda: not site.holds_leases(worker), "the other to take over what it held")
-        site.sink.heal()
         with cut_off(site.database):
             wait_until(lambda: ledger.answers[503] > 2, "orders that are answered 503")
         more(ledger, 30)

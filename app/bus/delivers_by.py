@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.bus import queries
@@ -163,9 +163,12 @@ def sign_off(transaction: Transaction, name: str, unseen_for: timedelta) -> None
     session, now = transaction.session, transaction.now
     own = session.get(DispatcherHeartbeat, name)
     stays = own is not None and bool(own.told) and not own.is_refused
+    gone = []
     for each in session.scalars(select(DispatcherHeartbeat)):
         if each is own and stays:
             each.seen_at = now
             each.settings = json.dumps(each.told | {"stopped_at": iso(now)})
         elif each is own or (stays and (each.has_stopped or abs(each.seen_at - now) > unseen_for)):
-            session.delete(each)
+            gone.append(each.name)
+    # Not by session.delete(), which expects each to be there: dispatchers that end together delete the same rows.
+    session.execute(delete(DispatcherHeartbeat).where(DispatcherHeartbeat.name.in_(sorted(gone))))

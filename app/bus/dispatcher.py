@@ -64,6 +64,8 @@ class Dispatcher:
         """Whether the last claim passed over a delivery in doubt. The next one should be for it, alone."""
         self.paused: set[str] = set()
         """The receivers that were paused when it was last asked what is due."""
+        self.broker: dict[str, Any] = {}
+        """What a relay finds wrong at its broker. Heartbeats tell it: see ``DispatcherHeartbeat.broker``."""
         self._one_is_alone = False
         self._held = HeldLeases()
         self._settings, self._mails, self.role = settings, mails, role
@@ -262,6 +264,8 @@ class Dispatcher:
 
         def work(transaction: Transaction) -> dict[Lease, bool]:
             heartbeats.record(transaction, self.name, self._told)
+            if self.role is Role.RELAY:
+                heartbeats.tell_of_broker(transaction, self.name, self.broker)
             return leases.extend(transaction, held, self.lease, self.retries.extend_probe)
 
         found = self.database.transact(work)

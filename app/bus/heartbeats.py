@@ -1,6 +1,9 @@
-"""Heartbeats: which dispatchers are alive."""
+"""Heartbeats: which dispatchers are alive, and what relays have to say of their broker."""
 
+import json
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from app.bus.tables import DispatcherHeartbeat
 from app.db import Transaction
@@ -29,6 +32,14 @@ def record(transaction: Transaction, name: str, settings: str | None = None) -> 
     first = transaction.dialect.insert(DispatcherHeartbeat)
     first = first.values(name=name, started_at=now, seen_at=now, settings=settings)
     transaction.session.execute(first.on_conflict_do_update(index_elements=["name"], set_={"seen_at": now}))
+
+
+def tell_of_broker(transaction: Transaction, name: str, found: Mapping[str, Any]) -> None:
+    """Keep what the relay ``name`` found wrong at its broker beside its settings, as it was seen last."""
+    own = transaction.session.get(DispatcherHeartbeat, name)
+    if own is not None and own.broker != found:
+        others = {key: value for key, value in own.told.items() if key != "broker"}
+        own.settings = json.dumps(others | ({"broker": dict(found)} if found else {}))
 
 
 def probe(transaction: Transaction, name: str) -> None:

@@ -292,7 +292,7 @@ class DispatcherHeartbeat(Base):
     seen_at: Mapped[datetime] = mapped_column(UtcTime)
     settings: Mapped[str | None] = mapped_column(Text)
     """What it delivers by, as a JSON object without secrets: see ``delivers_by``. ``refused``: why it does not start;
-    ``stopped_at``: when it ended, where it said so; ``differs``: from the one before it."""
+    ``stopped_at``: when it ended, where it said so; ``differs``: from the one before it; ``broker``: see below."""
 
     @property
     def told(self) -> dict[str, Any]:
@@ -317,6 +317,13 @@ class DispatcherHeartbeat(Base):
     def needs_relay(self) -> bool:
         """Whether it delivers only what a relay hands to a broker."""
         return self.role == Role.WORKER
+
+    @property
+    def broker(self) -> dict[str, Any]:
+        """What a relay finds wrong at its broker: ``lost_since``, an ISO time, and ``reason``, where it can't be
+        reached; ``untaken``, the receivers from whose queues no worker takes. Empty where all is well."""
+        found = self.told.get("broker")
+        return found if isinstance(found, dict) else {}
 
     @property
     def is_refused(self) -> bool:

@@ -32,6 +32,7 @@ class Cause(enum.StrEnum):
     SCHEMA_DIFFERS = "schema_differs"
     NO_DISPATCHER = "no_dispatcher"
     DISPATCHER_REFUSES = "dispatcher_refuses"
+    BROKER_UNREACHABLE = "broker_unreachable"
     SETTINGS_DIFFER = "settings_differ"
     CLOCK_DIFFERS = "clock_differs"
     RECEIVER_MISSING = "receiver_missing"
@@ -47,7 +48,10 @@ class Cause(enum.StrEnum):
 DATABASE = (Cause.DATABASE_UNREACHABLE, Cause.DATABASE_UNWRITABLE)
 UNREAD = (Cause.DATABASE_UNREACHABLE, Cause.SCHEMA_DIFFERS, Cause.CHECK_FAILED)
 DISPATCHING = (Cause.NO_DISPATCHER, Cause.DELIVERIES_OVERDUE)
-WARNINGS = (Cause.DELIVERIES_FAIL, Cause.RECEIVER_PAUSED, Cause.SETTINGS_DIFFER, Cause.PREDICTIONS_REFUTED)
+WARNINGS = (
+    *(Cause.DELIVERIES_FAIL, Cause.RECEIVER_PAUSED, Cause.SETTINGS_DIFFER, Cause.PREDICTIONS_REFUTED),
+    Cause.BROKER_UNREACHABLE,
+)
 
 NO_DISPATCHER = Translatable(
     "no dispatcher is alive; start the service as before, or 'flask bus run' with its settings"
@@ -92,7 +96,7 @@ class Trouble:
     @property
     def is_warning(self) -> bool:
         """Whether the service is ready all the same: one delivery that fails must not make a whole service unready,
-        and who pauses a receiver knows of it."""
+        who pauses a receiver knows of it, and a broker that restarts is soon back: else deliveries become overdue."""
         return self.cause in WARNINGS
 
 
@@ -218,6 +222,7 @@ class _Examination:
 
     def _troubles(self) -> Iterator[Trouble]:
         yield from self._dispatchers()
+        yield from self._broker()
         yield from self._clock()
         yield from map(self._paused, self.paused.values())
         yield from map(self._refuted, queries.refuted(self.session, self.now - REFUTED_WITHIN))
@@ -276,6 +281,21 @@ class _Examination:
         if last.told:
             what = what.then(Translatable("it delivered mail %(how)s", how=delivers_by.in_words(last.told)))
         return Trouble(Cause.NO_DISPATCHER, text, what)
+
+    def _broker(self) -> Iterator[Trouble]:
+        relays = [each for each in self.alive if each.is_relay]
+        if lost := [each for each in relays if "lost_since" in each.broker]:
+            yield Trouble(
+                Cause.BROKER_UNREACHABLE,
+                Translatable(
+                    "%(count)s of %(all)s relays can't hand deliveries to the broker, since %(since)s; they wait, and "
+                    "follow when it is back; start it, or let CELERY_BROKER_URL name it",
+                    count=len(lost),
+                    all=len(relays),
+                    since=min(each.broker["lost_since"] for each in lost),
+                ),
+                "; ".join(f"{each.name}: {each.broker['reason']}" for each in lost),
+            )
 
     def _clock(self) -> Iterator[Trouble]:
         """Moments that have not come yet, though something happened then."""
@@ -397,6 +417,14 @@ class _Examination:
             return Translatable("no dispatcher is alive")
         if queue.receiver in self.breakers:
             return Translatable("its circuit breaker is open")
+        relays = [each.broker for each in self.alive if each.is_relay]
+        if any("lost_since" in broker for broker in relays):
+            return Translatable("the broker can't be reached")
+        if any(queue.receiver in broker.get("untaken", []) for broker in relays):
+            return Translatable(
+                "no Celery worker takes from its queue; start one that does, and see that those which run reach the "
+                "broker"
+            )
         if self._is_transactional(queue) and any(map(self._holds_up_transactional, self.queues)):
             return Translatable("another receiver with a session, which shares its thread, hangs")
         return Translatable("the dispatchers are busy or stuck; start more with 'flask bus run', or restart them")

@@ -5,6 +5,7 @@ imports.
 """
 
 import tempfile
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.db.database import MIGRATIONS as MIGRATIONS
 from app.db.database import SCHEMA_REVISION, Database
-from app.db.dialect import unavailable
+from app.db.dialect import Trouble, unavailable
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
 
 
@@ -67,12 +68,23 @@ def absence(database: Database) -> str | None:
 def upgrade(database: Database) -> None:
     """Run the revisions that are missing, each at most once however many processes do this at the same time.
 
+    They are one transaction. Where a service that runs locks the same tables in another order, the server may end it as
+    the victim of a deadlock: it is run again, for ``database.timeout`` seconds.
+
     Raises SchemaAhead or SchemaBehind when that can't be, DatabaseUnavailable when there is no database.
     """
     from alembic import command
 
-    with migrating(database) as config:
-        command.upgrade(config, "head")
+    until = time.monotonic() + database.timeout
+    while True:
+        try:
+            with migrating(database) as config:
+                command.upgrade(config, "head")
+            return
+        except DatabaseUnavailable as error:
+            cause = error.__cause__
+            if cause is None or database.dialect.trouble(cause) is not Trouble.MOMENT or time.monotonic() > until:
+                raise
 
 
 def check(database: Database) -> None:

@@ -183,8 +183,9 @@ class BusLog:
         self.log(logging.INFO, "trouble ended", _about(trouble))
 
     def _is_told_by_dispatcher(self, trouble: Trouble) -> bool:
-        """One line for one fault: a process that dispatches tells by itself that it lost the database, or refuses."""
-        return self._dispatches and trouble.cause in (*DATABASE, Cause.DISPATCHER_REFUSES)
+        """One line for one fault: a process that dispatches tells by itself that it lost the database or the broker, or
+        refuses."""
+        return self._dispatches and trouble.cause in (*DATABASE, Cause.BROKER_UNREACHABLE, Cause.DISPATCHER_REFUSES)
 
 
 def _of_outage(outage: Outage) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,9 +18,9 @@ class Serve(Protocol):
     def __call__(self, *command: str, **settings: Any) -> Service: ...
 
 
-@pytest.fixture
-def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """Holds instance and logs. Its path is short, as sockets in it need; it stays when the test fails."""
+@contextmanager
+def service_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Holds instance and logs. Its path is short, as sockets in it need; it stays when a test fails."""
     made = Path(tempfile.mkdtemp(prefix="svc-"))
     failures = request.session.testsfailed
     yield made
@@ -29,8 +30,8 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
         print(f"instance and logs stay in {made}")
 
 
-@pytest.fixture
-def serve(folder: Path) -> Iterator[Serve]:
+@contextmanager
+def services(folder: Path) -> Iterator[Serve]:
     """Makes services, not started yet, that share one instance folder.
 
     They have one worker, unless told otherwise, and poll too rarely for that to save any test.
@@ -47,6 +48,18 @@ def serve(folder: Path) -> Iterator[Serve]:
         service.close()
     for service in made:
         print(f"--- {' '.join(service.command)} on port {service.port}\n{service.log}")  # shown when the test fails
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
+    with service_folder(request) as made:
+        yield made
+
+
+@pytest.fixture
+def serve(folder: Path) -> Iterator[Serve]:
+    with services(folder) as make:
+        yield make
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])

@@ -6,6 +6,7 @@ migration more.
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from app.db import SCHEMA_REVISION
 from tests.acceptance.conftest import Serve
 from tests.support.ledger import Customers, Ledger
 from tests.support.recipe import copy_of_checkout
-from tests.support.service import CHECKOUT, DISPATCHER, GUNICORN, Service
+from tests.support.service import CHECKOUT, DISPATCHER, GUNICORN, Service, wait_until
 from tests.support.smtp import SmtpServer
 
 pytestmark = [pytest.mark.postgres, pytest.mark.timeout(240)]
@@ -62,8 +63,8 @@ def git(*arguments: str) -> str:
 @pytest.fixture
 def code_before(tmp_path: Path) -> Path:
     """This project's latest code that has fewer migrations: the first of the present ones, and no others."""
-    commits = git("log", "--first-parent", "--format=%H").split()
-    before = next((commit for commit in commits if is_before(commit)), None)
+    parents = git("log", "--first-parent", "-m", "--format=%P", "--", MIGRATIONS).splitlines()
+    before = next((each.split()[0] for each in parents if each and is_before(each.split()[0])), None)
     if before is None:
         pytest.skip("no code from before the newest migration is in Git")
     folder = tmp_path / "before"
@@ -113,35 +114,42 @@ def roll(serve: Serve, url: str, sink: SmtpServer, old_code: Path, new_code: Pat
     old, new = service(old_code, *GUNICORN), service(new_code, *GUNICORN)
     old_dispatcher, new_dispatcher = service(old_code, *DISPATCHER), service(new_code, *DISPATCHER)
     assert old.run("flask", "db", "upgrade").returncode == 0
-    old.start(ready="/healthz")
-    old_dispatcher.start()
+    for each in (old, old_dispatcher):
+        each.launch()
+    old.wait_for_answer("/healthz")
+    old_dispatcher.wait_for_log("dispatcher started")
     ledger = Ledger(os.getpid())
 
     def more(count: int = 20) -> None:
         ledger.wait_for(len(ledger.acknowledged) + count)
 
-    with Customers(ledger, old.port, new.port) as customers:
+    with Customers(ledger, old.port, new.port, clients=2) as customers:
         more()
         for each in (new, new_dispatcher):
-            assert each.launch().wait_for_end() > 0
+            each.launch()
+        for each in (new, new_dispatcher):
+            assert each.wait_for_end() > 0
             assert "did you forget to run 'flask db upgrade'?" in last_line(each)
         more()
         upgraded = new.run("flask", "db", "upgrade")
         assert upgraded.returncode == 0, upgraded.stderr
         more()
-        reasons = old.get("/readyz").body["reasons"]
-        assert any("is newer than this code" in reason for reason in reasons), reasons
-        late = service(old_code, *GUNICORN).launch()
-        assert late.wait_for_end() > 0
-        assert "start the newer version of the code" in last_line(late)
+        wait_until(lambda: "is newer than this code" in str(old.get("/readyz").body), "the word of it")
+        late = service(old_code, *GUNICORN)
+        for each in (late, new, new_dispatcher):
+            each.launch()
         old.kill(max(old.workers()))  # gunicorn starts another, which goes on as this one did
         more()
-        new_dispatcher.start()
-        new.start()
+        assert late.wait_for_end() > 0
+        assert "start the newer version of the code" in last_line(late)
+        new_dispatcher.wait_for_log("dispatcher started")
+        new.wait_for_answer("/readyz")
         more()
-        old.stop()
-        old_dispatcher.stop()
-        more(40)
+        for each in (old, old_dispatcher):
+            each.signal(signal.SIGTERM)
+        for each in (old, old_dispatcher):
+            assert each.wait_for_end() == 0
+        more()
 
     ledger.wait_until_settled(url)
     figures = ledger.check(url, sink.received, copies=0)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from app.bus import Dispatcher, Lease, Role
+from app.bus.troubles import Cause
 from app.errors import InDoubt, Unreachable
 from app.events import OrderCreated
 from app.retry import Costs, LearnedPolicy
@@ -226,6 +227,46 @@ def test_workers_without_a_relay_are_told_of(shop: Shop, relay: Dispatcher, work
     assert "no relay is alive" in str(shop.bus.status().readiness.reasons[0])
     relay.sign_on()
     assert shop.bus.status().readiness.reasons == []
+
+
+# The broker, as relays tell of it
+
+
+def test_a_broker_that_is_away_is_a_warning_until_deliveries_are_overdue(
+    shop: Shop, told: list[str], relay: Dispatcher, worker: Dispatcher
+) -> None:
+    """One that restarts is back before that: no balancer shall take all that serves out for it."""
+    other = shop.bus.dispatcher(Role.RELAY)
+    for each in (relay, other, worker):
+        each.sign_on()
+    relay.broker = {"lost_since": "2026-11-23T08:00:00.000000Z", "reason": "amqp://broker: refused"}
+    relay.heartbeat()
+    found = shop.bus.status().readiness
+    assert found.reasons == []
+    (warning,) = found.warnings
+    assert warning.cause is Cause.BROKER_UNREACHABLE
+    assert warning.text.startswith("1 of 2 relays can't hand deliveries to the broker, since 2026-11-23T08:00:00")
+    assert warning.detail == f"{relay.name}: amqp://broker: refused"
+    assert "broker:" not in warning.text, "anybody may read it"
+
+    shop.place_order()
+    shop.clock.advance(shop.settings.ready_lag_seconds + 1)
+    for each in (relay, other, worker):
+        each.heartbeat()
+    (reason,) = shop.bus.status().readiness.reasons
+    assert reason.cause is Cause.DELIVERIES_OVERDUE
+    assert reason.text.endswith("the broker can't be reached")
+
+    relay.broker = {"untaken": [RECEIVER]}
+    relay.heartbeat()
+    (reason,) = shop.bus.status().readiness.troubles
+    assert "no Celery worker takes from its queue" in reason.text
+
+    relay.broker = {}
+    relay.heartbeat()
+    (reason,) = shop.bus.status().readiness.troubles
+    assert "the dispatchers are busy or stuck" in reason.text
+    assert all(each.told for each in shop.bus.status().readiness.dispatchers), "its settings are kept beside that"
 
 
 # The time limit

@@ -274,6 +274,30 @@ def test_dispatchers_are_seen_while_they_are_there(engine: Engine) -> None:
     assert [str(trouble.cause) for trouble in engine.shop.bus.status().readiness.reasons] == ["no_dispatcher"]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_broker_that_goes_away_is_told_and_what_comes_meanwhile_waits(settings: Settings, redis: Redis) -> None:
+    given = {"bus_engine": "celery", "celery_broker_url": redis.url, "ready_lag_seconds": 3.0}
+    shop = Shop(settings.model_copy(update=given), clock=Clock())
+    try:
+        shop.engine.start()
+        redis.close()
+        shop.place_order()
+
+        def causes() -> list[str]:
+            return [str(each.cause) for each in shop.bus.watch.look_and_report().troubles]
+
+        until(lambda: {"broker_unreachable", "deliveries_overdue"} <= set(causes()))
+        told = str(shop.app.test_cli_runner().invoke(args=["bus", "status"]).output)
+        assert "warning: 1 of 1 relays can't hand deliveries to the broker, since " in told
+        assert f"@127.0.0.1:{redis.port}/0: " in told
+        assert set(shop.states().values()) == {"ready"}
+        warnings = shop.client.get("/readyz").json["warnings"]
+        assert any("can't hand deliveries to the broker" in each for each in warnings)
+        assert not any("127.0.0.1" in each for each in warnings)
+    finally:
+        shop.close()
+
+
 @contextmanager
 def ending(event: threading.Event) -> Iterator[None]:
     """Let what waits for the event go on afterwards, whatever happened."""

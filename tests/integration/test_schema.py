@@ -3,6 +3,8 @@
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from app.bus.tables import Attempt, CircuitBreaker, Delivery
 from app.clock import iso
 from app.db import SCHEMA_REVISION, Database, schema
 from app.errors import SchemaAhead, SchemaBehind
+from tests.support.postgres import another_database
 from tests.support.shop import START
+from tests.support.waiting import somebody_waits, until
 
 RACERS = 4
 
@@ -88,6 +92,31 @@ def test_postgresql_that_is_behind_says_what_to_run(postgres_server: str) -> Non
     with engine.connect() as connection:
         connection.execute(text("DROP DATABASE behind"))
     engine.dispose()
+
+
+@pytest.mark.postgres
+def test_an_upgrade_that_meets_a_service_in_a_deadlock_is_run_again(postgres_server: str) -> None:
+    """The service's transaction goes on. It has one table, and wants the other, which the upgrade has."""
+    from alembic import command
+
+    with (
+        another_database(postgres_server, deadlock_timeout="2s") as url,
+        closing(Database(url, timeout=60)) as database,
+    ):
+        schema.upgrade(database)
+        with schema.migrating(database) as config:
+            command.downgrade(config, "0007")
+        service = create_engine(url)
+        with service.begin() as transaction, ThreadPoolExecutor(1) as threads:
+            transaction.execute(text("SET LOCAL deadlock_timeout = '60s'"))  # so that it is not the victim itself
+            transaction.execute(text("LOCK TABLE deliveries IN ROW EXCLUSIVE MODE"))
+            upgraded = threads.submit(schema.upgrade, database)
+            until(lambda: somebody_waits(database))
+            transaction.execute(text("LOCK TABLE orders IN ROW EXCLUSIVE MODE"))
+            transaction.commit()
+            upgraded.result(60)
+        service.dispose()
+        database.check_schema()
 
 
 def set_revision(database: Database, revision: str) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import create_connection
@@ -22,7 +23,9 @@ ELSEWHERE = f"{os.environ['PATH']}:/usr/lib/rabbitmq/bin:/usr/sbin"
 class Rabbit:
     """A RabbitMQ server of its own, that a test stops, kills and purges."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        """``within`` is the beginning of a command line that needs root, such as ``ip netns exec NAME``."""
+        self.host, self._within = host, within
         self.folder = Path(tempfile.mkdtemp(prefix="rabbit-"))
         self.port = free_port()
         self._user = _user("rabbitmq", self.folder)
@@ -34,16 +37,17 @@ class Rabbit:
             "ERL_EPMD_PORT": str(self._epmd_port),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_IP_ADDRESS": host,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(dist_port),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
             "RABBITMQ_LOG_BASE": str(self.folder),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(self.folder / "none"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
         }
+        (self.folder / "rabbitmq.conf").write_text("loopback_users = none\n")  # guest may come from other hosts
         self._epmd = self._launch("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -53,10 +57,18 @@ class Rabbit:
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        return f"amqp://guest:guest@{self.host}:{self.port}//"
 
     def start(self) -> Self:
+        self.launch()
+        return self.wait()
+
+    def launch(self) -> None:
+        """Start it without waiting for anything."""
         self._server = self._launch("rabbitmq-server")
+
+    def wait(self) -> Self:
+        """Until it answers."""
         wait_until(self._answers, "RabbitMQ", START_SECONDS, pause=0.1)
         return self
 
@@ -65,7 +77,7 @@ class Rabbit:
         assert self._server is not None
         os.killpg(self._server.pid, signal.SIGKILL)
         self._server.wait(30)
-        wait_until(lambda: not _listens(self.port), "RabbitMQ's end")
+        wait_until(lambda: not _listens(self.port, self.host), "RabbitMQ's end")
         self._server = None
 
     def close(self) -> None:
@@ -82,7 +94,7 @@ class Rabbit:
     def _answers(self) -> bool:
         assert self._server is not None
         assert self._server.poll() is None, (self.folder / "rabbitmq-server.txt").read_text()
-        if not _listens(self.port):
+        if not _listens(self.port, self.host):
             return False
         from kombu import Connection
 
@@ -94,15 +106,19 @@ class Rabbit:
     def _launch(self, program: str, *words: str) -> "subprocess.Popen[bytes]":
         found = shutil.which(program, path=ELSEWHERE)
         assert found is not None
+        user, command = self._user, [found, *words]
+        if self._within:
+            as_user = ["setpriv", "--reuid", user, "--regid", user, "--init-groups"] if user else []
+            user, command = None, [*self._within, *as_user, *command]
         with (self.folder / f"{program}.txt").open("ab") as log:
             return subprocess.Popen(
-                [found, *words],
+                command,
                 cwd=self.folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                user=self._user,
+                user=user,
                 start_new_session=True,
             )
 
@@ -143,8 +159,8 @@ def _purge(url: str, queues: tuple[str, ...]) -> int:
         return sum(channel.queue_purge(queue) for queue in queues)
 
 
-def _listens(port: int) -> bool:
-    with suppress(OSError), create_connection(("127.0.0.1", port)):
+def _listens(port: int, host: str = "127.0.0.1") -> bool:
+    with suppress(OSError), create_connection((host, port)):
         return True
     return False
 

@@ -11,9 +11,15 @@ makes namespaces. All is gone when the ``with`` block ends.
 """
 
 import contextlib
+import fcntl
 import os
+import select
 import shutil
+import struct
 import subprocess
+import threading
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -46,6 +52,7 @@ class Network:
         self._net = f"198.{18 + number // 256}.{number % 256}"
         self._switch = f"{self._name}-s"
         self._hosts: list[Host] = []
+        self._lines: list[_DelayLine] = []
 
     def __enter__(self) -> Self:
         ip("netns", "add", self._switch)
@@ -59,6 +66,8 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for line in self._lines:
+            line.close()
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("link", "del", f"{self._name}-0e")  # at once; the namespaces follow when the kernel has time
         for namespace in (*[host.namespace for host in self._hosts], self._switch):
@@ -70,24 +79,74 @@ class Network:
         """Of the test's own process."""
         return f"{self._net}.1"
 
-    def host(self) -> "Host":
-        """One more host, which is joined to all others."""
+    def host(self, delay_seconds: float = 0) -> "Host":
+        """One more host, which is joined to all others. Whatever it sends or is sent takes ``delay_seconds``."""
         number = len(self._hosts) + 2
         made = Host(f"{self._name}-{number}", self._switch, f"{self._net}.{number}")
         self._hosts.append(made)
         ip("netns", "add", made.namespace)
         ip("-n", made.namespace, "link", "set", "lo", "up")
-        self._wire(made.namespace, made.namespace, made.address)
+        self._wire(made.namespace, made.namespace, made.address, delay_seconds)
         return made
 
-    def _wire(self, name: str, namespace: str | None, address: str) -> None:
+    def _wire(self, name: str, namespace: str | None, address: str, delay_seconds: float = 0) -> None:
         """A cable from the switch's port of that name to the namespace; None for the test's own."""
         within = ["-n", namespace] if namespace else []
-        inside = ["netns", namespace] if namespace else ["netns", str(os.getpid())]
-        ip("-n", self._switch, "link", "add", name, "type", "veth", "peer", "name", f"{name}e", *inside)
+        if delay_seconds and namespace:
+            self._lines.append(_DelayLine(name, f"{name}e", delay_seconds))
+            ip("link", "set", name, "netns", self._switch)
+            ip("link", "set", f"{name}e", "netns", namespace)
+        else:
+            inside = ["netns", namespace or str(os.getpid())]
+            ip("-n", self._switch, "link", "add", name, "type", "veth", "peer", "name", f"{name}e", *inside)
         ip("-n", self._switch, "link", "set", name, "master", "br0", "up")
         ip(*within, "address", "add", f"{address}/24", "dev", f"{name}e")
         ip(*within, "link", "set", f"{name}e", "up")
+
+
+class _DelayLine:
+    """A cable on which each frame is under way for a time: two TAP devices, and a thread that carries between them.
+
+    Many kernels have no ``netem`` (its module is ``sch_netem``), which would do it.
+    """
+
+    TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x2, 0x1000
+
+    def __init__(self, one: str, other: str, seconds: float) -> None:
+        self._seconds = seconds
+        self._ends = [self._open(name) for name in (one, other)]
+        self._stopped, self._stop = os.pipe()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """The devices are gone then."""
+        os.close(self._stop)
+        self._thread.join(LIMIT)
+        for descriptor in (self._stopped, *self._ends):
+            os.close(descriptor)
+
+    def _open(self, name: str) -> int:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        flags = self.IFF_TAP | self.IFF_NO_PI
+        fcntl.ioctl(descriptor, self.TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+        return descriptor
+
+    def _carry(self) -> None:
+        under_way: deque[tuple[float, int, bytes]] = deque()
+        other = dict(zip(self._ends, reversed(self._ends), strict=True))
+        while True:
+            pause = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
+            ready, _, _ = select.select([*self._ends, self._stopped], [], [], pause)
+            if self._stopped in ready:
+                return
+            for end in ready:
+                with contextlib.suppress(OSError):
+                    under_way.append((time.monotonic() + self._seconds, other[end], os.read(end, 65536)))
+            while under_way and under_way[0][0] <= time.monotonic():
+                _, end, frame = under_way.popleft()
+                with contextlib.suppress(OSError):  # it is not up, or full: frames may get lost
+                    os.write(end, frame)
 
 
 class Host:
@@ -123,13 +182,6 @@ class Host:
             tcp = ["ipproto", "tcp", "sport", str(port), "dport", str(peer)]
             ip("-n", self.namespace, "rule", "add", "priority", "10", *tcp, "blackhole")
         return len(peers)
-
-    def delay(self, milliseconds: int) -> bool:
-        """Whatever this host sends takes so long. Returns whether the kernel can (its module ``sch_netem``)."""
-        interface = f"{self.namespace}e"
-        tc = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", interface, "root"]
-        done = subprocess.run([*tc, "netem", "delay", f"{milliseconds}ms"], capture_output=True, timeout=LIMIT)
-        return done.returncode == 0
 
     def _peers(self, port: int) -> Iterator[int]:
         """The other ends' ports, of established connections."""

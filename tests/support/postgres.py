@@ -6,13 +6,14 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from socket import SHUT_RDWR, create_connection, create_server, socket
 from typing import Any, Self
 from uuid import uuid4
 
+import psycopg
 from sqlalchemy import create_engine, make_url, text
 
 from tests.support.service import wait_until
@@ -156,7 +157,7 @@ class PgBouncer:
             "[pgbouncer]\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {self._port}\nunix_socket_dir =\nauth_type = any\n"
             f"pool_mode = {pool_mode}\ndefault_pool_size = {4 if pool_mode == 'transaction' else 50}\n"
-            "max_client_conn = 500\n"
+            "max_client_conn = 500\nserver_login_retry = 1\nadmin_users = postgres\n"
         )
 
     @property
@@ -176,6 +177,12 @@ class PgBouncer:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(30)
+
+    def reconnect(self) -> None:
+        """As a failover's manager does: give up all connections to the server, each once its transaction has ended."""
+        where = f"host=127.0.0.1 port={self._port} user={self._behind.username} dbname=pgbouncer"
+        with closing(psycopg.connect(where, autocommit=True)) as console:
+            console.execute("RECONNECT")
 
     def __enter__(self) -> Self:
         self.start()

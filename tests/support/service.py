@@ -44,6 +44,7 @@ FLASK = ("flask", "run")
 GRANIAN = ("granian", "--interface", "wsgi", "--workers-kill-timeout", "15", "wsgi:app")
 """At a stop its workers hang now and then: docs/serving.md."""
 DISPATCHER = ("flask", "bus", "run")
+CELERY_WORKER = ("celery", "-A", "celery_app", "worker")
 
 WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """What is started dies with the thread that started it: start services from a test's main thread."""

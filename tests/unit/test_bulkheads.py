@@ -51,6 +51,25 @@ def test_what_is_beyond_the_limit_waits_in_its_order() -> None:
     assert started[-1] is mails[3]
 
 
+def test_what_no_process_had_begun_when_the_connection_broke_is_forgotten() -> None:
+    """Celery tells no end of it, and the broker hands it out again: it must not keep its receiver's places for ever."""
+    started: list[Request] = []
+    hands = bulkheads(started, mail=2)
+    begun, dropped, waiting = (Request("mail") for _ in range(3))
+    for each in (begun, dropped, waiting):
+        hands(each)
+    hands.forget_all_but({begun})
+    again = [Request("mail") for _ in range(2)]
+    for each in again:
+        hands(each)
+    assert started == [begun, dropped, again[0]], "one place was free"
+
+    dropped.on_failure(None)
+    assert len(started) == 3, "its place was given to another long ago"
+    begun.on_success(None)
+    assert started[-1] is again[1]
+
+
 def test_a_request_ends_once_however_often_that_is_told() -> None:
     """The soft limit is no end; the process that is killed at the hard one is told as a failure as well."""
     started: list[Request] = []

@@ -25,7 +25,7 @@ SECRETS = {"DATABASE_URL": "postgresql+psycopg://user@host/name", "API_TOKEN": "
 MOST_EXPOSED = "20"
 """Of systemd's own score from 0 to 100, where less is better."""
 SPARE_SECONDS = 5
-DISPATCHER = "orders-dispatcher"
+DISPATCHER, WORKER = "orders-dispatcher", "orders-worker"
 
 
 class Unit(configparser.RawConfigParser):
@@ -135,7 +135,7 @@ def test_a_unit_runs_a_program_of_ours_as_a_user_without_rights(file: Path) -> N
     service = unit(file)["Service"]
     program, *words = service["ExecStart"].split()
     assert shutil.which(Path(program).name, path=str(Path(sys.prefix) / "bin"))
-    assert words in (["wsgi:app"], ["bus", "run"])
+    assert words in (["wsgi:app"], ["bus", "run"], ["-A", "celery_app", "worker"])
     assert service["User"] == "orders"
     assert service["Environment"] == f"INSTANCE_PATH=/var/lib/{service['StateDirectory']}"
     assert (service["NoNewPrivileges"], service["CapabilityBoundingSet"], service["ProtectSystem"]) == (
@@ -146,15 +146,18 @@ def test_a_unit_runs_a_program_of_ours_as_a_user_without_rights(file: Path) -> N
 
 
 def test_the_units_differ_in_what_they_run_and_how_it_stops_only() -> None:
-    web, dispatcher = (dict(unit(DEPLOY / "systemd" / f"{name}.service")["Service"]) for name in ("orders", DISPATCHER))
-    own = {name for name in {*web, *dispatcher} if web.get(name) != dispatcher.get(name)}
-    assert own == {"ExecStart", "NotifyAccess", "TimeoutStopSec", "Type"}
+    web, *others = (unit(DEPLOY / "systemd" / f"{name}.service")["Service"] for name in ("orders", DISPATCHER, WORKER))
+    for each in others:
+        own = {name for name in {*web, *each} if web.get(name) != each.get(name)}
+        assert own == {"ExecStart", "NotifyAccess", "TimeoutStopSec", "Type"}
 
 
 def test_systemd_gives_a_stop_the_time_it_takes(stop_seconds: int) -> None:
-    web, dispatcher = (unit(DEPLOY / "systemd" / f"{name}.service")["Service"] for name in ("orders", DISPATCHER))
+    names = ("orders", DISPATCHER, WORKER)
+    web, dispatcher, worker = (unit(DEPLOY / "systemd" / f"{name}.service")["Service"] for name in names)
     assert seconds(web["TimeoutStopSec"]) >= stop_seconds + SPARE_SECONDS
     assert seconds(dispatcher["TimeoutStopSec"]) >= Settings.load({}).shutdown_seconds + SPARE_SECONDS
+    assert seconds(worker["TimeoutStopSec"]) >= Settings.load({}).receiver_timeout + SPARE_SECONDS
 
 
 # Kubernetes

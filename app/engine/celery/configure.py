@@ -40,6 +40,10 @@ def make_celery(settings: Settings) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         broker_heartbeat=HEARTBEAT_SECONDS,
+        # RabbitMQ keeps a connection that broke without a word for a while: an exclusive queue would be locked by it,
+        # and the worker that comes back on another would end.
+        control_queue_exclusive=False,
+        control_queue_durable=True,  # RabbitMQ gives up queues that are neither
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         worker_consumer="app.engine.celery.consumer:Consumer",

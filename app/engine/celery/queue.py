@@ -41,6 +41,8 @@ class ReceiverQueue:
         self._unconfirmed: dict[int, Lease] = {}
         self._refused: list[Lease] = []
         self._waiting = 0
+        self.is_taken = True
+        """Whether a worker takes from it, as RabbitMQ said last. Redis doesn't say."""
         self.window = MOST_WAITING
         """How many messages may wait. Where workers are slow, more would outlive their leases, and be in the way of
         those that are published in their stead."""
@@ -59,20 +61,20 @@ class ReceiverQueue:
             return self._refused[:]
 
     def is_full(self) -> bool:
-        """Whether more messages would wait too long. Asks the broker where there may be as many. Raises
+        """Whether more messages would wait too long, or for nobody. Asks the broker where that may be. Raises
         BrokerUnavailable."""
-        if self._connection is None or self._draining or self._waiting >= self.window:
+        if self._connection is None or self._draining or self._waiting >= self.window or not self.is_taken:
             self._waiting = self.count()
             if not self._waiting:
                 self.window = self.window if self._draining else min(MOST_WAITING, 2 * self.window)
                 self._draining = False
-        return self._draining or self._waiting >= self.window
+        return self._draining or self._waiting >= self.window or not self.is_taken
 
     def count(self) -> int:
         """How many messages wait, as the broker says. Raises BrokerUnavailable."""
         with self._channel_errors():
             self._open()
-            return int(self._declare().message_count)
+            return self._count()
 
     def shrink(self) -> None:
         """A lease ran out on its way: fewer messages may wait from now on, and none before those that do are gone. From
@@ -126,11 +128,13 @@ class ReceiverQueue:
             self._channel.confirm_select()
             self._channel.events["basic_ack"].add(self._confirmed)
             self._channel.events["basic_nack"].add(self._not_confirmed)
-        self._waiting = self._declare().message_count
+        self._waiting = self._count()
 
-    def _declare(self) -> Any:
-        """Names the queue, and counts what waits in it."""
-        return self._channel.queue_declare(queue=self._queue.name, durable=True, **_arguments(self._queue))
+    def _count(self) -> int:
+        """To declare a queue that is there counts what waits in it, and who takes from it."""
+        found = self._channel.queue_declare(queue=self._queue.name, durable=True, **_arguments(self._queue))
+        self.is_taken = bool(found.consumer_count) or not is_amqp(self._celery)
+        return int(found.message_count)
 
     def _send(self, lease: Lease) -> None:
         message = {"delivery_id": lease.delivery_id, "lease_token": lease.token}

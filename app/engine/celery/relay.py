@@ -12,6 +12,7 @@ from typing import Any
 
 from app.bus import Lease, LeaseEnd, lifecycle
 from app.bus.invoke import NotBegun
+from app.db import iso
 from app.engine.celery.queue import ReceiverQueue
 from app.engine.inprocess.pool import ReceiverPool
 from app.engine.inprocess.worker import RETRY_SECONDS, Worker
@@ -45,7 +46,6 @@ class Relay(Worker):
         super().__init__(*given, **options)
         self._open_queue = queue
         self._queues: dict[str, ReceiverQueue] = {}
-        self._broker_lost = False
         lifecycle.deliveries_settled.connect(self._note_expired, sender=self.dispatcher.sender)
 
     def stop(self, seconds: float) -> bool:
@@ -99,6 +99,7 @@ class Relay(Worker):
             try:
                 is_full = queue.is_full()
                 self._note_broker_back()
+                self._note_taken(queue)
                 if not is_full:
                     return
             except BrokerUnavailable as error:
@@ -107,13 +108,24 @@ class Relay(Worker):
             self._stopping.wait(pause)
 
     def _note_broker_lost(self, error: BrokerUnavailable) -> None:
-        with self._lock:
-            known, self._broker_lost = self._broker_lost, True
-        if not known:
+        since = iso(self.dispatcher.clock.now())
+        if self._tell(lambda known: {"lost_since": since, "reason": str(error)} | known):
             lifecycle.report(lifecycle.broker_lost, self.dispatcher.sender, error=error)
 
     def _note_broker_back(self) -> None:
-        with self._lock:
-            was_lost, self._broker_lost = self._broker_lost, False
-        if was_lost:
+        if self._tell(lambda known: {"untaken": known.get("untaken")}):
             lifecycle.report(lifecycle.broker_back, self.dispatcher.sender)
+
+    def _note_taken(self, queue: ReceiverQueue) -> None:
+        own = set() if queue.is_taken else {queue.receiver}
+        self._tell(lambda known: known | {"untaken": sorted({*known.get("untaken", [])} - {queue.receiver} | own)})
+
+    def _tell(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+        """By a heartbeat, where this changes what is known. Returns whether it does."""
+        with self._lock:
+            known, told = self.dispatcher.broker, change(self.dispatcher.broker)
+            self.dispatcher.broker = {name: value for name, value in told.items() if value}
+            changes = self.dispatcher.broker != known
+        if changes:
+            self._beat_once()
+        return changes

@@ -528,11 +528,11 @@ def elsewhere(tmp_path: Path) -> Iterator[Any]:
     """Run 'flask ...' on another database and return its exit code with what it prints."""
     shops = []
 
-    def command(url: str, *words: str) -> tuple[int, str]:
+    def command(url: str, *words: str, timeout: float = 0.2) -> tuple[int, str]:
         settings = Settings.of(
             instance_path=tmp_path / "instance",
             database_url=url,
-            database_timeout=0.2,
+            database_timeout=timeout,
             mail_backend="memory",
             log_level="ERROR",
         )
@@ -549,7 +549,7 @@ def elsewhere(tmp_path: Path) -> Iterator[Any]:
 @pytest.mark.postgres
 @pytest.mark.parametrize("words", [*READS, ["bus", "run"], ["doctor"]], ids=" ".join)
 def test_a_database_without_its_schema_says_what_to_run(elsewhere: Any, bare_postgres_url: str, words: Any) -> None:
-    code, told = elsewhere(bare_postgres_url, *words)
+    code, told = elsewhere(bare_postgres_url, *words, timeout=15)
     assert code == (2 if words == ["doctor"] else 1)
     assert "flask db upgrade" in told
 

@@ -54,13 +54,14 @@ def test_what_is_relied_on_holds_whatever_the_administrator_has_set(postgres_ser
         "default_transaction_isolation": "serializable",
         "lock_timeout": "0",
     }
-    with postgres.another_database(postgres_server, **odd) as url, a_shop(url, instance_path=tmp_path) as shop:
+    patient = {"instance_path": tmp_path, "database_timeout": 15}
+    with postgres.another_database(postgres_server, **odd) as url, a_shop(url, **patient) as shop:
         formats = ("datestyle", "timezone", "client_encoding", "lock_timeout", "idle_in_transaction_session_timeout")
         with shop.database.read() as session:
-            assert shown(session, *formats) == ["ISO, MDY", "UTC", "UTF8", "1s", "1min"]
+            assert shown(session, *formats) == ["ISO, MDY", "UTC", "UTF8", "2s", "1min"]
             assert shown(session, "transaction_isolation") == ["repeatable read"]
         found = shop.database.transact(lambda t: shown(t, "synchronous_commit", "transaction_isolation", *formats))
-        assert found == ["local", "read committed", "ISO, MDY", "UTC", "UTF8", "1s", "1min"]
+        assert found == ["local", "read committed", "ISO, MDY", "UTC", "UTF8", "2s", "1min"]
         shop.engine.start()
         assert shop.post(email="李@example.com").status_code == 422, "text of every kind reaches the checks"
         assert shop.post().status_code == 201

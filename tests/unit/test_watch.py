@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from app.bus import watch
 from app.bus.troubles import Cause
 from app.bus.watch import Watch
 from app.clock import Clock
+from app.db import Database
 from app.errors import DatabaseUnavailable
 from config import Settings
 
@@ -31,31 +31,27 @@ class SilentDatabase:
         raise DatabaseUnavailable("it is away")
 
 
-class StuckDatabase(SilentDatabase):
-    """Can be read, and is empty; a write never ends."""
+class StuckDatabase(Database):
+    """Can be read; a write never ends."""
 
     written_at = float("-inf")
     trouble: DatabaseUnavailable | None = None
 
-    def check_schema(self) -> None:
-        self.asked += 1
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.let_go = threading.Event()
 
-    @contextmanager
-    def read(self) -> Iterator[Any]:
-        yield EmptySession()
-
-    def transact(self, _: Any) -> None:
+    def transact(self, *_: Any) -> Any:
         self.let_go.wait(30)
 
 
-class EmptySession:
-    def scalar(self, _: Any) -> None:
-        return None
-
-    def scalars(self, _: Any) -> list[Any]:
-        return []
-
-    execute = scalars
+@pytest.fixture
+def stuck(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[StuckDatabase]:
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 1.0)  # time to read it
+    database = StuckDatabase(sqlite_url)
+    yield database
+    database.let_go.set()
+    database.close()
 
 
 @pytest.fixture(autouse=True)
@@ -95,19 +91,15 @@ def test_the_next_who_asks_is_told_at_once_what_came_of_it() -> None:
         assert time.monotonic() < deadline
 
 
-def test_a_write_that_does_not_end_is_told_as_that_and_alone() -> None:
+def test_a_write_that_does_not_end_is_told_as_that_and_alone(stuck: StuckDatabase) -> None:
     """No dispatcher can say that it is alive: that none is would be the wrong cause."""
-    database = StuckDatabase()
-    (trouble,) = watch_of(database).look().troubles
-    database.let_go.set()
+    (trouble,) = watch_of(stuck).look().troubles
     assert trouble.cause is Cause.DATABASE_UNWRITABLE
     assert "can be read, but has not taken a write for" in trouble.text
 
 
-def test_a_write_that_is_tried_again_and_again_is_told_with_what_it_meets() -> None:
-    database = StuckDatabase()
-    database.trouble = DatabaseUnavailable("it only reads")
-    (trouble,) = watch_of(database).look().troubles
-    database.let_go.set()
+def test_a_write_that_is_tried_again_and_again_is_told_with_what_it_meets(stuck: StuckDatabase) -> None:
+    stuck.trouble = DatabaseUnavailable("it only reads")
+    (trouble,) = watch_of(stuck).look().troubles
     assert trouble.cause is Cause.DATABASE_UNWRITABLE
     assert "can be read, but not written: it only reads" in trouble.text

@@ -120,6 +120,7 @@ ORDER_OF_DELIVERY = "(SELECT order_id FROM deliveries JOIN events USING (event_i
 def test_an_order_is_answered_as_the_table_says(shop: LiveShop, database_url: str, state: str) -> None:
     stated = (postgresql.TROUBLE.get(state) or postgresql.TROUBLE.get(state[:2]) or (Trouble.SERVER,))[0]
     before = backend(shop)
+    shop.database.timeout = 30  # of each answer: the last try may begin just before the request's time is over
     with raising(database_url, "orders", "INSERT", f"'{state}'"):
         answer = shop.post()
         assert answer.status_code == (500 if stated is Trouble.STATEMENT else 503)

@@ -312,7 +312,7 @@ def machine(rounds: int) -> Row:
         os.close(file)
     return {
         "when": time.strftime("%Y-%m-%d %H:%M"),
-        "command": shlex.join(["python3", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": shlex.join(["python3", "benchmarks/run.py", *(word.rpartition("/")[2] for word in sys.argv[1:])]),
         "system": platform.platform(),
         "cores": os.cpu_count(),
         "rounds": rounds,

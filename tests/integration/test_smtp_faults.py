@@ -807,7 +807,10 @@ def test_recipients_that_hang_after_the_message_get_three_copies_each_and_keep_n
 
     unknown = [outcomes(shop, name).count("unknown") for name in ("poison1", "poison2")]
     assert unknown == [3, 3], "on a busy machine others may be timeouts, before the message was there"
-    assert {tuple(outcomes(shop, f"{number}")) for number in range(40)} == {("ok",)}
+    for number in range(40):
+        *before, last = outcomes(shop, f"{number}")
+        assert last == "ok"
+        assert len(before) <= 1, "a busy machine may be too slow for a mail, once"
     copies = collections.Counter(addressees(server))
     assert (copies["poison1@example.com"], copies["poison2@example.com"], copies.total()) == (3, 3, 46)
 

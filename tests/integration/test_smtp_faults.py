@@ -798,7 +798,9 @@ def test_recipients_that_hang_after_the_message_get_three_copies_each_and_keep_n
 ) -> None:
     """Two of them, as many as there are threads, and first in the queue."""
     server.on("ACCEPTED", HANG, when="poison")
-    shop = open_shop(server, clock=Clock(), policy=FixedWait(seconds=0.5, attempts=1000), mail_timeout=SHORT_SECONDS)
+    shop = open_shop(
+        server, clock=Clock(), policy=FixedWait(seconds=0.5, attempts=1000), mail_timeout=2 * SHORT_SECONDS
+    )
     send_thirty_behind_two_poisoned(shop)
     until(lambda: [shop.order(name).notification for name in ("poison1", "poison2")] == ["failed", "failed"])
     place_orders(shop, 10, first=30)
@@ -807,10 +809,7 @@ def test_recipients_that_hang_after_the_message_get_three_copies_each_and_keep_n
 
     unknown = [outcomes(shop, name).count("unknown") for name in ("poison1", "poison2")]
     assert unknown == [3, 3], "on a busy machine others may be timeouts, before the message was there"
-    for number in range(40):
-        *before, last = outcomes(shop, f"{number}")
-        assert last == "ok"
-        assert len(before) <= 1, "a busy machine may be too slow for a mail, once"
+    assert {tuple(outcomes(shop, f"{number}")) for number in range(40)} == {("ok",)}
     copies = collections.Counter(addressees(server))
     assert (copies["poison1@example.com"], copies["poison2@example.com"], copies.total()) == (3, 3, 46)
 

@@ -112,19 +112,24 @@ def more(ledger: Ledger, count: int) -> None:
     ledger.wait_for(len(ledger.acknowledged) + count)
 
 
+def customers_of(site: Site, ledger: Ledger, *webs: Service) -> Customers:
+    """Customers of the services, once these are ready. Each mail takes a while, so that leases are held."""
+    for each in webs:
+        each.wait_for_answer("/readyz")
+    site.sink.on("END", Pause(0.1))
+    addresses = [(each.host, each.port) for each in webs]
+    return Customers(ledger, *addresses, timeout=DATABASE_TIMEOUT + SLACK_SECONDS)
+
+
 def test_threads_that_dispatch_outlive_hosts_that_are_cut_off(site: Site, report: Report) -> None:
     """Each kind of host in turn, while orders come in. All goes on without a restart, and no stop hangs."""
     far, web = site.service(*GUNICORN, delay_seconds=FAR_SECONDS, dispatch_in_web=False)
     _, other_web = site.service(*GUNICORN, dispatch_in_web=False)
     host, dispatcher = site.service(*DISPATCHER)
     _, other = site.service(*DISPATCHER)
-    for each in (web, other_web):
-        each.wait_for_answer("/readyz")
-    site.sink.on("END", Pause(0.1))  # so that leases are held
     ledger = Ledger(os.getpid())
-    addresses = [(each.host, each.port) for each in (web, other_web)]
 
-    with Customers(ledger, *addresses, timeout=DATABASE_TIMEOUT + SLACK_SECONDS) as customers:
+    with customers_of(site, ledger, web, other_web) as customers:
         more(ledger, 30)
         wait_until(lambda: site.holds_leases(dispatcher), "something that it is at")
         with cut_off(host):
@@ -181,13 +186,9 @@ def test_celerys_workers_outlive_hosts_that_are_cut_off(
     rabbit.wait()
     for each in (worker, other):
         each.wait_for_log(" ready.")
-    for each in (web, other_web):
-        each.wait_for_answer("/readyz")
-    site.sink.on("END", Pause(0.1))  # so that leases are held
     ledger = Ledger(os.getpid())
-    addresses = [(each.host, each.port) for each in (web, other_web)]
 
-    with Customers(ledger, *addresses, timeout=DATABASE_TIMEOUT + SLACK_SECONDS) as customers:
+    with customers_of(site, ledger, web, other_web) as customers:
         more(ledger, 30)
         wait_until(lambda: site.holds_leases(worker), "something that it is at")
         with cut_off(host):

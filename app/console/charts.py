@@ -10,7 +10,7 @@ from app.console.figures import Latency, percentile
 from app.states import Outcome
 
 WIDTH, HEIGHT = 560, 170
-LEFT, RIGHT, TOP, BOTTOM = 66, 552, 14, 142
+LEFT, RIGHT, TOP, BOTTOM = 92, 552, 14, 142
 """Of the area that is drawn in."""
 
 

@@ -27,6 +27,7 @@ from sqlalchemy import (
     type_coerce,
 )
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.engine import Dialect as Compiler
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
@@ -100,6 +101,7 @@ class SQLite:
         self.engine = create_engine(
             url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
         )
+        self.engine.dialect.statement_compiler = _Compiler
         event.listen(self.engine, "do_connect", self._before_connect)
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "checkout", self.check_file)
@@ -264,6 +266,15 @@ class SQLite:
 
     def listen(self, channel: str) -> Listener | None:
         return None
+
+
+class _Compiler(SQLiteCompiler):
+    """SQLite looks at a bare parameter of LIMIT or OFFSET to plan the query, so each time it is bound it compiles the
+    query anew, which takes longer than most run. It does not look behind a ``+``."""
+
+    def limit_clause(self, select: Any, **options: Any) -> str:
+        clause: str = super().limit_clause(select, **options)  # type: ignore[no-untyped-call]
+        return clause.replace(" LIMIT ", " LIMIT +").replace(" OFFSET ", " OFFSET +")
 
 
 class MoneyText(TypeDecorator[Decimal]):

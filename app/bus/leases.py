@@ -9,6 +9,7 @@ read once, and not by each claim. The end of a delivery releases the next of its
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -536,6 +537,27 @@ def claim(count: int, ordered: bool = False) -> Prepared:
 
 
 @functools.cache
+def end_done(count: int) -> Prepared:
+    """Ends ``count`` leases under one fencing token, whose receivers succeeded."""
+    return Prepared(
+        update(table(Delivery))
+        .where(
+            Delivery.state == DeliveryState.LEASED,
+            Delivery.lease_token == bindparam("under_token"),
+            _is_one_of(count),
+        )
+        .values(
+            state=DeliveryState.DONE,
+            attempts=Delivery.attempts + 1,
+            outcome=Outcome.OK,
+            reason=None,
+            due_at=bindparam("now"),
+            settled_at=bindparam("now"),
+        )
+    )
+
+
+@functools.cache
 def select_tokens(count: int) -> Prepared:
     """The fencing tokens of ``count`` leased deliveries, whose rows are locked until the transaction ends."""
     leased = select(Delivery.delivery_id, Delivery.lease_token).where(Delivery.state == DeliveryState.LEASED)
@@ -566,6 +588,12 @@ def _ids(leases: list[Lease]) -> dict[str, Any]:
     return _numbered(lease.delivery_id for lease in leases)
 
 
+def lock(transaction: Transaction, leases: list[Lease]) -> None:
+    """Lock their rows in LOCK_ORDER, where several processes write at once."""
+    if not transaction.dialect.one_writer:
+        lock_held(transaction, leases)
+
+
 def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
     """Those that nobody has taken over; until the transaction ends, nobody can."""
     if not leases:
@@ -577,11 +605,21 @@ def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
 def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
     """End leases as it says there; where there is an outcome, the attempt is recorded.
 
-    Raises LeaseLost when any has been taken over; the caller has to undo what this did to the others.
+    Where several processes write at once, their rows are locked. Raises LeaseLost when any has been taken over; the
+    caller has to undo what this did to the others.
     """
     if not ends:
         return
-    if END.many(transaction, [_ended(each, transaction.now) for each in ends]) != len(ends):
+    others = [_ended(each, transaction.now) for each in ends if each.state is not DeliveryState.DONE]
+    count = END.many(transaction, others) if others else 0
+    done: defaultdict[int, list[Lease]] = defaultdict(list)
+    for each in ends:
+        if each.state is DeliveryState.DONE:
+            done[each.lease.token].append(each.lease)
+    for token, same in done.items():
+        values = {"now": transaction.now, "under_token": token, **_ids(same)}
+        count += end_done(len(same))(transaction, values).rowcount
+    if count != len(ends):
         raise LeaseLost
     record_attempts(transaction, ends)
     ordered = [each.lease for each in ends if each.lease.ordering_key is not None]

@@ -49,6 +49,7 @@ def settle(
     if not answers:
         return [], []
     answers = sorted(answers, key=lambda each: leases.LOCK_ORDER(each[0]))
+    leases.lock(transaction, [lease for lease, _ in answers])
     try:
         with recording_savepoint(transaction):
             with setting_apart() as published:
@@ -102,7 +103,7 @@ def _deliver_published(
 def _done(transaction: Transaction, retries: Retries, invoker: Invoker, lease: Lease) -> LeaseEnd:
     answer = invoker.invoke(lease, transaction)
     if not isinstance(answer, Done):
-        raise _Undo(answer)
+        raise _Undo(lease, answer)
     return conclude(transaction, retries, lease, answer)
 
 
@@ -130,27 +131,45 @@ def deliver_within(transaction: Transaction, retries: Retries, invoker: Invoker,
     deliveries, those of one transaction run at a time: each locks rows of the user and of the user's orders.
     """
     transaction.dialect.lock_keys(transaction.driver, [lease.user_id for lease in batch])
-    held = leases.lock_held(transaction, batch)
-    ends = [_deliver_one(transaction, retries, invoker, lease) for lease in held]
+    ends = _deliver(transaction, retries, invoker, leases.lock_held(transaction, batch))
     _end(transaction, retries, ends)
     return ends
 
 
-def _deliver_one(transaction: Transaction, retries: Retries, invoker: Invoker, lease: Lease) -> LeaseEnd:
-    """A savepoint around the receiver: of a failed attempt nothing stays."""
-    answer: Answer
+def _deliver(transaction: Transaction, retries: Retries, invoker: Invoker, held: list[Lease]) -> list[LeaseEnd]:
+    """A savepoint around the receivers: of a failed attempt nothing stays. Those that came before it are called again;
+    where nobody knows whose fault it was, each is called by itself."""
+    if not held:
+        return []
     try:
         with recording_savepoint(transaction):
-            answer = invoker.invoke(lease, transaction)
-            if isinstance(answer, Failure | RetryAfter):
-                raise _Undo(answer)
-            return conclude(transaction, retries, lease, answer)
+            return [_answered(transaction, retries, invoker, lease) for lease in held]
     except _Undo as undo:
-        answer = undo.answer
-    except BaseException as error:  # the same
+        place = held.index(undo.lease)
+        end = _conclude_undone(transaction, retries, undo.lease, undo.answer)
+        before = _deliver(transaction, retries, invoker, held[:place])
+        return [*before, end, *_deliver(transaction, retries, invoker, held[place + 1 :])]
+    except BaseException as error:  # foreign code
         if transaction.dialect.is_transient(error):
             raise
-        answer = bug(error)
+        if len(held) == 1:
+            return [_conclude_undone(transaction, retries, held[0], bug(error))]
+    return [end for lease in held for end in _deliver(transaction, retries, invoker, [lease])]
+
+
+def _answered(transaction: Transaction, retries: Retries, invoker: Invoker, lease: Lease) -> LeaseEnd:
+    answer = invoker.invoke(lease, transaction)
+    if isinstance(answer, Failure | RetryAfter):
+        raise _Undo(lease, answer)
+    try:
+        return conclude(transaction, retries, lease, answer)
+    except BaseException as error:  # what it publishes may be no event
+        if transaction.dialect.is_transient(error):
+            raise
+        raise _Undo(lease, bug(error)) from error
+
+
+def _conclude_undone(transaction: Transaction, retries: Retries, lease: Lease, answer: Answer) -> LeaseEnd:
     try:
         return conclude(transaction, retries, lease, answer)
     except BaseException as error:  # RetryAfter("soon"), say: it must not fail the others of the batch
@@ -160,8 +179,8 @@ def _deliver_one(transaction: Transaction, retries: Retries, invoker: Invoker, l
 
 
 class _Undo(Exception):
-    def __init__(self, answer: Answer) -> None:
-        self.answer = answer
+    def __init__(self, lease: Lease, answer: Answer) -> None:
+        self.lease, self.answer = lease, answer
 
 
 def settle_expired(transaction: Transaction, retries: Retries, expired: list[Lease]) -> list[LeaseEnd]:

@@ -7,6 +7,7 @@ later. Everything else that blinker users know keeps working: ``connect``, ``con
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -278,9 +279,15 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
     """The event that encode() wrote. Raises ValueError that says what is wrong with it."""
     if type_name not in SIGNALS:
         raise ValueError(f"no signal carries events of type {type_name!r}")
-    event_type, fields = SIGNALS[type_name].event_type, SIGNALS[type_name].fields
+    event_type = SIGNALS[type_name].event_type
     if version != event_type.version:
         raise ValueError(f"{type_name} has version {version} here and {event_type.version} in the code")
+    return _decoded(SIGNALS[type_name], data)
+
+
+@functools.lru_cache(maxsize=64)  # an event's receivers mostly run one soon after another
+def _decoded(carrier: DurableSignal, data: bytes | str) -> Event:
+    fields = carrier.fields
     try:
         values = _decoder.decode(data.decode() if isinstance(data, bytes) else data)
     except RecursionError:
@@ -294,7 +301,7 @@ def decode(type_name: str, version: int, data: bytes | str) -> Event:
     for name, value in values.items():
         if fields[name] is Decimal or type(value) is not str:
             values[name] = _decode_field(name, fields[name], value)
-    return event_type(**values)
+    return carrier.event_type(**values)
 
 
 def _decode_field(name: str, declared: Any, value: Any) -> Any:

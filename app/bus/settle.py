@@ -3,7 +3,7 @@
 Events that an answer publishes are recorded in the transaction that ends the lease.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -257,7 +257,8 @@ def _death_notice(lease: Lease, reason: str) -> list[signal.Event]:
     return [notice]
 
 
-def _publish(lease: Lease, events: Iterable[signal.Event]) -> None:
-    with caused_by(lease):
-        for event in events:
-            signal.SIGNALS[type(event).__name__].send(lease.receiver, event=event)
+def _publish(lease: Lease, events: Sequence[signal.Event]) -> None:
+    if events:  # mostly there are none
+        with caused_by(lease):
+            for event in events:
+                signal.SIGNALS[type(event).__name__].send(lease.receiver, event=event)

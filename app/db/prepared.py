@@ -63,7 +63,7 @@ class Prepared:
         """Run an INSERT, for all the rows in one statement. Returns the cursor; its rows have no order."""
         compiled = self.compiled(runner.dialect)
         return runner.driver.execute(
-            compiled.repeated(len(rows)), [value for row in rows for value in compiled.bind(row)]
+            compiled.for_rows(len(rows)), [value for row in rows for value in compiled.bind(row)]
         )
 
     def compiled(self, dialect: Dialect) -> "Compiled":
@@ -84,6 +84,7 @@ class Compiled:
         compiled = statement.compile(dialect=by_position, column_keys=list(names) or None)
         self.sql = str(compiled)
         self.parameters = tuple(compiled.positiontup)
+        self._for_rows: dict[int, str] = {}
         self._slots = []
         for name in self.parameters:
             bound = compiled.binds[name]
@@ -99,11 +100,13 @@ class Compiled:
             for name, process, required, fixed in self._slots
         ]
 
-    def repeated(self, count: int) -> str:
+    def for_rows(self, count: int) -> str:
         """The INSERT for so many rows."""
-        into, values = self.sql.split(" VALUES ")
-        values, returning, columns = values.partition(" RETURNING ")
-        return f"{into} VALUES {', '.join([values] * count)}{returning}{columns}"
+        if count not in self._for_rows:
+            into, values = self.sql.split(" VALUES ")
+            values, returning, columns = values.partition(" RETURNING ")
+            self._for_rows[count] = f"{into} VALUES {', '.join([values] * count)}{returning}{columns}"
+        return self._for_rows[count]
 
 
 def utc(value: Any) -> datetime:

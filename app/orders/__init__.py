@@ -17,10 +17,11 @@ from app.orders.queries import (
     OrderSums,
     find_order,
     find_user,
-    known_emails,
     list_orders,
     list_users,
+    order_email,
     sum_orders,
+    user_email,
 )
 from app.orders.records import confirm_order, mark_notification, place_order, set_email
 
@@ -38,16 +39,17 @@ __all__ = [
     "find_order",
     "find_user",
     "is_identifier",
-    "known_emails",
     "list_orders",
     "list_users",
     "made_email",
     "mark_notification",
     "notification_reasons",
+    "order_email",
     "place_order",
     "set_email",
     "set_order_email",
     "set_user_email",
     "sum_orders",
     "take_order",
+    "user_email",
 ]

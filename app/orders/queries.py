@@ -18,12 +18,7 @@ from app.orders.models import UNSENT, Order, User
 from app.states import NotificationStatus, OrderStatus
 
 FIND_EMAIL = Prepared(select(User.email).where(User.user_id == bindparam("id")))
-FIND_EMAILS = Prepared(
-    select(
-        select(Order.email).where(Order.order_id == bindparam("of_order")).scalar_subquery(),
-        select(User.email).where(User.user_id == bindparam("of_user")).scalar_subquery(),
-    )
-)
+FIND_ORDER_EMAIL = Prepared(select(Order.email).where(Order.order_id == bindparam("id")))
 FIND_CONTENT = Prepared(
     select(Order.event_id, Order.user_id, Order.total_price, Order.email, Order.placed_email, Order.email_set_at).where(
         Order.order_id == bindparam("id")
@@ -47,11 +42,22 @@ def find_user(session: Session, user_id: str) -> User:
     return user
 
 
-def known_emails(database: Database, order_id: str, user_id: str) -> tuple[str | None, str | None]:
-    """The order's own address and its user's; None where none is known."""
-    asked = {"of_order": order_id, "of_user": user_id}
-    of_order, of_user = database.query(lambda reader: FIND_EMAILS(reader, asked).fetchone())
-    return of_order, of_user
+def order_email(database: Database, order_id: str) -> str | None:
+    """The order's own address; None where it has none."""
+    found: str | None = database.query(lambda reader: _first(FIND_ORDER_EMAIL(reader, {"id": order_id})))
+    return found
+
+
+def user_email(database: Database, user_id: str) -> str | None:
+    """The user's address; None where none is known."""
+    found: str | None = database.query(lambda reader: _first(FIND_EMAIL(reader, {"id": user_id})))
+    return found
+
+
+def _first(cursor: Any) -> Any:
+    """The one value of the first row, where there is a row."""
+    row = cursor.fetchone()
+    return row[0] if row else None
 
 
 class OrderSort(StrEnum):

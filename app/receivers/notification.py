@@ -15,7 +15,7 @@ from app.events import (
     OrderCreated,
 )
 from app.mail import Mailer, OrderNotification
-from app.orders import known_emails, made_email, mark_notification
+from app.orders import made_email, mark_notification, order_email, user_email
 from app.orders.emails import NO_ADDRESS
 from app.signal import Event
 from app.states import NotificationStatus
@@ -84,13 +84,11 @@ def update_order_notification(sender: str, event: Event, transaction: Transactio
 def _address(event: Wanted, domain: str | None, *, untouched: bool) -> str | None:
     """The order's own address, else the user's known one, else one made with ``domain``, USER_EMAIL_DOMAIN.
 
-    What came with the event is its own address still, where nobody has touched the delivery: nothing need be read.
+    Where nobody has touched the delivery, the order's own is what came with the event.
     """
-    if untouched and event.email is not None:
-        return event.email
     database: Database = current_app.extensions["database"]
-    of_order, of_user = known_emails(database, event.order_id, event.user_id)
-    return of_order or event.email or of_user or made_email(event.user_id, domain)
+    of_order = event.email if untouched else order_email(database, event.order_id) or event.email
+    return of_order or user_email(database, event.user_id) or made_email(event.user_id, domain)
 
 
 def _no_address(user_id: str, domain: str | None) -> str:

@@ -189,10 +189,11 @@ EXTEND = Prepared(HELD.values(due_at=bindparam("due_at")))
 END = Prepared(
     HELD.values({name: bindparam(name) for name in ("state", "attempts", "outcome", "reason", "due_at", "settled_at")})
 )
-_ATTEMPT = ("delivery_id", "lease_token", "outcome", "detail", "started_at", "ended_at", "dispatcher")
-INSERT_ATTEMPT = Prepared(insert(table(Attempt)).inline(), *_ATTEMPT)
-INSERT_TOLD_ATTEMPT = Prepared(insert(table(Attempt)).inline(), *_ATTEMPT, *("reply_code", "enhanced_code", "why"))
-"""Of one that failed, or was not simply due."""
+INSERT_ATTEMPT = Prepared(
+    insert(table(Attempt)).inline(),
+    *("delivery_id", "lease_token", "outcome", "detail", "started_at", "ended_at", "dispatcher"),
+    *("reply_code", "enhanced_code", "why"),
+)
 FIND_OBSTACLE = Prepared(
     select(
         *(table(Delivery).c[name] for name in ("obstacle", "obstacle_since", "obstacle_seen_at", "due_because"))
@@ -558,6 +559,21 @@ def end_done(count: int) -> Prepared:
 
 
 @functools.cache
+def insert_plain_attempts(count: int) -> Prepared:
+    """Attempts that succeeded, of ``count`` deliveries that were simply due: the deliveries' rows tell all of them."""
+    attempts = {
+        "delivery_id": Delivery.delivery_id,
+        "lease_token": Delivery.lease_token,
+        "outcome": literal(str(Outcome.OK)),
+        "started_at": Delivery.leased_at,
+        "ended_at": bindparam("now", type_=Delivery.leased_at.type),
+        "dispatcher": Delivery.leased_by,
+    }
+    done = select(*attempts.values()).where(_is_one_of(count)).order_by(Delivery.delivery_id)
+    return Prepared(insert(table(Attempt)).from_select(list(attempts), done).inline())
+
+
+@functools.cache
 def select_tokens(count: int) -> Prepared:
     """The fencing tokens of ``count`` leased deliveries, whose rows are locked until the transaction ends."""
     leased = select(Delivery.delivery_id, Delivery.lease_token).where(Delivery.state == DeliveryState.LEASED)
@@ -628,23 +644,17 @@ def end(transaction: Transaction, ends: list[LeaseEnd]) -> None:
 
 
 def record_attempts(transaction: Transaction, ends: list[LeaseEnd]) -> None:
+    """Of leases that were ended just now."""
     plain, told = [], []
     for each in ends:
-        if each.outcome is None:
-            continue
-        if each.next_try is None and each.lease.why is None:
-            plain.append(_attempt(each, transaction.now))
-        else:
-            told.append(_attempt(each, transaction.now) | _told(each))
+        if each.state is DeliveryState.DONE and each.lease.why is None:
+            plain.append(each.lease)
+        elif each.outcome is not None:
+            told.append(_attempt(each, transaction.now))
     if plain:
-        INSERT_ATTEMPT.insert_all(transaction, plain)
+        insert_plain_attempts(len(plain))(transaction, {"now": transaction.now, **_ids(plain)})
     if told:
-        INSERT_TOLD_ATTEMPT.insert_all(transaction, told)
-
-
-def _told(end: LeaseEnd) -> dict[str, Any]:
-    failed = end.next_try or NextTry(None)
-    return {"reply_code": failed.code, "enhanced_code": failed.enhanced, "why": end.lease.why}
+        INSERT_ATTEMPT.insert_all(transaction, told)
 
 
 def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:
@@ -661,6 +671,7 @@ def _ended(end: LeaseEnd, now: datetime) -> dict[str, Any]:
 
 
 def _attempt(end: LeaseEnd, now: datetime) -> dict[str, Any]:
+    failed = end.next_try or NextTry(None)
     return {
         "delivery_id": end.lease.delivery_id,
         "lease_token": end.lease.token,
@@ -669,6 +680,9 @@ def _attempt(end: LeaseEnd, now: datetime) -> dict[str, Any]:
         "started_at": end.lease.leased_at,
         "ended_at": now,
         "dispatcher": end.lease.leased_by,
+        "reply_code": failed.code,
+        "enhanced_code": failed.enhanced,
+        "why": end.lease.why,
     }
 
 

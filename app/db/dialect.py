@@ -164,6 +164,9 @@ class Dialect(Protocol):
     def raw_text(self, column: Any) -> Any:
         """A text column in a form that can be read even where the text is damaged: bytes or text."""
 
+    def plus_cents(self, amount: Any, cents: Any) -> Any:
+        """The amount with so many cents added to it, exactly."""
+
     def in_cents(self, amount: Any) -> Any:
         """A Money column in hundredths, as an integer: sums of it are exact."""
 

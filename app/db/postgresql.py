@@ -325,6 +325,9 @@ class PostgreSQL:
         """As it is: the server stores no text that is damaged."""
         return column
 
+    def plus_cents(self, amount: Any, cents: Any) -> Any:
+        return amount + cast(cents, Numeric(20, 2)) / 100
+
     def in_cents(self, amount: Any) -> Any:
         return cast(type_coerce(amount, Numeric(20, 2)) * 100, BigInteger)
 

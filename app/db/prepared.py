@@ -75,30 +75,34 @@ class Prepared:
 
 
 class Compiled:
-    """A statement in one database's SQL. ``parameters`` are the names of its values, in their order."""
+    """A statement in one database's SQL. ``parameters`` are the names of its values, in their order.
+
+    What is the same each time is written into the SQL, where the planner sees it, and need not be bound.
+    """
 
     def __init__(self, statement: Any, names: tuple[str, ...], dialect: Dialect) -> None:
         types = dialect.engine.dialect
         made: Any = type(types)
         by_position = types if types.positional else made(paramstyle="format")
         compiled = statement.compile(dialect=by_position, column_keys=list(names) or None)
-        self.sql = str(compiled)
-        self.parameters = tuple(compiled.positiontup)
         self._for_rows: dict[int, str] = {}
         self._slots = []
-        for name in self.parameters:
+        is_percent = by_position.paramstyle == "format"
+        placeholder = "%s" if is_percent else "?"
+        self.sql, *pieces = str(compiled).split(placeholder)
+        for name, piece in zip(compiled.positiontup, pieces, strict=True):
             bound = compiled.binds[name]
             process = bound.type.dialect_impl(types).bind_processor(types)
-            fixed = bound.value if not bound.required else None
-            if isinstance(fixed, str):
-                fixed = str(fixed)  # of a StrEnum: sqlite3 takes far longer to bind a subclass of str
-            self._slots.append((name, process, bound.required, process(fixed) if process else fixed))
+            if bound.required:
+                self._slots.append((name, process))
+                self.sql += placeholder + piece
+            else:
+                literal = _literal(process(bound.value) if process else bound.value)
+                self.sql += (literal.replace("%", "%%") if is_percent else literal) + piece
+        self.parameters = tuple(name for name, _ in self._slots)
 
     def bind(self, values: Mapping[str, Any]) -> list[Any]:
-        return [
-            fixed if not required else process(values[name]) if process else values[name]
-            for name, process, required, fixed in self._slots
-        ]
+        return [process(values[name]) if process else values[name] for name, process in self._slots]
 
     def for_rows(self, count: int) -> str:
         """The INSERT for so many rows."""
@@ -107,6 +111,13 @@ class Compiled:
             values, returning, columns = values.partition(" RETURNING ")
             self._for_rows[count] = f"{into} VALUES {', '.join([values] * count)}{returning}{columns}"
         return self._for_rows[count]
+
+
+def _literal(value: str | Decimal | int | None) -> str:
+    """A value that stands in our code."""
+    if value is None:
+        return "NULL"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else f"{value}"
 
 
 def utc(value: Any) -> datetime:

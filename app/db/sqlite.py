@@ -228,6 +228,10 @@ class SQLite:
         """As bytes: text that is no longer UTF-8 breaks the query that reads it as text."""
         return cast(column, LargeBinary)
 
+    def plus_cents(self, amount: Any, cents: Any) -> Any:
+        cents = self.in_cents(amount) + cents
+        return func.printf("%d.%02d", cents // 100, cents % 100)
+
     def in_cents(self, amount: Any) -> Any:
         return cast(func.replace(type_coerce(amount, String), ".", ""), Integer)
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import BigInteger, bindparam, case, or_, tuple_, update
 
 from app.db import Base, Dialect, Prepared, Transaction, money, table, utc
 from app.errors import OrderConflict, OrderNotFound
@@ -46,17 +46,23 @@ CONFIRM_ORDER = Prepared(
     .values(status=OrderStatus.CONFIRMED)
     .returning(Order.user_id, Order.total_price, Order.created_at)
 )
-# On PostgreSQL the row lock keeps another process from reading the sum before it is updated. SQLite needs none: a
-# transaction that writes is alone.
-FIND_RECORD = Prepared(
-    select(User.orders_count, User.total_spent, User.last_order_id, User.last_order_at)
-    .where(User.user_id == bindparam("id"))
-    .with_for_update()
+_order = {
+    "last_order_at": bindparam("created_at", type_=User.last_order_at.type),
+    "last_order_id": bindparam("order_id"),
+}
+_is_latest = or_(
+    User.last_order_at.is_(None), tuple_(User.last_order_at, User.last_order_id) < tuple_(*_order.values())
 )
-UPDATE_RECORD = Prepared(
-    update(table(User))
-    .where(User.user_id == bindparam("id"))
-    .values({name: bindparam(name) for name in ("orders_count", "total_spent", "last_order_id", "last_order_at")})
+ADD_TO_RECORD = Prepared(
+    lambda dialect: (
+        update(table(User))
+        .where(User.user_id == bindparam("id"))
+        .values(
+            orders_count=User.orders_count + 1,
+            total_spent=dialect.plus_cents(User.total_spent, bindparam("cents", type_=BigInteger)),
+            **{name: case((_is_latest, value), else_=table(User).c[name]) for name, value in _order.items()},
+        )
+    )
 )
 SET_EMAIL = Prepared(update(table(User)).where(User.user_id == bindparam("id")).values(email=bindparam("address")))
 MARK_NOTIFICATION: dict[NotificationStatus, Prepared] = {
@@ -104,30 +110,12 @@ def confirm_order(transaction: Transaction, order_id: str) -> None:
     confirmed = CONFIRM_ORDER(transaction, {"id": order_id}).fetchone()
     if confirmed is None:
         raise OrderNotFound(f"there is no order {order_id}")
-    user_id, price, created_at = confirmed[0], money(confirmed[1]), utc(confirmed[2])
-    count, spent, last_id, last_at = _user_record(transaction, user_id)
-    latest = (created_at, order_id)
-    if last_at is not None:
-        latest = max(latest, (utc(last_at), last_id))
-    UPDATE_RECORD(
-        transaction,
-        {
-            "id": user_id,
-            "orders_count": count + 1,
-            "total_spent": money(spent) + price,
-            "last_order_at": latest[0],
-            "last_order_id": latest[1],
-        },
-    )
-
-
-def _user_record(transaction: Transaction, user_id: str) -> Any:
-    """The user's counts, locked. The record is made where there is none."""
-    record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
-    if record is None:
+    user_id, price, created_at = confirmed
+    cents = int(money(price).scaleb(2))
+    order = {"id": user_id, "cents": cents, "created_at": utc(created_at), "order_id": order_id}
+    if not ADD_TO_RECORD(transaction, order).rowcount:
         INSERT_USER(transaction, {"user_id": user_id})
-        record = FIND_RECORD(transaction, {"id": user_id}).fetchone()
-    return record
+        ADD_TO_RECORD(transaction, order)
 
 
 def mark_notification(transaction: Transaction, order_id: str, status: NotificationStatus) -> None:

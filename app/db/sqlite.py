@@ -5,7 +5,7 @@ import fcntl
 import importlib
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -300,8 +300,9 @@ class TimeText(TypeDecorator[datetime]):
     impl = String(27)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Compiler) -> str | None:
-        return None if value is None else iso(value)
+    def bind_processor(self, dialect: Compiler) -> Callable[[datetime | None], str | None]:
+        """In place of process_bind_param, which would be called by a function of SQLAlchemy's for each value."""
+        return lambda value: None if value is None else iso(value)
 
     def process_result_value(self, value: Any, dialect: Compiler) -> datetime | None:
         return None if value is None else datetime.fromisoformat(value)

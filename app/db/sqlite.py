@@ -102,6 +102,8 @@ class SQLite:
             url, module=driver_module(), hide_parameters=True, pool_size=pool_size, pool_timeout=timeout_seconds
         )
         self.engine.dialect.statement_compiler = _Compiler
+        # Else the driver asks None, and the protocol of adaption, whether they know a way to bind it.
+        driver_module().register_adapter(type(None), lambda none: none)
         event.listen(self.engine, "do_connect", self._before_connect)
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "checkout", self.check_file)

@@ -9,9 +9,8 @@ import logging
 import math
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from select import PIPE_BUF
@@ -39,50 +38,42 @@ class TextFormatter(logging.Formatter):
     """``time [level   ] message                  name=value …``, and a traceback below it, set in."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = [f"{_time(record)} [{record.levelname.lower():8}] {_message(record):24}"]
-        for name, value in _facts(record).items():
-            plain = type(value) is str and _PLAIN(value)
-            told.append(f"{name}={value if plain else _shown(value)}")
-        line = " ".join(told).rstrip()
-        return "\n".join([line, *_trace(record)]) if _is_traced(record) else line
+        head = f"{_time(record)} [{record.levelname.lower():8}] {_message(record):24}"
+        lines = []
+        for facts in _facts(record):
+            told = [head]
+            for name, value in facts.items():
+                plain = type(value) is str and _PLAIN(value)
+                told.append(f"{name}={value if plain else _shown(value)}")
+            lines.append(" ".join(told).rstrip())
+        if _is_traced(record):
+            lines += _trace(record)
+        return "\n".join(lines)
 
 
 class JsonFormatter(logging.Formatter):
     """An object on one line: ``message``, ``level``, ``timestamp``, ``logger``, each fact, and ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        head: dict[str, Any] = {
             "message": _message(record),
             "level": record.levelname.lower(),
             "timestamp": _time(record),
             "logger": record.name,
         }
-        for name, value in _facts(record).items():
-            line.setdefault(name, masked(value) if isinstance(value, str) else _scalar(value))
-        if _is_traced(record):
-            line["exception"] = "\n".join(_trace(record))
-        return json.dumps(line, ensure_ascii=False)
-
-
-_held: ContextVar["dict[LineHandler, list[str]] | None"] = ContextVar("held", default=None)
-"""The lines that wait for the end of ``written_together``."""
-
-
-@contextmanager
-def written_together() -> Iterator[None]:
-    """The lines that the block logs leave by one write, because each write lets another thread cut in."""
-    held: dict[LineHandler, list[str]] = {}
-    token = _held.set(held)
-    try:
-        yield
-    finally:
-        _held.reset(token)
-        for handler, lines in held.items():
-            handler.write(lines)
+        lines = []
+        for facts in _facts(record):
+            line = dict(head)
+            for name, value in facts.items():
+                line.setdefault(name, masked(value) if isinstance(value, str) else _scalar(value))
+            if _is_traced(record):
+                line["exception"] = "\n".join(_trace(record))
+            lines.append(json.dumps(line, ensure_ascii=False))
+        return "\n".join(lines)
 
 
 class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
-    """Writes each record by one call, and fails silently.
+    """Writes each record by one call, as far as a pipe takes it whole, and fails silently.
 
     It fails on a full disk, a pipe that nobody reads, a closed stream. The reported fact has happened all the same; an
     error from here would answer 500 to an order that is stored, and end the threads that deliver.
@@ -90,24 +81,10 @@ class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = f"{self.format(record)}\n"
-            if (held := _held.get()) is None:
-                self.stream.write(line)
-            else:
-                held.setdefault(self, []).append(line)
+            for piece in _pieces(f"{self.format(record)}\n"):
+                self.stream.write(piece)
         except Exception:
             self.handleError(record)
-
-    def write(self, lines: Iterable[str]) -> None:
-        """In pieces that a pipe takes whole, so that nothing of another process comes between. Raises nothing."""
-        pieces = [""]
-        for line in lines:
-            if len(pieces[-1]) + len(line) > PIPE_BUF:
-                pieces.append("")
-            pieces[-1] += line
-        with suppress(Exception):
-            for piece in filter(None, pieces):
-                self.stream.write(piece)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class' name
         """Nothing: the base class would print a traceback to what may be the very stream that fails."""
@@ -115,6 +92,17 @@ class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
     def flush(self) -> None:
         with suppress(Exception):
             self.stream.flush()
+
+
+def _pieces(lines: str) -> Iterator[str]:
+    """Pieces of whole lines that a pipe takes whole, so that nothing of another process comes between."""
+    begin = 0
+    while len(lines) - begin > PIPE_BUF:
+        end = lines.rfind("\n", begin, begin + PIPE_BUF) + 1 or lines.index("\n", begin) + 1
+        yield lines[begin:end]
+        begin = end
+    if begin < len(lines):
+        yield lines[begin:]
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -138,12 +126,13 @@ def _message(record: logging.LogRecord) -> str:
     return masked(message)
 
 
-def _facts(record: logging.LogRecord) -> Mapping[str, Any]:
-    """Those of the bus, or whatever else was given as ``extra`` and the ids of what runs here."""
+def _facts(record: logging.LogRecord) -> list[Mapping[str, Any]]:
+    """Of each line: those of the bus, or whatever else was given as ``extra`` and the ids of what runs here."""
     known = vars(record)
     if "facts" in known:
-        return known["facts"] if isinstance(known["facts"], Mapping) else {"facts": known["facts"]}
-    return {masked(name): value for name, value in known.items() if name not in _STANDARD} | ids_here()
+        given = known["facts"] if isinstance(known["facts"], list) else [known["facts"]]
+        return [facts if isinstance(facts, Mapping) else {"facts": facts} for facts in given]
+    return [{masked(name): value for name, value in known.items() if name not in _STANDARD} | ids_here()]
 
 
 def _is_traced(record: logging.LogRecord) -> bool:

@@ -54,9 +54,9 @@ class TimeOrderedIds:
                 self._drawn = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
             random = self._drawn.pop()
         milliseconds, fraction = divmod(ticks, 4096)
-        tail = int.from_bytes(random) & (2**62 - 1) | 0b10 << 62
-        text = f"{milliseconds:012x}7{fraction:03x}{tail:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        tail = int.from_bytes(random)
+        variant, node = tail >> 50 | 0x8000, tail & 0xFFFFFFFFFFFF  # 14 random bits after the variant's two, and 48
+        return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{fraction:03x}-{variant:04x}-{node:012x}"
 
     def forget_drawn(self) -> None:
         """After a fork: what was drawn before is the parent's."""

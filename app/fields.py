@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from app.addresses import checked_email
 from app.orders import ID_PATTERN, is_identifier
 
+CENT = Decimal("0.01")
 MAX_PRICE = Decimal("9999999999.99")
 MAX_EMAIL_CHARACTERS = 254
 MAX_PAGE_SIZE = 200
@@ -48,7 +49,7 @@ def _price(value: Any) -> Decimal:
         raise ValueError
     if int(amount.as_tuple().exponent) < -2:
         raise ValueError
-    return abs(amount.quantize(Decimal("0.01")))  # abs: -0.0 is 0
+    return abs(amount.quantize(CENT))  # abs: -0.0 is 0
 
 
 def _decimal(value: Any) -> Decimal:

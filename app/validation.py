@@ -44,7 +44,8 @@ def read_query(model: type[Model]) -> Model:
 
 def validate(model: type[Model], given: Any) -> Model:
     """An instance of the model. Raises Problem with 422, which names every wrong field and what it may be."""
-    if isinstance(given, dict):  # for a lone surrogate in a name, pydantic would report nothing else
+    if isinstance(given, dict) and not given.keys() <= model.model_fields.keys():
+        # For a lone surrogate in a name, pydantic would report nothing else.
         given = {shortened(name): value for name, value in given.items()}
     try:
         return model.model_validate(given)

@@ -3,9 +3,7 @@
 The others are answered at once, so that threads remain for reads and for /readyz.
 """
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 from app.errors import DatabaseUnavailable
 
@@ -25,19 +23,19 @@ class Admission:
         """When each transaction that has not ended began to wait."""
         self._last_end = 0.0
 
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[float]:
-        """Wait, in the block, for a transaction. Yields when that began. Raises DatabaseUnavailable."""
+    def admit(self) -> float:
+        """A transaction may be waited for, until ``leave``. Returns when that began. Raises DatabaseUnavailable."""
         began = time.monotonic()
         if not self._admitted:
             self._last_end = began
         elif not self.may_wait(began):
             raise DatabaseUnavailable
         self._admitted.append(began)
-        try:
-            yield began
-        finally:
-            self._admitted.remove(began)
+        return began
+
+    def leave(self, began: float) -> None:
+        """The wait that began then is over."""
+        self._admitted.remove(began)
 
     def may_wait(self, began: float, seconds: float = 0) -> bool:
         """Whether the transaction that began to wait then may wait so much longer."""

@@ -106,10 +106,13 @@ class Database:
         if in_transaction():
             raise NestedTransaction
         with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):
-            with self.admission.admitted() as began:
+            began = self.admission.admit()
+            try:
                 mine = Work(work, lock_order, began)
                 self.group_commit.submit(mine)
                 committed = self.group_commit.wait(mine)
+            finally:
+                self.admission.leave(began)
             self._notify(committed)
         return cast(T, mine.outcome())
 
@@ -143,10 +146,10 @@ class Database:
     @contextlib.contextmanager
     def _kept(self, engine: Engine, idle: deque[Connection]) -> Iterator[Connection]:
         """A connection for the block, kept for the next use: a pool would ask each time whether it lives."""
-        generation, connection = self._generation, None
-        with contextlib.suppress(IndexError):
+        generation = self._generation
+        try:
             connection = idle.pop()
-        if connection is None:
+        except IndexError:
             with self.dialect.deadline(self.timeout):
                 connection = engine.connect()
         try:

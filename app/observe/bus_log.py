@@ -45,15 +45,17 @@ class BusLog:
         """
         return level >= self.level and level >= (LOGGER.level or PARENT.level) and level > logging.root.manager.disable
 
-    def log(
+    def log(self, level: int, message: str, facts: dict[str, Any], error: BaseException | None = None) -> None:
+        if self.logs(level):
+            self._emit(level, message, facts, error)
+
+    def _emit(
         self,
         level: int,
         message: str,
         facts: dict[str, Any] | list[dict[str, Any]],
         error: BaseException | None = None,
     ) -> None:
-        if not self.logs(level):
-            return
         exc_info = (type(error), error, error.__traceback__) if error else None
         record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info, extra={"facts": facts})
         # A handler of somebody else's that raises must not answer 500 to an order that is stored.
@@ -61,19 +63,19 @@ class BusLog:
             LOGGER.handle(record)
 
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
-        if not self.logs(logging.INFO):
-            return
-        self._log_each("event recorded", [_about_event(event) for event in events])
+        if self.logs(logging.INFO):
+            self._log_each("event recorded", [_about_event(event) for event in events])
 
     def deliveries_settled(self, _: Bus, ends: list[LeaseEnd]) -> None:
-        self._log_each("delivery done", [ids_of(end.lease) for end in ends if end.state is DeliveryState.DONE])
+        if self.logs(logging.INFO):
+            self._log_each("delivery done", [ids_of(end.lease) for end in ends if end.state is DeliveryState.DONE])
         for end in ends:
             if end.state is not DeliveryState.DONE:
                 self._delivery_not_done(end)
 
     def _log_each(self, message: str, facts: list[dict[str, Any]]) -> None:
         if facts:
-            self.log(logging.INFO, message, facts if len(facts) > 1 else facts[0])
+            self._emit(logging.INFO, message, facts if len(facts) > 1 else facts[0])
 
     def _delivery_not_done(self, end: LeaseEnd) -> None:
         facts, outcome, reason, due_at = ids_of(end.lease), end.outcome, end.reason, end.due_at

@@ -28,11 +28,11 @@ WSGIApplication = Callable[[Environ, Any], Iterable[bytes]]
 
 MAX_BODY_BYTES = 64 * 1024
 
-SECURITY_HEADERS = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
-    ("Referrer-Policy", "no-referrer"),
-)
+SECURITY_HEADERS = {
+    "x-content-type-options": ("X-Content-Type-Options", "nosniff"),
+    "content-security-policy": ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    "referrer-policy": ("Referrer-Policy", "no-referrer"),
+}
 """Strictest values, for responses that are data. A page for people sets its own, which are kept."""
 
 PAGE_POLICY = (
@@ -122,7 +122,7 @@ def with_security_headers(environ: Environ, headers: Headers) -> Headers:
     """The headers of a response with the missing security headers, and the id that its log lines have; an API's
     response is never cached."""
     present = {name.lower() for name, _ in headers}
-    headers += [header for header in SECURITY_HEADERS if header[0].lower() not in present]
+    headers += [header for name, header in SECURITY_HEADERS.items() if name not in present]
     if MADE_REQUEST_ID in environ:
         headers.append(("X-Request-ID", environ[MADE_REQUEST_ID]))
     if not is_api(environ["PATH_INFO"]):

@@ -100,7 +100,7 @@ def write_problem(client: Any, status: int, reason: str, detail: str) -> None:
         ("Content-Type", "application/problem+json"),
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
-        *SECURITY_HEADERS,
+        *SECURITY_HEADERS.values(),
     ]
     head = "".join(f"{name}: {value}\r\n" for name, value in fields)
     util.write_nonblock(client, f"HTTP/1.1 {status} {reason}\r\n{head}\r\n{body}".encode("ascii"))

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Any
 
-from flask import request, url_for
+from flask import url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.urls import iri_to_uri
 
@@ -16,6 +16,7 @@ from app.clock import uuid7
 from app.current import database
 from app.errors import OrderNotFound
 from app.events import OrderCreated
+from app.http import current_request
 from app.orders import find_order, is_identifier, list_orders, take_order
 from app.request_models import NewOrder, OrderQuery
 from app.validation import read_body, read_query
@@ -45,7 +46,7 @@ def create_order() -> ResponseReturnValue:
     earlier_id = take_order(database(), SOURCE, OrderCreated(**vars(order)), event_id, origin())
     if earlier_id is not None:
         return _success(order, earlier_id), HTTPStatus.OK, {"Idempotent-Replayed": "true"}
-    location = f"{request.script_root}/api/orders/{order.order_id}"
+    location = f"{current_request().script_root}/api/orders/{order.order_id}"
     return _success(order, event_id), HTTPStatus.CREATED, {"Location": location}
 
 

@@ -48,8 +48,8 @@ class Database:
         ``signal.send`` finds the transaction."""
         chosen = SQLite if self.url.get_backend_name() == "sqlite" else PostgreSQL
         self.dialect: Dialect = chosen(self.url, timeout, pool_size)
-        self._most_idle = min(IDLE_CONNECTIONS, max(1, pool_size // 4))  # of each kind; as many remain for sessions
-        self._generation = 0
+        self.most_idle = min(IDLE_CONNECTIONS, max(1, pool_size // 4))  # of each kind; as many remain for sessions
+        self.generation = 0
         """Of connections: those of an earlier one are used no more."""
         event.listen(self.engine, "connect", self._note_generation)
         event.listen(self.engine, "checkout", self._check_generation)
@@ -118,7 +118,7 @@ class Database:
 
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
         """One write transaction. The works are taken when it holds the write lock, so that late ones are among them."""
-        with self.dialect.write_queue(), self._kept(self.engine, self._idle_writers) as connection:
+        with self.dialect.write_queue(), Kept(self, self.engine, self._idle_writers) as connection:
             self.dialect.begin_write(connection.connection.dbapi_connection)
             works = take_works()
             now, postponed = self.clock.now(), Postponed()
@@ -143,27 +143,6 @@ class Database:
         if facts and self.on_commit is not None:
             self.on_commit(facts)
 
-    @contextlib.contextmanager
-    def _kept(self, engine: Engine, idle: deque[Connection]) -> Iterator[Connection]:
-        """A connection for the block, kept for the next use: a pool would ask each time whether it lives."""
-        generation = self._generation
-        try:
-            connection = idle.pop()
-        except IndexError:
-            with self.dialect.deadline(self.timeout):
-                connection = engine.connect()
-        try:
-            yield connection
-        except BaseException as error:
-            if self._condemns(error):
-                connection.invalidate()
-            connection.close()  # which rolls back
-            raise
-        if len(idle) < self._most_idle and generation == self._generation:
-            idle.append(connection)
-        else:
-            connection.close()
-
     def query(self, ask: Callable[[Reader], T]) -> T:
         """Return what ``ask(reader)`` returns, whose prepared queries each see the database as it is at their moment.
 
@@ -183,7 +162,7 @@ class Database:
             raise unavailable(self.dialect, error) from error
 
     def _query(self, ask: Callable[[Reader], T]) -> T:
-        with self._kept(self._autocommit, self._idle_readers) as connection:
+        with Kept(self, self._autocommit, self._idle_readers) as connection:
             self.dialect.check_file()
             return ask(Reader(connection.connection.dbapi_connection, self.dialect))
 
@@ -198,7 +177,7 @@ class Database:
                 raise
             raise unavailable(self.dialect, error) from error
 
-    def _condemns(self, error: BaseException) -> bool:
+    def condemns(self, error: BaseException) -> bool:
         """Whether the connection that met the error is to be used no more; nor are the idle ones then."""
         if self.dialect.trouble(error) not in CONDEMNING:
             return False
@@ -208,26 +187,26 @@ class Database:
     def renew_connections(self) -> None:
         """Use no present connection again: one that is in use is closed when it is returned, and one that lies idle is
         replaced when it is next taken from the pool."""
-        self._generation += 1
+        self.generation += 1
         for idle in (self._idle_writers, self._idle_readers):
             with contextlib.suppress(IndexError):  # there are no more
                 while True:
                     idle.pop().close()
 
     def _note_generation(self, _: Any, record: ConnectionPoolEntry) -> None:
-        record.info["generation"] = self._generation
+        record.info["generation"] = self.generation
 
     def _check_generation(self, _: Any, record: ConnectionPoolEntry, __: Any) -> None:
-        if record.info["generation"] != self._generation:
+        if record.info["generation"] != self.generation:
             raise DisconnectionError  # the pool opens another in its place
 
     def _close_outdated(self, driver: Any, record: ConnectionPoolEntry) -> None:
-        if driver is not None and record.info.get("generation") != self._generation:
+        if driver is not None and record.info.get("generation") != self.generation:
             record.invalidate()
 
     def _tell_sqlalchemy(self, context: ExceptionContext) -> None:
         """Called by SQLAlchemy for an error of a statement of its own; it throws the connection away by itself."""
-        if context.connection is not None and self._condemns(context.original_exception):
+        if context.connection is not None and self.condemns(context.original_exception):
             context.is_disconnect = True
 
     def check_schema(self) -> None:
@@ -276,3 +255,29 @@ class Database:
         """Close the connections that nobody uses; those in use are closed when they are returned."""
         self.renew_connections()
         self.dialect.close()
+
+
+class Kept:
+    """A connection for the block, kept for the next use: a pool would ask each time whether it lives."""
+
+    def __init__(self, database: Database, engine: Engine, idle: deque[Connection]) -> None:
+        """``idle`` are those that lie ready."""
+        self._database, self._engine, self._idle = database, engine, idle
+        self._generation = database.generation
+
+    def __enter__(self) -> Connection:
+        try:
+            self._connection = self._idle.pop()
+        except IndexError:
+            with self._database.dialect.deadline(self._database.timeout):
+                self._connection = self._engine.connect()
+        return self._connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None and self._database.condemns(error):
+            self._connection.invalidate()
+        is_fresh = self._generation == self._database.generation
+        if error is None and is_fresh and len(self._idle) < self._database.most_idle:
+            self._idle.append(self._connection)
+        else:
+            self._connection.close()  # which rolls back

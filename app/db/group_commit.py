@@ -39,7 +39,7 @@ class Work:
         self.context = copy_context()
         self.alone = False
         """Whether no other work may share its transaction."""
-        self.queued = False
+        self.queued = self.leads = False
         self.woken = threading.Lock()
         """Released when the work is done, or its thread is to lead."""
         self.woken.acquire()
@@ -99,13 +99,17 @@ class GroupCommit:
             work.alone = True
             return
         with self._lock:
-            work.queued = True
-            self._queue.append(work)
-            if not self.leaders:
-                self._add_leader(work)
+            if self.leaders:
+                work.queued = True
+                self._queue.append(work)
+            else:
+                self.leaders += 1
+                work.leads = True
 
     def wait(self, work: Work) -> list[Work]:
         """Return when the submitted work is done. The works that this thread ran, as a leader, are its to report."""
+        if work.leads:
+            return self._lead(work)
         if not work.queued:
             return self._run([work])
         self._await_wakening(work)

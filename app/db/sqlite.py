@@ -85,6 +85,9 @@ BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
 
 
+NO_PIPELINE = contextlib.nullcontext()
+
+
 class SQLite:
     name = "sqlite"
     one_writer = True
@@ -135,7 +138,7 @@ class SQLite:
         return self._write_queue.contention
 
     def write_queue(self) -> contextlib.AbstractContextManager[None]:
-        return self._write_queue.place()
+        return self._write_queue
 
     def begin_write(self, driver: Any) -> None:
         self._database_file.check()
@@ -167,7 +170,7 @@ class SQLite:
         """Nothing, for the same reason."""
 
     def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
+        return NO_PIPELINE
 
     def trouble(self, error: BaseException) -> Trouble | None:
         code = _code(error)

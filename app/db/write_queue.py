@@ -10,8 +10,6 @@ The queue only saves time. SQLite's own lock keeps the data safe, and the kernel
 import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 LONGEST_WAIT_SECONDS = 0.05
@@ -42,19 +40,19 @@ class WriteQueue:
     def __init__(self, database_file: Path) -> None:
         self._paths = [database_file.with_name(f"{database_file.name}-{name}") for name in ("next", "writing")]
         self._locks: list[int] = []
+        self._writing: int | None = None
+        """The lock that the block holds."""
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Write in the block. It begins when no process is before this one, or after LONGEST_WAIT_SECONDS."""
         began = time.monotonic()
-        writing = self._queue(began + LONGEST_WAIT_SECONDS)
+        self._writing = self._queue(began + LONGEST_WAIT_SECONDS)
         waited = time.monotonic() - began > PAUSE_SECONDS
         self.contention += (waited - self.contention) / SMOOTHING
-        try:
-            yield
-        finally:
-            if writing is not None:
-                fcntl.flock(writing, fcntl.LOCK_UN)
+
+    def __exit__(self, *_: object) -> None:
+        if self._writing is not None:
+            fcntl.flock(self._writing, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the files; the next write opens them again.

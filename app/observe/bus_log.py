@@ -57,7 +57,8 @@ class BusLog:
         error: BaseException | None = None,
     ) -> None:
         exc_info = (type(error), error, error.__traceback__) if error else None
-        record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info, extra={"facts": facts})
+        record = LOGGER.makeRecord(LOGGER.name, level, "bus_log.py", 0, message, (), exc_info)
+        vars(record)["facts"] = facts
         # A handler of somebody else's that raises must not answer 500 to an order that is stored.
         with suppress(BaseException):
             LOGGER.handle(record)

@@ -81,7 +81,8 @@ class LineHandler(logging.StreamHandler[TextIO | DroppingStream]):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            for piece in _pieces(f"{self.format(record)}\n"):
+            lines = f"{self.format(record)}\n"
+            for piece in [lines] if len(lines) <= PIPE_BUF else _pieces(lines):
                 self.stream.write(piece)
         except Exception:
             self.handleError(record)

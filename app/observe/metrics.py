@@ -96,7 +96,7 @@ class Metrics:
         self.counts.add((REQUESTS.name, method if method in METHODS else "other", route, status[:3]))
 
     def events_recorded(self, _: Bus, events: list[Recorded]) -> None:
-        self.counts.add_all(((EVENTS.name, event.type), 1) for event in events)
+        self.counts.add_all([((EVENTS.name, event.type), 1) for event in events])
 
     def deliveries_settled(self, bus: Bus, ends: list[LeaseEnd]) -> None:
         now, amounts = bus.database.clock.now(), list[tuple[Key, float]]()

@@ -421,7 +421,7 @@ def test_a_write_lock_that_others_hold_for_long_is_waited_for(
 @pytest.fixture
 def queue(tmp_path: Path) -> Iterator[WriteQueue]:
     queue = WriteQueue(tmp_path / "orders.db")
-    with queue.place():  # which makes its files
+    with queue:  # which makes its files
         pass
     yield queue
     queue.close()

@@ -475,6 +475,34 @@ def test_a_failed_receivers_partial_work_never_stays(shop: Shop) -> None:
     assert shop.count("users") == 1
 
 
+def test_of_a_batch_only_what_failed_is_tried_again(shop: Shop) -> None:
+    answers: dict[str, Any] = {"2": RuntimeError("a bug"), "4": RetryAfter(5, "not yet"), "5": Done("nonsense")}  # type: ignore[arg-type]
+    called: list[str] = []
+
+    def count_up(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
+        called.append(event.order_id)
+        confirm_order(transaction, event.order_id)
+        if isinstance(answer := answers.get(event.order_id), Exception):
+            raise answer
+        return answer
+
+    shop.only(count_up)
+    for number in range(1, 7):
+        shop.place_order(f"{number}")
+    shop.dispatch()
+    assert [delivery.state for delivery in shop.deliveries()] == ["done", "ready", "done", "ready", "ready", "done"]
+    assert shop.user().orders_count == 3
+    assert [called.count(failed) for failed in answers] == [1, 1, 1]
+    answers.clear()
+    shop.clock.advance(600)
+    shop.dispatch_all()
+    assert shop.user().orders_count == 6
+    attempts = [
+        outcome for (outcome,) in shop.execute_all("SELECT outcome FROM attempts ORDER BY delivery_id, attempt_id")
+    ]
+    assert attempts == ["ok", "bug", "ok", "ok", "ok", "bug", "ok", "ok"]
+
+
 @pytest.mark.parametrize("answer", [Done("nonsense"), Discard("no", "nonsense")])  # type: ignore[arg-type]
 def test_the_work_of_a_receiver_whose_answer_cannot_be_stored_does_not_stay(shop: Shop, answer: Any) -> None:
     def half(sender: str, event: OrderCreated, transaction: Transaction) -> Any:
@@ -720,21 +748,21 @@ def test_two_orders_of_one_user_counted_at_once_are_both_counted(shop: Shop) -> 
 @pytest.mark.postgres
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_orders_of_one_user_read_at_once_are_both_counted(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first has read the record and not written it yet, when the second comes to read it."""
+    """The second comes when the first is about to add to the record."""
     shop.place_order("1", email="a@b.example")
     shop.place_order("2")
     second = threading.Thread(
         target=lambda: shop.database.transact(lambda transaction: confirm_order(transaction, "2"))
     )
-    update_record = records.UPDATE_RECORD
+    add_to_record = records.ADD_TO_RECORD
 
-    def update_late(transaction: Transaction, values: Any) -> Any:
-        if values["last_order_id"] == "1":
+    def add_late(transaction: Transaction, values: Any) -> Any:
+        if values["order_id"] == "1":
             second.start()
             until(lambda: somebody_waits(shop.database) or not second.is_alive())
-        return update_record(transaction, values)
+        return add_to_record(transaction, values)
 
-    monkeypatch.setattr(records, "UPDATE_RECORD", update_late)
+    monkeypatch.setattr(records, "ADD_TO_RECORD", add_late)
     shop.database.transact(lambda transaction: confirm_order(transaction, "1"))
     second.join(20)
     assert (shop.user().orders_count, shop.user().total_spent) == (2, Decimal("39.98"))

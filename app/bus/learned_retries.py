@@ -30,8 +30,9 @@ OK = Outcome.OK
 LOOKED_AT = 1000
 """The newest deliveries, among which one receiver's latest successes are looked for: it bounds what that costs."""
 
-REPLIED = (Outcome.REFUSED, Outcome.DEFERRED, Outcome.THROTTLED)
-"""Where such a failure is not the backend's own trouble, it shows that the backend answers."""
+REPLIED = (Outcome.REFUSED, Outcome.DEFERRED)
+"""Where such a failure is not the backend's own trouble, it shows that the backend answers. What a throttling reply
+shows is for the gate to find out."""
 
 MOST_HEARD = 4096
 """Answers that are remembered: more in MEASURED_SECONDS tell no more."""
@@ -160,7 +161,7 @@ class LearnedRetries:
 
     def _limit(self, transaction: Transaction, receiver: str) -> float | None:
         gate = gates.lock(transaction, receiver)
-        return gate.rate.per_second if gate else None
+        return gate.rate.per_second if gate and gate.phase is not Phase.OPEN else None
 
     def _own(self, transaction: Transaction, lease: Lease, cause: Cause) -> OwnObstacle:
         """The delivery's own obstacle, seen by this attempt."""

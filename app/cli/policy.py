@@ -151,7 +151,7 @@ def _backend(gate: Gate) -> dict[str, Any]:
         "kind": gate.kind or None,
         "limit_per_second": gate.limit,
         "remembered_drain_rate": gate.drain_rate,
-        "remembered_rate": gate.rate.per_second or gate.rate.remembered,
+        "remembered_rate": gate.rate.per_second,
     }
 
 

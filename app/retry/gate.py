@@ -206,15 +206,15 @@ class Gate:
 
     def fail(self, failed: Failed, policy: LearnedPolicy) -> Noted:
         """An attempt failed."""
-        if failed.cause.rate and self.rate.per_second is None and not failed.accepted:
-            # It takes nothing at all: that is an outage, and no rate can be learned of it.
-            failed = replace(failed, cause=replace(failed.cause, rate=False, backend=True))
         if failed.cause.rate:
             self.rate.throttle(failed.began, failed.at, failed.accepted)
+            if self.rate.takes_nothing:
+                failed = replace(failed, cause=replace(failed.cause, rate=False, backend=True))
         if self.phase is Phase.OPEN:
             return self._fail_open(failed)
         self.credit = max(1, self.credit)
         if failed.cause.rate:
+            self.run = Run()
             return Noted()
         if not failed.cause.backend or (failed.cause.silent and failed.answered_at >= failed.began):
             return Noted(own=True)
@@ -256,6 +256,7 @@ class Gate:
             return Noted(back.change, back.tried, own=not cause.rate)
         if self.fell_at is not None:
             self.drain_rate, self.fell_at = max(SLOWEST, HALVED * min(self.fell_at, self.drain_rate or math.inf)), None
+        self.rate.restore()
         tried = Tried(cause.kind, self.failed_at - self.since, failed.began - self.since, gone=False)
         self.failed_at = max(self.failed_at, failed.began)
         self.kind = cause.kind
@@ -293,6 +294,7 @@ class Gate:
             alarms = {kind: number * suspicion.FADING for kind, number in self.false_alarms.items()}
             self.false_alarms = {**alarms, self.kind: alarms.get(self.kind, 0.0) + len(self.run.messages)}
         self.phase, self.run, self.credit, self.drained, self.ramp_at = Phase.RAMP, Run(), 2, 0, at
+        self.rate.refused = 0
         return Noted(Change.BACK, tried)
 
     def _drained_well(self, at: float) -> None:

@@ -133,7 +133,6 @@ class LearnedBus:
             known = Gate.from_json(memory.gate)
             self.gate.drain_rate, self.gate.false_alarms = known.drain_rate, known.false_alarms
             self.gate.mistaken, self.gate.outages = known.mistaken, known.outages
-            self.gate.rate.remembered = known.rate.per_second or known.rate.remembered
         self.due: list[tuple[float, int, Waiting]] = []
         self.rows: dict[int, Waiting] = {}
         self.accepted: deque[float] = deque()
@@ -246,7 +245,7 @@ class LearnedBus:
         else:
             row.due = now
             row.behind_gate = not cause.rate
-        if not cause.backend:
+        if not cause.backend and not cause.rate:
             self.answered_at = now
         self.act(noted)
         if row.message.number in self.rows:

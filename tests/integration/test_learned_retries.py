@@ -47,12 +47,10 @@ def turn(dispatcher: Dispatcher, limit: int = 20) -> int:
     return len(leases)
 
 
-def play(shop: Shop, dispatchers: list[Dispatcher], seconds: float, orders: Any = lambda now: ()) -> None:
+def play(shop: Shop, dispatchers: list[Dispatcher], seconds: float) -> None:
     """Dispatch whatever is due, and let time pass until something is, as the worker does."""
     end = shop.clock.monotonic() + seconds
     while shop.clock.monotonic() < end:
-        for order_id in orders(shop.clock.monotonic()):
-            shop.place_order(order_id)
         due = [at for dispatcher in dispatchers for at in dispatcher.next_due().values()]
         wait = min([(at - shop.clock.now()).total_seconds() for at in due], default=seconds)
         if wait <= 0 and sum(map(turn, dispatchers)):
@@ -262,6 +260,21 @@ def test_throttling_becomes_a_rate_that_all_processes_keep(shop: Shop, server: B
     assert learned is not None
     assert 3 < learned < 6
     assert shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state != 'done'") == 0
+
+
+@pytest.mark.parametrize("begins", [0, 30])
+def test_a_server_that_throttles_all_is_down(shop: Shop, server: Backend, begins: int) -> None:
+    """As while it is restarted: from the start on, or in the midst of traffic. No rate remains of it."""
+    shutting_down = Throttled("421 4.3.2 shutting down", code=421, enhanced="4.3.2")
+    server.trouble = lambda _: shutting_down if begins <= server.now < 120 else None
+    for n in range(100):
+        shop.place_order(f"{n}")
+        play(shop, [shop.dispatcher], 1)
+    assert gate(shop).phase is Phase.OPEN
+    assert len(server.asked) - len(server.served) < 40, "one probe at a time"
+    play(shop, [shop.dispatcher], 40)
+    assert len(server.served) == 100
+    assert gate(shop).is_wide_open
 
 
 def test_a_refusal_is_final_and_says_that_the_server_is_back(shop: Shop, server: Backend) -> None:

@@ -16,6 +16,8 @@ RECEIVER = "send_email_notification"
 UNREACHABLE, TIMEOUT, DEFERRED = classify("unreachable"), classify("timeout"), classify("deferred", 451)
 THROTTLED, FULL = classify("throttled", 421), classify("deferred", 452, "4.2.2")
 LEASE = 60.0
+FIRST_RATE = 9.6
+"""Of a backend that took 100 in ten seconds: 0.8 · (100 + 2·√100) / 10."""
 
 
 class Played:
@@ -287,18 +289,46 @@ def test_throttling_is_learned_as_a_rate() -> None:
 
 def test_a_rate_never_stops_all() -> None:
     rate = Rate()
-    for n in range(1000):
-        rate.throttle(NOW + n, NOW + n, accepted=0)
+    rate.throttle(NOW, NOW, accepted=100)
+    for n in range(1, 1000):
+        rate.succeed()
+        rate.throttle(NOW + 100 * n, NOW + 100 * n, accepted=0)
     assert rate.per_second == SLOWEST
 
 
-def test_a_rate_that_holds_nothing_back_is_forgotten_and_remembered() -> None:
+def test_a_rate_that_holds_nothing_back_is_forgotten() -> None:
     rate = Rate()
     rate.throttle(NOW, NOW, accepted=100)
+    assert rate.per_second == FIRST_RATE
     rate.take(NOW + FORGOTTEN_SECONDS + 1, 1, rate.per_second)
-    assert (rate.per_second, rate.remembered) == (None, 8.0)
-    rate.throttle(NOW + 1000, NOW + 1000, accepted=500)
-    assert rate.per_second == 8.0
+    assert rate.per_second is None
+
+
+@pytest.mark.parametrize(
+    ("accepted", "least"),
+    [
+        (1, 0.2),  # in ten seconds, by chance, of a backend that takes one every four
+        (2, 0.3),
+        (100, 8.0),
+    ],
+)
+def test_the_first_rate_is_rather_too_high_than_too_low(accepted: int, least: float) -> None:
+    """Too low a one grows for ten minutes while all wait; too high a one is cut at the next refusal."""
+    rate = Rate()
+    rate.throttle(NOW, NOW, accepted)
+    assert rate.per_second is not None
+    assert least < rate.per_second < 2 * least
+
+
+def test_several_refusals_in_a_row_lower_a_rate_once() -> None:
+    rate = Rate()
+    rate.throttle(NOW, NOW, accepted=100)
+    for n in range(1, 5):
+        rate.throttle(NOW + n, NOW + n, accepted=100)
+    assert rate.per_second == FIRST_RATE
+    rate.succeed()
+    rate.throttle(NOW + 10, NOW + 10, accepted=1)
+    assert rate.per_second == pytest.approx(0.7 * FIRST_RATE, rel=0.01)
 
 
 def test_a_throttled_message_waits_at_the_gate() -> None:
@@ -306,7 +336,7 @@ def test_a_throttled_message_waits_at_the_gate() -> None:
     noted = played.fails(1, 0, THROTTLED, accepted=100)
     assert noted == Noted()
     assert not played.gate.is_wide_open
-    assert played.next_start(0) == pytest.approx(1 / 8)
+    assert played.next_start(0) == pytest.approx(1 / FIRST_RATE)
 
 
 def test_a_clock_that_jumps_changes_no_more_than_one_wait() -> None:
@@ -385,3 +415,51 @@ def test_moments_of_a_time_to_come_are_pulled_back_and_ages_stay() -> None:
     assert played.gate.pull_back(NOW, LEASE)
     assert (played.gate.failed_at, played.gate.failed_at - played.gate.since) == (NOW, age)
     assert not played.gate.pull_back(NOW, LEASE)
+
+
+def test_throttling_replies_in_the_midst_of_traffic_are_an_outage_where_nothing_passes_any_more() -> None:
+    """As of a server that is restarted, or whose disk is full. What they did to the rate is undone."""
+    played = Played()
+    assert played.fails(1, 0, THROTTLED, accepted=100) == Noted()
+    assert played.fails(2, 1, THROTTLED, accepted=90).own
+    assert played.fails(3, 2, THROTTLED, accepted=80).change is Change.OPENED
+    played.start(9)
+    assert not played.fails(4, 9, THROTTLED, accepted=10, probe=True).own
+    assert played.gate.phase is Phase.OPEN
+    played.start(60)
+    assert played.succeeds(60, probe=True).change is Change.BACK
+    assert played.gate.rate.per_second is None
+
+
+def test_an_outage_leaves_the_rate_that_was_known_before() -> None:
+    played = Played()
+    played.fails(1, 0, THROTTLED, accepted=100)
+    played.succeeds(0.5)
+    known = played.gate.rate.per_second
+    for n in (2, 3, 4):
+        played.fails(n, n, THROTTLED)
+    assert played.gate.phase is Phase.OPEN
+    played.start(9)
+    played.fails(5, 9, THROTTLED, probe=True)
+    assert played.gate.phase is Phase.OPEN
+    assert played.gate.rate.per_second == known
+
+
+def test_an_alarm_that_the_first_probe_refutes_leaves_the_lower_rate() -> None:
+    """The rate was more than twice what the backend takes: it is no outage."""
+    played = Played()
+    played.fails(1, 0, THROTTLED, accepted=100)
+    played.fails(2, 1, THROTTLED)
+    played.fails(3, 2, THROTTLED)
+    assert played.gate.phase is Phase.OPEN
+    played.start(3)
+    assert played.succeeds(3, probe=True).change is Change.BACK
+    assert played.gate.rate.per_second == pytest.approx(FIRST_RATE, rel=0.01)
+
+
+def test_a_throttling_reply_between_them_shows_that_lone_failures_are_no_outage() -> None:
+    played = Played()
+    played.fails(1, 0)
+    played.fails(2, 1, THROTTLED, accepted=100)
+    assert played.fails(3, 2).own
+    assert played.gate.phase is Phase.CLOSED

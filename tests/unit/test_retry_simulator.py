@@ -6,7 +6,17 @@ import pytest
 
 from app.retry.causes import Scope
 from app.retry.costs import Costs
-from benchmarks.retry.backends import DAY, SCENARIOS, START, play_day
+from benchmarks.retry.backends import (
+    DAY,
+    SCENARIOS,
+    START,
+    THROTTLED,
+    UNREACHABLE,
+    Backend,
+    Reply,
+    Spans,
+    play_day,
+)
 from benchmarks.retry.gated import RECEIVER, LearnedBus, Memory, simplest
 from benchmarks.retry.rules import COMMON, celery, oban, river, sidekiq
 from benchmarks.retry.simulate import Result, plain, play
@@ -36,6 +46,25 @@ def test_throttling_is_met_with_few_attempts_more_than_messages() -> None:
     assert found.lost == 0
     assert found.attempts < 1.02 * found.messages
     assert found.excess < by_rule("throttling", "Polly").excess / 5
+
+
+@pytest.mark.parametrize("lasts", [30.0, 600.0])
+def test_an_outage_that_answers_by_throttling_costs_no_more_than_one_that_is_silent(lasts: float) -> None:
+    """A rate that was learned of it would hold everything back for hours after its end."""
+
+    def day(reply: Reply) -> Result:
+        down = Spans([(START + hour * 3600, START + hour * 3600 + lasts) for hour in range(2, 24, 3)])
+        backend = Backend(random.Random(1), down, reply)
+        return play(backend, lambda backend, loop: LearnedBus(backend, loop, Memory(), 1))
+
+    assert day(THROTTLED).excess < 1.5 * day(UNREACHABLE).excess
+
+
+@pytest.mark.parametrize("day", [13, 16])
+def test_a_quiet_moment_before_the_first_refusal_costs_little(day: int) -> None:
+    """On these training days one or two mails had come through in the ten seconds before it: ten times as dear."""
+    found = play(play_day("throttling", day, training=True), lambda b, loop: LearnedBus(b, loop, Memory(), day))
+    assert found.excess < 200
 
 
 def test_a_day_teaches_a_greylist() -> None:

@@ -660,8 +660,7 @@ def test_a_listener_that_fails_harms_nobody(shop: Shop, caplog: pytest.LogCaptur
 
 
 def test_two_dispatchers_share_a_backlog_without_double_effect(shop: Shop) -> None:
-    for n in range(60):
-        shop.place_order(f"{n}")
+    shop.place_orders(60)
     dispatchers = [shop.bus.dispatcher() for _ in range(2)]
     failures: list[BaseException] = []
 
@@ -1094,8 +1093,7 @@ def test_a_dead_delivery_is_retried_with_a_new_budget_and_its_attempts_stay(shop
 def test_a_filter_selects_by_every_field(shop: Shop) -> None:
     shop.policy.attempts = 1
     shop.only(Failing(error=Deferred("450 50% _grey_")))
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     shop.dispatch()
     matching: list[tuple[Filter, int]] = [
         (Filter(order_id="1"), 1),

@@ -46,8 +46,7 @@ def answer_another(shop: Shop, server: Backend, order_id: str, seconds: float) -
 
 def test_an_outage_is_met_with_few_attempts_and_all_drain_when_it_ends(shop: Shop, server: Backend) -> None:
     """Hundreds wait for an hour, three dispatchers watch, and the server is asked about once in half a minute."""
-    for n in range(300):
-        shop.place_order(f"{n}")
+    shop.place_orders(300)
     dispatchers = [shop.bus.dispatcher() for _ in range(3)]
     for _ in range(720):
         for dispatcher in dispatchers:
@@ -71,8 +70,7 @@ def test_after_a_failure_one_other_delivery_probes_at_once_and_then_later_and_la
     shop: Shop, server: Backend, error: Exception
 ) -> None:
     server.fail(error)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     deliver(shop.dispatcher, claim(shop.dispatcher))
     assert server.asked == ["0", "9"]
@@ -87,15 +85,13 @@ def test_after_a_failure_one_other_delivery_probes_at_once_and_then_later_and_la
 @pytest.mark.parametrize("error", [Deferred(), Refused(), RuntimeError()])
 def test_what_one_message_does_wrong_opens_no_breaker(shop: Shop, server: Backend, error: Exception) -> None:
     server.fail(error)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     assert len(claim(shop.dispatcher)) == 4
 
 
 def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Backend) -> None:
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     other = shop.bus.dispatcher()
     assert [len(claim(shop.dispatcher)), len(claim(other)), len(claim(shop.dispatcher))] == [1, 0, 0]
@@ -105,8 +101,7 @@ def test_only_one_dispatcher_gets_the_probe(shop: Shop, server: Backend) -> None
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Backend) -> None:
     """The second waits for the first, and reads the breaker again. On SQLite nobody else can be claiming."""
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     others: list[Any] = []
     second = threading.Thread(target=lambda: others.extend(claim(shop.bus.dispatcher())))
@@ -124,8 +119,7 @@ def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Backend) -> 
 
 
 def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: Backend) -> None:
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     assert len(claim(shop.dispatcher)) == 1
     shop.clock.advance(30)
@@ -138,8 +132,7 @@ def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: B
 
 def test_a_message_that_hangs_by_itself_delays_nobody(shop: Shop, server: Backend) -> None:
     server.fail(TimedOut())
-    for n in range(5):
-        shop.place_order(f"{n}")
+    shop.place_orders(5)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     server.fail(None)
     deliver(shop.dispatcher, claim(shop.dispatcher))
@@ -178,8 +171,7 @@ def test_a_success_before_a_silent_attempt_began_says_nothing_of_it(
     shop: Shop, server: Backend, error: Exception
 ) -> None:
     """What is settled and what is claimed next share a transaction, and so a time."""
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     server.fail(None)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     hanging = claim(shop.dispatcher, 1)
@@ -190,8 +182,7 @@ def test_a_success_before_a_silent_attempt_began_says_nothing_of_it(
 
 
 def test_a_success_from_before_the_clock_was_set_back_says_nothing(shop: Shop, server: Backend) -> None:
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     server.fail(None)
     shop.clock.advance(3600)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
@@ -231,8 +222,7 @@ def test_a_backend_that_turns_some_away_opens_the_breaker_whatever_else_comes_th
 def test_a_probe_that_hangs_while_an_earlier_attempt_comes_through_closes_the_breaker(
     shop: Shop, server: Backend
 ) -> None:
-    for n in range(6):
-        shop.place_order(f"{n}")
+    shop.place_orders(6)
     early, under_way = claim(shop.dispatcher, 1), claim(shop.dispatcher, 1)
     deliver(shop.dispatcher, early)
     probe = claim(shop.dispatcher)
@@ -249,8 +239,7 @@ def test_the_probe_is_the_newest_that_has_not_failed(shop: Shop, server: Backend
     """A row of messages that hang at the head of the queue keeps nobody behind it from being tried."""
     server.fail(TimedOut())
     shop.policy.seconds = 1
-    for n in range(4):
-        shop.place_order(f"{n}")
+    shop.place_orders(4)
     deliver(shop.dispatcher, claim(shop.dispatcher, 2))
     shop.clock.advance(2)
     shop.place_order("new")
@@ -306,8 +295,7 @@ def test_a_probe_that_finds_nothing_due_leaves_the_next_to_another(shop: Shop, s
 
 
 def test_a_refused_probe_shows_that_the_server_is_back(shop: Shop, server: Backend) -> None:
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     server.fail(Refused())
     deliver(shop.dispatcher, claim(shop.dispatcher))
@@ -315,8 +303,7 @@ def test_a_refused_probe_shows_that_the_server_is_back(shop: Shop, server: Backe
 
 
 def test_the_worker_sleeps_until_the_next_probe(shop: Shop, server: Backend) -> None:
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     deliver(shop.dispatcher, claim(shop.dispatcher, 1))
     deliver(shop.dispatcher, claim(shop.dispatcher))
     wait = (shop.dispatcher.next_due()["server"] - shop.clock.now()).total_seconds()

@@ -63,8 +63,7 @@ def test_an_order_is_shown_with_all_that_happened(shop: Shop, run: Any) -> None:
 
 def test_orders_are_listed(shop: Shop, run: Any) -> None:
     assert "no orders" in run("orders", "list")
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     assert [line.split()[0] for line in run("orders", "list", "--user", "42").splitlines()] == [
         "order_id",
         "2",

@@ -89,8 +89,7 @@ def test_explain_says_why_each_attempt_came_when_it_did(shop: Shop, run: Any) ->
 
 def test_explain_tells_of_the_backends_next_probe(shop: Shop, run: Any) -> None:
     fails(shop, Unreachable("no route"))
-    for n in range(4):
-        shop.place_order(f"{n}")
+    shop.place_orders(4)
     shop.dispatcher.deliver(shop.dispatcher.claim({"server": 1}))
     shop.dispatcher.deliver(shop.dispatcher.claim({"server": 1}))
     (first, *_) = shop.deliveries("server")

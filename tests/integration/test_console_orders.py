@@ -74,8 +74,7 @@ def test_a_cursor_of_another_list_is_refused(shop: Shop, sort: str, cursor: str)
 def test_what_no_index_has_is_looked_for_within_bounds(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page says so, and the next one looks further: none is missed."""
     monkeypatch.setattr(orders, "MOST_LOOKED_AT", 4)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     shop.execute("UPDATE orders SET notification = 'sent' WHERE order_id NOT IN ('1', '7')")
     page = Visitor(shop).get("/orders", notification="pending")
     assert page.column(0) == ["7"]
@@ -168,8 +167,7 @@ def test_a_formula_that_somebody_ordered_is_guarded_in_the_file(shop: Shop) -> N
 def test_a_download_holds_no_transaction_open_between_its_pages(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow reader keeps neither a connection nor a snapshot: what came meanwhile is in the later pages."""
     monkeypatch.setattr(orders, "ROWS_AT_ONCE", 2)
-    for n in range(5):
-        shop.place_order(f"{n}")
+    shop.place_orders(5)
     pool: Any = shop.database.engine.pool
     before = pool.checkedout()
     answer = Visitor(shop).client.get("/orders.csv?sort=oldest", environ_overrides={"REMOTE_ADDR": "127.0.0.1"})

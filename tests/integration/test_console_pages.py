@@ -37,8 +37,7 @@ def test_every_route_has_its_view(function: str) -> None:
 
 
 def test_orders_are_listed_newest_first_and_paged(shop: Shop) -> None:
-    for n in range(5):
-        shop.place_order(f"{n}")
+    shop.place_orders(5)
     visitor = Visitor(shop)
     page = visitor.get("/orders", limit=2)
     assert page.column(0) == ["4", "3"]

@@ -227,8 +227,7 @@ def test_a_fallback_of_the_guard_is_said(shop: Shop) -> None:
 def test_an_outage_of_now_is_marked(shop: Shop) -> None:
     """The page opens with it; its cell is where the gate stands, and its next probe the gate's own."""
     failing(shop, Unreachable("no route"))
-    for n in range(5):
-        shop.place_order(f"{n}")
+    shop.place_orders(5)
     for _ in range(12):
         shop.dispatch()
         shop.clock.advance(4)
@@ -393,8 +392,7 @@ def test_what_an_outages_end_hurries_says_so(plain_shop: Shop) -> None:
             raise errors[0]
 
     shop.only(server, concurrency=4)
-    for n in range(4):
-        shop.place_order(f"{n}")
+    shop.place_orders(4)
     for _ in range(4):
         shop.dispatch()
         shop.clock.advance(1)

@@ -119,8 +119,7 @@ def test_the_charts_numbers_agree_with_the_database(shop: Shop) -> None:
 def test_a_sample_stands_for_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "MOST_LOOKED_AT", 10)
     shop.only(lambda sender, event: None, name="deliver", sends_mail=True)
-    for n in range(35):
-        shop.place_order(f"{n}")
+    shop.place_orders(35)
     shop.dispatch_all()
     with shop.database.read() as session:
         sample = queries.ended_since(session, START - timedelta(hours=1), 10)

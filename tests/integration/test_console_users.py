@@ -124,8 +124,7 @@ def test_a_user_without_a_record_or_without_orders_has_a_page(shop: Shop) -> Non
 def test_an_address_is_set_and_what_was_skipped_is_sent(strict_shop: Shop) -> None:
     """Counted first; what was skipped after the count is not in it."""
     shop = strict_shop
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     shop.place_order("of another", user_id="43")
     shop.dispatch_all()
     visitor = Visitor(shop)

@@ -72,11 +72,18 @@ def is_down_until(server: Backend, seconds: float, error: Exception | None = Non
     server.trouble = lambda _: (error or Unreachable("no route")) if server.now < seconds else None
 
 
+def goes_down(shop: Shop, server: Backend) -> None:
+    """From now on; two of ten deliveries have shown it, and all wait behind the gate."""
+    server.fail(Unreachable("no route"))
+    shop.place_orders(10)
+    turn(shop.dispatcher, 2)
+    assert gate(shop).phase is Phase.OPEN
+
+
 def test_an_outage_of_90_seconds_costs_few_attempts_and_all_drain_when_it_ends(shop: Shop, server: Backend) -> None:
     """100 wait, three dispatchers watch; the ramp lets all through within seconds of the outage's end."""
     is_down_until(server, 90)
-    for n in range(100):
-        shop.place_order(f"{n}")
+    shop.place_orders(100)
     dispatchers = [shop.bus.dispatcher() for _ in range(3)]
     play(shop, dispatchers, 89)
     before = len(server.asked)
@@ -109,11 +116,7 @@ def test_an_outage_is_seen_where_one_order_waits(shop: Shop, server: Backend) ->
 
 
 def test_two_dispatchers_share_one_probe(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
-    assert gate(shop).phase is Phase.OPEN
+    goes_down(shop, server)
     first, second = shop.bus.dispatcher(), shop.bus.dispatcher()
     shop.clock.advance(60)
     assert [len(d.claim({RECEIVER: 20})) for d in (first, second, first)] == [1, 0, 0]
@@ -123,10 +126,7 @@ def test_two_dispatchers_share_one_probe(shop: Shop, server: Backend) -> None:
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Backend) -> None:
     """The second waits for the first, and reads the gate again. On SQLite nobody else can be claiming."""
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     shop.clock.advance(60)
     others: list[Any] = []
     second = threading.Thread(target=lambda: others.extend(shop.bus.dispatcher().claim({RECEIVER: 20})))
@@ -145,9 +145,8 @@ def test_two_that_claim_at_once_share_one_probe(shop: Shop, server: Backend) -> 
 
 def test_what_proved_the_outage_waits_at_the_gate(shop: Shop, server: Backend) -> None:
     """The first had a wait of its own; it is due when the backend is back, and spends no attempt before."""
-    is_down_until(server, 1e9, TimedOut())
-    for n in range(10):
-        shop.place_order(f"{n}")
+    server.fail(TimedOut())
+    shop.place_orders(10)
     turn(shop.dispatcher, 1)
     (own, *_) = shop.deliveries(RECEIVER)
     assert own.due_at > shop.clock.now()
@@ -160,9 +159,8 @@ def test_what_proved_the_outage_waits_at_the_gate(shop: Shop, server: Backend) -
 
 
 def test_a_probe_was_never_tried_even_where_all_failures_are_refusals(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9, Deferred("451 local error", code=451))
-    for n in range(10):
-        shop.place_order(f"{n}")
+    server.fail(Deferred("451 local error", code=451))
+    shop.place_orders(10)
     turn(shop.dispatcher, 3)
     assert gate(shop).phase is Phase.OPEN
     for _ in range(3):
@@ -173,10 +171,7 @@ def test_a_probe_was_never_tried_even_where_all_failures_are_refusals(shop: Shop
 
 
 def test_the_probe_is_one_that_has_not_failed(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     shop.clock.advance(60)
     (probe,) = shop.dispatcher.claim({RECEIVER: 20})
     assert (probe.order_id, probe.probe, probe.spent) == ("9", True, 0)
@@ -184,10 +179,7 @@ def test_the_probe_is_one_that_has_not_failed(shop: Shop, server: Backend) -> No
 
 
 def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     shop.clock.advance(60)
     assert len(shop.dispatcher.claim({RECEIVER: 20})) == 1
     shop.clock.advance(29)
@@ -197,10 +189,7 @@ def test_a_probe_whose_process_died_is_followed_by_another(shop: Shop, server: B
 
 
 def test_a_probe_that_runs_on_stays_the_only_one(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     shop.clock.advance(60)
     assert len(shop.dispatcher.claim({RECEIVER: 20})) == 1
     other = shop.bus.dispatcher()
@@ -251,8 +240,7 @@ def test_throttling_becomes_a_rate_that_all_processes_keep(shop: Shop, server: B
         return None
 
     server.trouble = throttles
-    for n in range(200):
-        shop.place_order(f"{n}")
+    shop.place_orders(200)
     play(shop, [shop.bus.dispatcher(), shop.bus.dispatcher()], 120)
     assert len(server.served) == 200
     assert len(server.asked) < 1.2 * 200
@@ -278,11 +266,8 @@ def test_a_server_that_throttles_all_is_down(shop: Shop, server: Backend, begins
 
 
 def test_a_refusal_is_final_and_says_that_the_server_is_back(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 30)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
-    server.trouble = lambda _: Refused("550 no such user", code=550)
+    goes_down(shop, server)
+    server.fail(Refused("550 no such user", code=550))
     shop.clock.advance(60)
     assert turn(shop.dispatcher) == 1
     assert gate(shop).phase is Phase.RAMP
@@ -302,11 +287,8 @@ def test_what_may_have_arrived_waits_longer_than_what_surely_did_not(shop: Shop,
 
 def test_a_bug_says_nothing_of_the_backend(shop: Shop, server: Backend) -> None:
     """While it is down, the probe that raises is no probe: the next may follow at once."""
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
-    server.trouble = lambda _: KeyError("ours")
+    goes_down(shop, server)
+    server.fail(KeyError("ours"))
     shop.clock.advance(60)
     turn(shop.dispatcher)
     assert gate(shop).phase is Phase.OPEN
@@ -314,17 +296,14 @@ def test_a_bug_says_nothing_of_the_backend(shop: Shop, server: Backend) -> None:
 
 
 def test_an_operator_may_have_the_next_probe_made_at_once(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     assert turn(shop.dispatcher) == 0
     shop.bus.carry_out(shop.bus.choose(Act("retry", Filter(receiver=RECEIVER), "cli:ann", probe=True)))
     assert turn(shop.dispatcher) == 1
 
 
 def test_a_retry_by_a_person_begins_a_new_budget_and_a_new_obstacle(shop: Shop, server: Backend) -> None:
-    server.trouble = lambda _: Deferred("450 4.7.1", code=450, enhanced="4.7.1")
+    server.fail(Deferred("450 4.7.1", code=450, enhanced="4.7.1"))
     shop.place_order("0")
     turn(shop.dispatcher)
     shop.clock.advance(86_400)
@@ -339,9 +318,8 @@ def test_a_retry_by_a_person_begins_a_new_budget_and_a_new_obstacle(shop: Shop, 
 
 
 def test_an_outage_under_the_plain_rule_goes_on_under_the_learned_one_and_back(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    server.fail(Unreachable("no route"))
+    shop.place_orders(10)
     shop.bus.policy = FixedWait(seconds=600, attempts=9)
     plain = shop.bus.dispatcher()
     turn(plain, 1)
@@ -354,16 +332,15 @@ def test_an_outage_under_the_plain_rule_goes_on_under_the_learned_one_and_back(s
     shop.clock.advance(600)
     assert turn(learned) == 1
     shop.clock.advance(600)
-    is_down_until(server, 0)
+    server.fail(None)
     assert turn(plain) == 1
     assert len(plain.claim({RECEIVER: 20})) > 1
     assert shop.count("circuit_breakers") == 0
 
 
 def test_a_clock_that_ran_ahead_leaves_no_probe_in_the_future(shop: Shop, server: Backend) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    server.fail(Unreachable("no route"))
+    shop.place_orders(10)
     shop.clock.jump(86_400)
     turn(shop.dispatcher, 2)
     shop.clock.jump(-86_400)
@@ -373,12 +350,9 @@ def test_a_clock_that_ran_ahead_leaves_no_probe_in_the_future(shop: Shop, server
 
 
 def test_a_gate_that_cannot_be_read_is_closed(shop: Shop, server: Backend, caplog: pytest.LogCaptureFixture) -> None:
-    is_down_until(server, 1e9)
-    for n in range(10):
-        shop.place_order(f"{n}")
-    turn(shop.dispatcher, 2)
+    goes_down(shop, server)
     shop.execute("UPDATE circuit_breakers SET gate = '{', opened_at = NULL")
-    server.trouble = lambda _: None
+    server.fail(None)
     while turn(shop.dispatcher):
         pass
     assert len(server.served) == 10
@@ -386,8 +360,7 @@ def test_a_gate_that_cannot_be_read_is_closed(shop: Shop, server: Backend, caplo
 
 
 def test_a_delivery_that_succeeds_touches_neither_gate_nor_transitions(shop: Shop, server: Backend) -> None:
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     while turn(shop.dispatcher):
         pass
     assert len(server.served) == 10
@@ -399,8 +372,7 @@ def test_a_delivery_that_succeeds_touches_neither_gate_nor_transitions(shop: Sho
 @pytest.mark.parametrize("error", [Deferred("450 later", code=450), Unreachable("no route")])
 def test_every_try_that_was_put_off_says_why(shop: Shop, server: Backend, error: AttemptFailed) -> None:
     is_down_until(server, 20, error)
-    for n in range(4):
-        shop.place_order(f"{n}")
+    shop.place_orders(4)
     play(shop, [shop.dispatcher], 300)
     assert len(server.served) == 4
     retried = {row.delivery_id for row in rows(shop, Attempt) if row.outcome != "ok"}

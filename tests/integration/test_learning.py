@@ -269,8 +269,7 @@ def test_old_tables_and_transitions_are_forgotten(shop: Shop, monkeypatch: pytes
 
 
 def test_how_often_a_kind_comes_alone_is_counted_among_the_deliveries(shop: Shop) -> None:
-    for n in range(20):
-        shop.place_order(f"{n}")
+    shop.place_orders(20)
     shop.dispatch_all()
     row = {"receiver": RECEIVER, "scope": "message", "kind": "450", "age_to": 0.0, "gone": False}
     shop.database.transact(

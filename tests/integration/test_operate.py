@@ -33,8 +33,7 @@ def moments(shop: Shop) -> list[datetime]:
 
 def test_an_act_is_recorded_with_when_who_what_why_and_how_many(shop: Shop) -> None:
     shop.only(refuse)
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     shop.dispatch()
     assert shop.bus.discard(Filter(receiver="refuse", user_id="42"), "closed account", by="ops") == 3
     shop.clock.advance(60)
@@ -60,8 +59,7 @@ def test_an_act_is_recorded_under_whatever_name_somebody_chose(shop: Shop, name:
 def test_an_act_on_many_goes_in_batches_and_counts_all(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operate, "BATCH", 10)
     shop.only(refuse)
-    for n in range(25):
-        shop.place_order(f"{n}")
+    shop.place_orders(25)
     shop.dispatch_all()
     with shop.database.read() as session:
         assert operate.count(session, "retry", Filter(state="dead")) == 25
@@ -80,8 +78,7 @@ def test_a_replay_keeps_the_order(shop: Shop) -> None:
         tried.append(int(event.order_id))
 
     shop.only(receiver)
-    for n in range(50):
-        shop.place_order(f"{n}")
+    shop.place_orders(50)
     leases = shop.dispatcher.claim({"receiver": 50})
     for lease in leases[::-1]:
         shop.dispatcher.deliver([lease])
@@ -93,8 +90,7 @@ def test_a_replay_keeps_the_order(shop: Shop) -> None:
 
 def test_deliveries_are_found_page_by_page(shop: Shop) -> None:
     shop.only(refuse)
-    for n in range(5):
-        shop.place_order(f"{n}")
+    shop.place_orders(5)
     shop.dispatch()
     seen, after = [], 0
     while after is not None:
@@ -331,8 +327,7 @@ def test_what_is_young_is_kept_though_it_is_owed_to_nobody(shop: Shop) -> None:
 def test_forgetting_goes_in_batches_past_what_must_stay(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "BATCH", 4)
     shop.only(refuse)
-    for n in range(10):
-        shop.place_order(f"{n}")
+    shop.place_orders(10)
     shop.dispatch()
     for n in range(0, 10, 2):
         shop.bus.discard(Filter(order_id=f"{n}"), "test", by="ops")

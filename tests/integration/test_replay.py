@@ -228,8 +228,7 @@ def test_a_receiver_in_a_transaction_stays_exact(shop: Shop) -> None:
             raise RuntimeError("no luck")
 
     failed: list[str] = []
-    for n in range(3):
-        shop.place_order(f"{n}")
+    shop.place_orders(3)
     shop.dispatch_all()
     shop.receive(counted)
     which = Replay("counted", "OrderCreated")

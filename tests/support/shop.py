@@ -102,6 +102,11 @@ class Shop:
         self.database.transact(work)
         return event_id
 
+    def place_orders(self, count: int) -> None:
+        """Orders 0, 1 and so on."""
+        for n in range(count):
+            self.place_order(f"{n}")
+
     # What the bus does
 
     def receive(self, receiver: Callable[..., Any], signal: DurableSignal = order_created, **how: Any) -> None:

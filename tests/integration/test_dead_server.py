@@ -276,6 +276,7 @@ def test_a_dispatcher_comes_back_from_a_server_that_was_silent(door: Door, shop:
     assert shop.engine.stop()
 
 
+@pytest.mark.inprocess("how long a stop waits for receivers' threads")
 @pytest.mark.parametrize("is_at_work", [False, True], ids=["idle", "with a receiver that runs"])
 def test_a_stop_ends_though_the_database_never_answers(
     door: Door, settings: Settings, is_at_work: bool, wait_for_threads: Callable[[], None]

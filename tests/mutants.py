@@ -558,6 +558,17 @@ MUTANTS = (
     ),
     Mutant(
         "5",
+        "a transaction that fails each time waits, also on Celery",
+        "app/engine/celery/runner.py",
+        "undone(error) if self._can_write(error) else NotBegun()\n",
+        "NotBegun()\n",
+        (
+            "tests/integration/test_engines.py::"
+            "test_a_transaction_that_the_database_fails_each_time_waits_and_says_why[celery-postgresql]",
+        ),
+    ),
+    Mutant(
+        "5",
         "a Celery worker's process goes on where one answer can't be stored",
         "app/engine/celery/runner.py",
         "len(self._settler.answers) >= MOST_UNSTORED:\n",

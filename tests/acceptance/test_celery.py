@@ -25,7 +25,11 @@ from tests.support.postgres import Door
 from tests.support.service import CELERY_WORKER, DISPATCHER, GUNICORN, Client, Service, wait_until
 from tests.support.smtp import SmtpServer
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.postgres]
+pytestmark = [
+    pytest.mark.inprocess("each takes its engine itself, in either run"),
+    pytest.mark.timeout(240),
+    pytest.mark.postgres,
+]
 
 WORKER = (*CELERY_WORKER, "--concurrency", "2")
 

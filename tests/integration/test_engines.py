@@ -6,12 +6,14 @@ Celery's workers are stood in for by threads: tests/support/carriers.py. Real on
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
 pytest.importorskip("celery", reason="no Celery here: pip install -r requirements-celery.txt")
+
+from sqlalchemy import text
 
 from app.answers import Discard, RetryAfter
 from app.bus import lifecycle
@@ -23,6 +25,8 @@ from config import Settings
 from tests.support.brokers import Redis
 from tests.support.shop import FixedWait, Shop
 from tests.support.waiting import until
+
+pytestmark = pytest.mark.inprocess("each takes its engine itself, in either run")
 
 
 @pytest.fixture(params=["inprocess", "celery"])
@@ -214,6 +218,23 @@ def test_an_answer_that_cannot_be_stored_holds_up_no_other(shop: Shop) -> None:
     shop.execute("DROP TRIGGER refuse")
     until(lambda: shop.deliveries()[0].state == "done", 15)
     assert len(calls) == 4
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_transaction_that_the_database_fails_each_time_waits_and_says_why(settings_of_each: Settings) -> None:
+    """Though all others succeed. It is no failed attempt, and it is not tried without end."""
+
+    def renames(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        transaction.session.execute(text("DO $$ BEGIN RAISE 'as the test wants' USING ERRCODE = '53100'; END $$"))
+
+    with closing(Shop(settings_of_each.model_copy(update={"database_timeout": 1.5}), clock=Clock())) as shop:
+        shop.only(renames)
+        shop.engine.start()
+        shop.place_order()
+        until(lambda: "as the test wants" in (shop.delivery("renames").reason or ""))
+        assert shop.delivery("renames").state == "ready"
+        assert shop.outcomes("renames") == []
 
 
 def test_it_stops_and_starts_again(shop: Shop) -> None:

@@ -32,6 +32,11 @@ class CarriedService(Service):
         self.worker.log_file = self.log_file
         self._worker_is_told = False
 
+    def start(self, ready: str | None = None) -> Self:
+        super().start(ready)
+        self.wait_for_log(" ready.")
+        return self
+
     def launch(self, output: int | None = None, **settings: Any) -> Self:
         super().launch(output, **settings)
         self.worker.cwd, self.worker.within, self.worker.read_env_file = self.cwd, self.within, self.read_env_file

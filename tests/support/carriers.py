@@ -27,6 +27,9 @@ class CarriedEngine(CeleryEngine):
         self._carriers = []
 
     def start(self, *, anyway: bool = False, waits: bool = True) -> Worker:
+        with Connection(self.settings.celery_broker_url) as connection:  # RabbitMQ fails where several make one at once
+            for receiver in subscriptions():
+                queue_of(receiver).bind(connection.default_channel).declare()
         running = super().start(anyway=anyway, waits=waits)
         if not self._carriers:
             options = self.bus.options

@@ -18,6 +18,7 @@ import pytest
 from tests.support.brokers import Rabbit, VirtualHosts
 
 STARTS = "engine.start("
+SERVES = "serve: Serve"
 
 SAME = "go through no engine"
 
@@ -36,6 +37,11 @@ class OnCelery:
     @property
     def virtual_hosts(self) -> VirtualHosts:
         return VirtualHosts(*self._given["broker"]) if self._rabbit is None else self._rabbit.virtual_hosts
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Files that say neither word hold nothing to select."""
+        is_file = collection_path.name.startswith("test_")
+        return True if is_file and not any(word in _text(collection_path) for word in (STARTS, SERVES)) else None
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         left_out = {item: why for item in items if (why := why_not(item))}

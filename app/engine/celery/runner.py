@@ -98,8 +98,7 @@ class Runner:
             try:
                 self.dispatcher.deliver_transactional([lease])
             except DatabaseUnavailable as error:  # its work is undone together with its record
-                self._note_database_lost(error)
-                answer = NotBegun()
+                answer = undone(error) if self._can_write(error) else NotBegun()
             except BaseException as error:
                 self._settler.report_unstored(lease, error, 1)
                 answer = undone(error)
@@ -112,6 +111,17 @@ class Runner:
         self._settler.answers.add((lease, answer))
         self._settle()
         return "unsettled" if len(self._settler.answers) else "settled"
+
+    def _can_write(self, error: DatabaseUnavailable) -> bool:
+        """Whether the database can be written to all the same: then what failed waits, because it would fail at once
+        again."""
+        self._note_database_lost(error)
+        try:
+            self.dispatcher.heartbeat(self._at_work())
+        except DatabaseUnavailable:
+            return False
+        self._note_database_back()
+        return True
 
     def _settle(self) -> None:
         """All that waits, and is due."""

@@ -563,7 +563,7 @@ MUTANTS = (
         "undone(error) if self._can_write(error) else NotBegun()\n",
         "NotBegun()\n",
         (
-            "tests/integration/test_engines.py::"
+            "integration/test_engines.py::"
             "test_a_transaction_that_the_database_fails_each_time_waits_and_says_why[celery-postgresql]",
         ),
     ),
@@ -573,7 +573,7 @@ MUTANTS = (
         "app/engine/celery/runner.py",
         "len(self._settler.answers) >= MOST_UNSTORED:\n",
         "len(self._settler.answers):\n",
-        ("tests/integration/test_engines.py::test_an_answer_that_cannot_be_stored_holds_up_no_other[celery-sqlite]",),
+        ("integration/test_engines.py::test_an_answer_that_cannot_be_stored_holds_up_no_other[celery-sqlite]",),
     ),
     Mutant(
         "4",

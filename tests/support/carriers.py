@@ -77,7 +77,10 @@ class Carrier:
             message.ack()
             self.runner.carry(**json.loads(message.body)[1])
 
-        with Connection(self._url) as connection:
+        with (
+            Connection(self._url) as connection,
+            suppress(*connection.connection_errors),
+        ):  # its broker may end before it
             queue = queue_of(self._receiver)
             with Consumer(connection.channel(), [queue], on_message=carry, prefetch_count=1):
                 while not self._stopping.is_set():

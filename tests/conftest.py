@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +14,7 @@ from app.db import Base, Database, schema
 from config import Settings
 from tests.support import postgres
 from tests.support.brokers import Rabbit, Redis
+from tests.support.engines import OnCelery
 from tests.support.postgres import Door
 from tests.support.shop import Shop
 
@@ -23,6 +25,27 @@ hypothesis.settings.load_profile("patient")
 for name in [name for name in os.environ if name.lower() in Settings.model_fields]:
     del os.environ[name]  # the developer's own settings are not the tests'
 os.environ["FLASK_SKIP_DOTENV"] = "1"  # nor are those in .env
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    engines = ["inprocess", "celery"]
+    parser.addoption("--engine", choices=engines, default=engines[0], help="what runs receivers: BUS_ENGINE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--engine") == "celery":
+        config.pluginmanager.register(OnCelery(config), "on-celery")
+
+
+@pytest.fixture
+def engine_settings(pytestconfig: pytest.Config) -> Iterator[dict[str, str]]:
+    """Settings of the engine that the tests are run on. Each test has a broker for itself."""
+    on_celery: OnCelery | None = pytestconfig.pluginmanager.get_plugin("on-celery")
+    if on_celery is None:
+        yield {}
+    else:
+        with on_celery.virtual_hosts.new() as url:
+            yield {"bus_engine": "celery", "celery_broker_url": url}
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +117,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path) -> Settings:
+def settings(database_url: str, tmp_path: Path, engine_settings: dict[str, Any]) -> Settings:
     return Settings.of(
         instance_path=tmp_path / "instance",
         database_url=database_url,
@@ -102,6 +125,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
         mail_backend="memory",
         poll_seconds=30,
         log_level="ERROR",
+        **engine_settings,
     )
 
 

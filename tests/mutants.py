@@ -557,6 +557,25 @@ MUTANTS = (
         (f"{POSTGRES}a_server_that_only_reads_for_a_while_loses_nothing",),
     ),
     Mutant(
+        "5",
+        "a transaction that fails each time waits, also on Celery",
+        "app/engine/celery/runner.py",
+        "undone(error) if self._can_write(error) else NotBegun()\n",
+        "NotBegun()\n",
+        (
+            "integration/test_engines.py::"
+            "test_a_transaction_that_the_database_fails_each_time_waits_and_says_why[celery-postgresql]",
+        ),
+    ),
+    Mutant(
+        "5",
+        "a Celery worker's process goes on where one answer can't be stored",
+        "app/engine/celery/runner.py",
+        "len(self._settler.answers) >= MOST_UNSTORED:\n",
+        "len(self._settler.answers):\n",
+        ("integration/test_engines.py::test_an_answer_that_cannot_be_stored_holds_up_no_other[celery-sqlite]",),
+    ),
+    Mutant(
         "4",
         "where many answers can't be stored, nothing more is claimed",
         "app/engine/inprocess/worker.py",

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from tests.support.carried import CarriedService, dispatches
 from tests.support.console import Tab, browser
 from tests.support.service import Service
 from tests.support.smtp import SmtpServer
@@ -31,7 +32,7 @@ def service_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @contextmanager
-def services(folder: Path) -> Iterator[Serve]:
+def services(folder: Path, **common: Any) -> Iterator[Serve]:
     """Makes services, not started yet, that share one instance folder.
 
     They have one worker, unless told otherwise, and poll too rarely for that to save any test.
@@ -39,7 +40,9 @@ def services(folder: Path) -> Iterator[Serve]:
     made: list[Service] = []
 
     def make(*command: str, **settings: Any) -> Service:
-        service = Service(folder, *command, **({"web_concurrency": 1, "poll_seconds": 60} | settings))
+        given = {"web_concurrency": 1, "poll_seconds": 60} | common | settings
+        kind = CarriedService if common and dispatches(command, given) else Service
+        service = kind(folder, *command, **given)
         made.append(service)
         return service
 
@@ -57,8 +60,8 @@ def folder(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest.fixture
-def serve(folder: Path) -> Iterator[Serve]:
-    with services(folder) as make:
+def serve(folder: Path, engine_settings: dict[str, str]) -> Iterator[Serve]:
+    with services(folder, **engine_settings) as make:
         yield make
 
 

@@ -25,7 +25,11 @@ from tests.support.postgres import Door
 from tests.support.service import CELERY_WORKER, DISPATCHER, GUNICORN, Client, Service, wait_until
 from tests.support.smtp import SmtpServer
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.postgres]
+pytestmark = [
+    pytest.mark.inprocess("each takes its engine itself, in either run"),
+    pytest.mark.timeout(240),
+    pytest.mark.postgres,
+]
 
 WORKER = (*CELERY_WORKER, "--concurrency", "2")
 
@@ -262,12 +266,13 @@ def test_redis_carries_as_well(serve: Serve, redis: Redis, postgres_url: str, si
     report(f"messages purged {lost}, kills 1, {ledger.check(postgres_url, sink.received)}")
 
 
-def test_a_wrong_start_ends_with_one_line(serve: Serve, sink: SmtpServer) -> None:
+def test_a_wrong_start_ends_with_one_line(serve: Serve, sink: SmtpServer, bare_postgres_url: str) -> None:
     given = QUICK | sink.settings | {"celery_broker_url": "amqp://127.0.0.1:1//"}
     wrong = {
         "BUS_ENGINE is not celery": serve(*WORKER, **given | {"bus_engine": "inprocess"}),
         "CELERY_BROKER_URL is not set": serve(*WORKER, **given | {"celery_broker_url": None}),
         "leave --pool out": serve(*WORKER, "--pool", "threads", **given),
+        "did you forget to run 'flask db upgrade'?": serve(*WORKER, **given | {"database_url": bare_postgres_url}),
     }
     for worker in wrong.values():
         worker.launch()

@@ -10,6 +10,8 @@ from tests.acceptance.conftest import Serve
 from tests.support.service import Client, Service
 from tests.support.wire import Wire
 
+pytestmark = pytest.mark.inprocess("of HTTP alone")
+
 ORDERS = 100_000
 """More than the buffers between the service and a client hold."""
 

@@ -9,7 +9,10 @@ from tests.acceptance.conftest import Serve
 from tests.support import container
 from tests.support.service import DISPATCHER, FLASK, GRANIAN, GUNICORN, Service
 
-pytestmark = pytest.mark.skipif(not container.is_possible(), reason="needs root, and leave to make namespaces")
+pytestmark = [
+    pytest.mark.inprocess("what each command writes to"),
+    pytest.mark.skipif(not container.is_possible(), reason="needs root, and leave to make namespaces"),
+]
 
 
 @pytest.fixture

@@ -51,6 +51,7 @@ def test_requests_are_answered_503_in_time_and_afterwards_all_goes_on(
         wait_until(lambda: service.get(f"/api/orders/{order_id}").body["notification"] == "sent", f"{order_id}'s mail")  # noqa: B023
 
 
+@pytest.mark.inprocess("how soon a stop gives receivers up: Celery's own")
 @pytest.mark.parametrize("command", [GUNICORN, FLASK, DISPATCHER], ids=" ".join)
 @pytest.mark.parametrize("moment", ["while it runs", "from the start"])
 def test_it_stops_when_asked(

@@ -27,6 +27,8 @@ from tests.acceptance.conftest import Serve
 from tests.support.service import Client, Service, wait_until
 from tests.support.wire import HEAD, Wire, body, numbers, order, posting
 
+pytestmark = pytest.mark.inprocess("of HTTP alone")
+
 PROMPT = 2.0
 """Seconds that anybody's order may take meanwhile; the usual is some milliseconds, on a machine that has other work."""
 

@@ -14,6 +14,8 @@ import pytest
 from tests.acceptance.conftest import Serve
 from tests.support.service import FLASK, GUNICORN, Client, Service, wait_until
 
+pytestmark = pytest.mark.inprocess("how each command logs")
+
 LOGGING_REQUESTS = ("gunicorn", "--access-logfile=-", "wsgi:app")
 ORDERS = 200
 """More than enough to fill the pipe."""

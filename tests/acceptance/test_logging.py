@@ -10,7 +10,7 @@ from app.version import VERSION
 from tests.acceptance.conftest import Serve
 from tests.support.service import DISPATCHER, FLASK, GRANIAN, GUNICORN, PRELOADED, Service
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.inprocess("how each command logs"), pytest.mark.timeout(180)]
 
 STARTS = [
     pytest.param(GUNICORN, id="gunicorn"),

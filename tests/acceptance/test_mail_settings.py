@@ -16,7 +16,7 @@ from tests.acceptance.conftest import Serve
 from tests.support.service import DISPATCHER, FLASK, GRANIAN, GUNICORN, LIMIT, Service, environment, wait_until
 from tests.support.smtp import SmtpServer
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.inprocess("how each command refuses"), pytest.mark.timeout(180)]
 
 ORDER = {"user_id": "42", "total_price": 19.99, "email": "ann@example.com"}
 

@@ -13,7 +13,7 @@ from tests.support.service import Client, Service, wait_until
 from tests.support.smtp import SmtpServer
 
 GIVEN_UP = "given up: tried alone, its attempts end without a result, as if the receiver killed its process"
-NOT_RETURNED = "the receiver has not returned after "
+NOT_RETURNED = "the receiver has not returned "
 
 KINDS = {
     "sys.exit": ("SystemExit: 1",),
@@ -61,6 +61,7 @@ def test_a_receiver_takes_no_other_with_it(
     report(play(web, None, [f"{kind}-{receiver}" for kind in KINDS for receiver in RECEIVERS], sink))
 
 
+@pytest.mark.inprocess("the process that its receiver ends is not started again")
 @pytest.mark.timeout(300)
 def test_a_receiver_takes_no_other_with_it_where_a_dispatcher_runs_by_itself(
     serve: Serve, sink: SmtpServer, report: Callable[[str], None]

@@ -19,6 +19,8 @@ from gunicorn.http.parser import RequestParser
 from tests.support.service import Service, wait_until
 from tests.support.wire import HEAD, Wire, body, posting
 
+pytestmark = pytest.mark.inprocess("of HTTP alone")
+
 STREAMS = 20_000
 STREAMS_OVER_SOCKETS = 300
 SEED = 20261127

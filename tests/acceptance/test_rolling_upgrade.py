@@ -20,7 +20,11 @@ from tests.support.recipe import copy_of_checkout
 from tests.support.service import CHECKOUT, DISPATCHER, GUNICORN, Service, wait_until
 from tests.support.smtp import SmtpServer
 
-pytestmark = [pytest.mark.postgres, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.inprocess("copies of the code that have no worker"),
+    pytest.mark.postgres,
+    pytest.mark.timeout(240),
+]
 
 PARTS = ("app", "migrations", "config.py", "wsgi.py", "gunicorn.conf.py")
 """Of the checkout: all that a service runs."""

@@ -100,6 +100,7 @@ def test_the_mail_goes_out_over_smtp(serve: Serve, database: dict[str, str], sin
     assert event_id in received.message_id
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.skipif(not (shutil.which("curl") and shutil.which("sqlite3")), reason="there is no curl, or no sqlite3")
 def test_a_person_at_a_terminal_sees_what_the_readme_shows(serve: Serve) -> None:
     service = serve().start()
@@ -180,7 +181,7 @@ def test_two_instances_share_one_database(serve: Serve, database: dict[str, str]
     url = services[0].database_url
     ledger.wait_until_settled(url)
     assert ledger.check(url, sink.received, copies=0).unknown == 0
-    assert {int(service.get("/readyz").body["dispatchers"]) for service in services} == {2}
+    assert all(int(service.get("/readyz").body["dispatchers"]) >= 2 for service in services)
 
 
 @pytest.mark.postgres
@@ -200,9 +201,10 @@ def test_several_machines_worth_of_dispatchers_share_postgresql(
     ledger.wait_until_settled(postgres_url)
     figures = ledger.check(postgres_url, sink.received, copies=0)
     assert (figures.unknown, figures.unknown_attempts) == (0, 0)
-    assert len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts")) == 4
+    assert len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts")) >= 4
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(serve: Serve) -> None:
     services = [serve(web_concurrency=2).launch() for _ in range(4)]
 
@@ -215,6 +217,7 @@ def test_instances_that_start_together_on_a_new_file_bring_it_up_to_date_once(se
     assert services[0].run("flask", "db", "check").returncode == 0
 
 
+@pytest.mark.inprocess("which process of gunicorn dispatches")
 def test_one_worker_dispatches_and_a_preloading_master_holds_no_connection(serve: Serve) -> None:
     service = serve(*PRELOADED).start()
     workers = wait_until(lambda: len(found := service.workers()) == 4 and found, "four workers")
@@ -237,6 +240,7 @@ def test_another_process_dispatches_when_that_one_is_killed(
     assert dispatching_process(service, but=killed) in service.workers()
 
 
+@pytest.mark.inprocess("which process of gunicorn dispatches")
 def test_the_last_processes_dispatch_when_a_signal_has_reduced_them(serve: Serve) -> None:
     """gunicorn ends its oldest worker at each SIGTTOU, be it the one that dispatches. The others notice in seconds."""
     service = serve(web_concurrency=3).start()
@@ -286,7 +290,9 @@ def post_and_wait(service: Service, order_id: str, limit: float = FAR_BELOW_THE_
 
 def dispatching_process(service: Service, but: int = 0) -> int:
     """By the dispatcher's name: host, process, something random. One that was killed could not sign off."""
-    rows = read(service.database_url, "SELECT name FROM dispatchers WHERE settings NOT LIKE '%stopped_at%'")
+    alive = """SELECT name FROM dispatchers
+        WHERE settings NOT LIKE '%stopped_at%' AND settings NOT LIKE '%"engine": "celery"%'"""
+    rows = read(service.database_url, alive)
     names = [row["name"] for row in rows]
     (found,) = {int(name.split(":")[1]) for name in names} - {but}
     return found
@@ -322,6 +328,7 @@ def test_ready_means_that_nothing_waits_for_long(serve: Serve) -> None:
     web.wait_for_answer("/readyz")
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_a_container_that_takes_orders_is_healthy_though_it_is_not_ready(serve: Serve) -> None:
     """A mail server that is away must not get the service replaced."""
     service = serve(dispatch_in_web=False).start(ready="/healthz")
@@ -340,6 +347,7 @@ def test_a_container_that_takes_orders_is_healthy_though_it_is_not_ready(serve: 
 # The log
 
 
+@pytest.mark.inprocess("how each command logs")
 def test_the_log_tells_the_story_in_a_line_each(serve: Serve) -> None:
     service = serve().start()
     event_id = service.post(**ORDER).body["event_id"]
@@ -363,6 +371,7 @@ def test_the_log_tells_the_story_in_a_line_each(serve: Serve) -> None:
     ]
 
 
+@pytest.mark.inprocess("how each command logs")
 def test_the_log_can_be_json(serve: Serve) -> None:
     service = serve(log_format="json").start()
     event_id = service.post(**ORDER).body["event_id"]
@@ -380,6 +389,7 @@ def test_the_log_can_be_json(serve: Serve) -> None:
     assert {"Starting", "Worker", "Shutting"} <= set(said), "what gunicorn says in its master and in a worker"
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_connections_are_spread_over_the_processes_that_serve(serve: Serve) -> None:
     """Sixteen, of which one process would otherwise take any number."""
     service = serve(*GUNICORN, web_concurrency=2).start()
@@ -406,6 +416,7 @@ def sockets(pid: int) -> int:
     return sum(file.readlink().name.startswith("socket:") for file in files if file.is_symlink())
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_granian_serves_beside_a_dispatcher_of_its_own(serve: Serve, database: dict[str, str]) -> None:
     """Two workers, and none of them dispatches."""
     web = serve(*GRANIAN, "--workers", "2", dispatch_in_web=False, **database).start(ready="/healthz")
@@ -421,6 +432,7 @@ def test_granian_serves_beside_a_dispatcher_of_its_own(serve: Serve, database: d
 # What stops the start
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, command: tuple[str, ...]) -> None:
     service = serve(*command, mail_port="smtp").launch()
@@ -431,6 +443,7 @@ def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, command: tu
     assert "1 to 65535" in line
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_can_not_be_made_stops_the_start_with_a_sentence(
     serve: Serve, command: tuple[str, ...], folder: Path
@@ -443,6 +456,7 @@ def test_a_folder_that_can_not_be_made_stops_the_start_with_a_sentence(
     assert str(file) in sentence(service)
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.parametrize("command", [GUNICORN, DISPATCHER], ids=" ".join)
 def test_a_file_that_is_no_database_stops_the_start_with_a_sentence(
     serve: Serve, command: tuple[str, ...], folder: Path
@@ -456,6 +470,7 @@ def test_a_file_that_is_no_database_stops_the_start_with_a_sentence(
     assert file.read_text().startswith("Dear Sir"), "it was written to"
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(serve: Serve, folder: Path) -> None:
     service = serve(database_url=f"sqlite:///{folder}").launch()  # it is a folder
 
@@ -463,6 +478,7 @@ def test_a_database_file_that_can_not_be_opened_stops_the_start_with_a_sentence(
     assert str(folder) in sentence(service)
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.parametrize("options", [[], ["--preload", "-w", "4"]], ids=["", "preload"])
 def test_gunicorn_can_be_given_its_configuration_from_elsewhere(serve: Serve, folder: Path, options: list[str]) -> None:
     service = serve("gunicorn", "-c", str(CHECKOUT / "gunicorn.conf.py"), *options, "wsgi:app")
@@ -494,6 +510,7 @@ def test_gunicorn_that_has_not_read_its_configuration_says_where_to_start_it(fol
     assert not (folder / "instance").exists(), "it did something first"
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.postgres
 @pytest.mark.parametrize("command", COMMANDS)
 def test_postgresql_asks_for_its_schema(serve: Serve, command: tuple[str, ...], bare_postgres_url: str) -> None:
@@ -503,6 +520,7 @@ def test_postgresql_asks_for_its_schema(serve: Serve, command: tuple[str, ...], 
     assert "'flask db upgrade'" in sentence(service)
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.postgres
 def test_postgresql_serves_after_its_upgrade(serve: Serve, bare_postgres_url: str) -> None:
     service = serve(database_url=bare_postgres_url)
@@ -532,6 +550,7 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(serve: Serve, postgr
         assert service.log.count("database lost") <= len(service.workers()), "once for each process, not each try"
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.postgres
 def test_a_dispatcher_alone_waits_for_a_database_that_is_away_at_the_start(serve: Serve, postgres_url: str) -> None:
     with Door(postgres_url) as door:
@@ -547,6 +566,7 @@ def test_a_dispatcher_alone_waits_for_a_database_that_is_away_at_the_start(serve
         dispatcher.stop()
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.postgres
 def test_a_dispatcher_that_waits_for_its_database_stops_when_asked(serve: Serve, postgres_url: str) -> None:
     with Door(postgres_url) as door:
@@ -558,6 +578,7 @@ def test_a_dispatcher_that_waits_for_its_database_stops_when_asked(serve: Serve,
 # Stopping
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 @pytest.mark.parametrize("command", [GUNICORN, FLASK, DISPATCHER], ids=" ".join)
 def test_it_stops_when_asked(serve: Serve, command: tuple[str, ...]) -> None:
     service = serve(*command).start()
@@ -565,6 +586,7 @@ def test_it_stops_when_asked(serve: Serve, command: tuple[str, ...]) -> None:
     assert "dispatcher stopped" in service.log
 
 
+@pytest.mark.inprocess("how each command starts and stops")
 def test_what_only_watches_the_files_for_a_reload_does_not_dispatch(serve: Serve) -> None:
     """It would go on with the code of its start."""
     service = serve(*FLASK, "--debug").start()

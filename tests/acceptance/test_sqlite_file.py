@@ -17,6 +17,8 @@ from tests.support.ledger import read
 from tests.support.service import Service, wait_until
 from tests.support.smtp import SmtpServer
 
+pytestmark = pytest.mark.inprocess("a file under one command")
+
 NOTICED_SECONDS = 5
 
 

@@ -12,6 +12,8 @@ from tests.support.service import Service, wait_until
 from tests.support.streaming import PART, SECOND_PART_SECONDS
 from tests.support.wire import Wire
 
+pytestmark = pytest.mark.inprocess("of HTTP alone")
+
 COMMAND = ("gunicorn", "tests.support.streaming:create()")
 END_MARK = b"0\r\n\r\n"
 GRACE_SECONDS = 30

@@ -23,7 +23,7 @@ from tests.support.service import Answer, Client, Service, wait_until
 from tests.support.smtp import SmtpServer
 from tests.support.strace import Call, Strace, why_not
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.inprocess("the system calls of one process"), pytest.mark.slow, pytest.mark.timeout(180)]
 
 Report = Callable[[str], None]
 

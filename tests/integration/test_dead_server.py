@@ -245,6 +245,7 @@ def test_an_effect_whose_commit_was_not_heard_of_happens_once(
     assert shop.outcomes("update_user_order_record") == ["ok"]
 
 
+@pytest.mark.inprocess("one process tells an outage once")
 def test_a_dispatcher_comes_back_from_a_server_that_was_silent(door: Door, shop: Shop, settings: Settings) -> None:
     """Connections on which nothing is heard are thrown away; results wait, and are stored when it answers again."""
     said: list[str] = []
@@ -276,6 +277,7 @@ def test_a_dispatcher_comes_back_from_a_server_that_was_silent(door: Door, shop:
     assert shop.engine.stop()
 
 
+@pytest.mark.inprocess("how a stop waits for receivers' threads")
 @pytest.mark.parametrize("is_at_work", [False, True], ids=["idle", "with a receiver that runs"])
 def test_a_stop_ends_though_the_database_never_answers(
     door: Door, settings: Settings, is_at_work: bool, wait_for_threads: Callable[[], None]

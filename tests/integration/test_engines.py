@@ -1,97 +1,36 @@
 """What an application may rely on, whichever engine runs its receivers: each test runs on both.
 
-Celery's worker is stood in for by a thread that takes messages and gives them to the runner, as a worker's process
-does; the real one is in tests/acceptance/test_celery.py.
+Celery's workers are stood in for by threads: tests/support/carriers.py. Real ones are in tests/acceptance.
 """
 
-import json
 import re
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
 pytest.importorskip("celery", reason="no Celery here: pip install -r requirements-celery.txt")
 
-from kombu import Connection, Consumer
+from sqlalchemy import text
 
 from app.answers import Discard, RetryAfter
 from app.bus import lifecycle
 from app.clock import Clock
 from app.db import Transaction
-from app.engine.celery.configure import queue_of
-from app.engine.celery.runner import Runner
 from app.errors import Refused, Unreachable
 from app.events import OrderCreated
-from app.signal import subscriptions
 from config import Settings
 from tests.support.brokers import Redis
 from tests.support.shop import FixedWait, Shop
 from tests.support.waiting import until
 
-
-class Carriers:
-    """Threads that carry messages from the broker to runners, one each, as the processes of a worker do."""
-
-    def __init__(self, shop: Shop, count: int) -> None:
-        self.shop = shop
-        self.runners = [Runner(shop.bus, shop.settings) for _ in range(count)]
-        self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=[runner], daemon=True) for runner in self.runners]
-
-    def start(self) -> None:
-        for runner in self.runners:
-            runner.start()
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(30)
-        for runner in self.runners:
-            runner.stop()
-
-    def _run(self, runner: Runner) -> None:
-        def receive(_: Any, message: Any) -> None:
-            message.ack()
-            runner.carry(**json.loads(message.body)[1])
-
-        with Connection(self.shop.settings.celery_broker_url) as connection:
-            queues = [queue_of(receiver) for receiver in subscriptions()]
-            with Consumer(connection.channel(), queues, on_message=lambda m: receive(None, m), prefetch_count=1):
-                while not self._stopping.is_set():
-                    with suppress(TimeoutError):
-                        connection.drain_events(timeout=0.05)
-
-
-class Engine:
-    """An application on one engine, with whatever that needs."""
-
-    def __init__(self, shop: Shop) -> None:
-        self.shop = shop
-        self.carriers: Carriers | None = None
-
-    def start(self) -> None:
-        self.shop.engine.start()
-        if self.shop.settings.bus_engine == "celery":
-            self.carriers = Carriers(self.shop, 3)
-            self.carriers.start()
-
-    def stop(self) -> None:
-        assert self.shop.engine.stop()
-        if self.carriers is not None:
-            self.carriers.stop()
-            self.carriers = None
-
-
-Open = Callable[..., Engine]
+pytestmark = pytest.mark.inprocess("each takes its engine itself, in either run")
 
 
 @pytest.fixture(params=["inprocess", "celery"])
-def engine_settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+def settings_of_each(request: pytest.FixtureRequest, settings: Settings) -> Settings:
     chosen = {"bus_engine": request.param, "lease_seconds": 2}
     if request.param == "celery":
         redis: Redis = request.getfixturevalue("redis")
@@ -100,35 +39,34 @@ def engine_settings(request: pytest.FixtureRequest, settings: Settings) -> Setti
 
 
 @pytest.fixture
-def engine(engine_settings: Settings) -> Iterator[Engine]:
+def shop(settings_of_each: Settings) -> Iterator[Shop]:
     """Polls too rarely for that to save any test."""
-    shop = Shop(engine_settings, clock=Clock(), policy=FixedWait(0.2))
-    made = Engine(shop)
+    made = Shop(settings_of_each, clock=Clock(), policy=FixedWait(0.2))
     yield made
-    made.stop()
-    shop.close()
+    assert made.engine.stop()
+    made.close()
 
 
-def test_what_follows_from_an_order_happens_once_and_at_once(engine: Engine) -> None:
-    engine.start()
-    assert engine.shop.post().status_code == 201
-    until(lambda: engine.shop.order().notification == "sent", 15)
-    until(lambda: set(engine.shop.states().values()) == {"done"})
+def test_what_follows_from_an_order_happens_once_and_at_once(shop: Shop) -> None:
+    shop.engine.start()
+    assert shop.post().status_code == 201
+    until(lambda: shop.order().notification == "sent", 15)
+    until(lambda: set(shop.states().values()) == {"done"})
 
-    assert engine.shop.order().status == "confirmed"
-    assert engine.shop.user().orders_count == 1
-    assert engine.shop.count("attempts") == 3
+    assert shop.order().status == "confirmed"
+    assert shop.user().orders_count == 1
+    assert shop.count("attempts") == 3
 
 
-def test_what_waits_when_it_starts_is_delivered(engine: Engine) -> None:
+def test_what_waits_when_it_starts_is_delivered(shop: Shop) -> None:
     for n in range(25):
-        engine.shop.place_order(f"{n}")
-    engine.start()
-    until(lambda: {each.state for each in engine.shop.deliveries("update_user_order_record")} == {"done"}, 15)
-    assert engine.shop.user().orders_count == 25
+        shop.place_order(f"{n}")
+    shop.engine.start()
+    until(lambda: {each.state for each in shop.deliveries("update_user_order_record")} == {"done"}, 15)
+    assert shop.user().orders_count == 25
 
 
-def test_a_failure_is_tried_again_when_the_policy_says(engine: Engine) -> None:
+def test_a_failure_is_tried_again_when_the_policy_says(shop: Shop) -> None:
     tries: list[int] = []
 
     def fails_twice(sender: str, event: OrderCreated) -> None:
@@ -136,14 +74,14 @@ def test_a_failure_is_tried_again_when_the_policy_says(engine: Engine) -> None:
         if len(tries) < 3:
             raise ValueError("not yet")
 
-    engine.shop.only(fails_twice)
-    engine.start()
-    engine.shop.place_order()
-    until(lambda: engine.shop.states() == {"fails_twice": "done"}, 15)
-    assert engine.shop.outcomes("fails_twice") == ["bug", "bug", "ok"]
+    shop.only(fails_twice)
+    shop.engine.start()
+    shop.place_order()
+    until(lambda: shop.states() == {"fails_twice": "done"}, 15)
+    assert shop.outcomes("fails_twice") == ["bug", "bug", "ok"]
 
 
-def test_answers_are_kept_as_they_are(engine: Engine) -> None:
+def test_answers_are_kept_as_they_are(shop: Shop) -> None:
     def discards(sender: str, event: OrderCreated) -> Discard:
         return Discard("not needed")
 
@@ -153,18 +91,18 @@ def test_answers_are_kept_as_they_are(engine: Engine) -> None:
     def is_later(sender: str, event: OrderCreated) -> RetryAfter:
         return RetryAfter(60, "later")
 
-    engine.shop.only(discards)
-    engine.shop.receive(is_refused)
-    engine.shop.receive(is_later)
-    engine.start()
-    engine.shop.place_order()
+    shop.only(discards)
+    shop.receive(is_refused)
+    shop.receive(is_later)
+    shop.engine.start()
+    shop.place_order()
     expected = {"discards": "discarded", "is_refused": "dead", "is_later": "ready"}
-    until(lambda: engine.shop.states() == expected and engine.shop.delivery("is_later").reason == "later", 15)
-    assert engine.shop.outcomes("is_refused") == ["refused"]
-    assert engine.shop.outcomes("is_later") == []
+    until(lambda: shop.states() == expected and shop.delivery("is_later").reason == "later", 15)
+    assert shop.outcomes("is_refused") == ["refused"]
+    assert shop.outcomes("is_later") == []
 
 
-def test_of_a_transactional_receiver_that_fails_nothing_stays(engine: Engine) -> None:
+def test_of_a_transactional_receiver_that_fails_nothing_stays(shop: Shop) -> None:
     tries: list[int] = []
 
     def renames(sender: str, event: OrderCreated, transaction: Transaction) -> None:
@@ -173,15 +111,15 @@ def test_of_a_transactional_receiver_that_fails_nothing_stays(engine: Engine) ->
         if len(tries) == 1:
             raise ValueError("in the middle")
 
-    engine.shop.only(renames)
-    engine.start()
-    engine.shop.place_order()
-    until(lambda: engine.shop.states() == {"renames": "done"}, 15)
-    assert engine.shop.outcomes("renames") == ["bug", "ok"]
-    assert engine.shop.execute_scalar("SELECT count(*) FROM orders WHERE email = 'once'") == 1
+    shop.only(renames)
+    shop.engine.start()
+    shop.place_order()
+    until(lambda: shop.states() == {"renames": "done"}, 15)
+    assert shop.outcomes("renames") == ["bug", "ok"]
+    assert shop.execute_scalar("SELECT count(*) FROM orders WHERE email = 'once'") == 1
 
 
-def test_while_the_backend_is_down_one_delivery_probes_for_all(engine: Engine) -> None:
+def test_while_the_backend_is_down_one_delivery_probes_for_all(shop: Shop) -> None:
     is_down = threading.Event()
     is_down.set()
     tries: list[str] = []
@@ -191,53 +129,53 @@ def test_while_the_backend_is_down_one_delivery_probes_for_all(engine: Engine) -
         if is_down.is_set():
             raise Unreachable("nobody listens")
 
-    engine.shop.only(calls)
-    engine.start()
-    engine.shop.place_order("0")
+    shop.only(calls)
+    shop.engine.start()
+    shop.place_order("0")
     until(lambda: len(tries) >= 2, 15)  # the failure opens the circuit breaker; then it probes
     for n in range(1, 30):
-        engine.shop.place_order(f"{n}")
+        shop.place_order(f"{n}")
     until(lambda: len(tries) >= 3, 15)
     failures = len(tries)
     assert failures < 15, "what waits spends no attempts"
     is_down.clear()
-    until(lambda: {each.state for each in engine.shop.deliveries()} == {"done"}, 30)
+    until(lambda: {each.state for each in shop.deliveries()} == {"done"}, 30)
     assert len(tries) <= failures + 32
 
 
-def test_a_paused_receiver_gets_nothing_until_it_is_resumed(engine: Engine) -> None:
+def test_a_paused_receiver_gets_nothing_until_it_is_resumed(shop: Shop) -> None:
     given: list[str] = []
 
     def listens(sender: str, event: OrderCreated) -> None:
         given.append(event.order_id)
 
-    engine.shop.only(listens)
-    engine.start()
-    engine.shop.bus.pause("listens", "for the test", "a person")
-    engine.shop.place_order("1")
+    shop.only(listens)
+    shop.engine.start()
+    shop.bus.pause("listens", "for the test", "a person")
+    shop.place_order("1")
     seen = threading.Event()
-    with lifecycle.deliveries_settled.connected_to(lambda _, ends: seen.set(), sender=engine.shop.bus):
+    with lifecycle.deliveries_settled.connected_to(lambda _, ends: seen.set(), sender=shop.bus):
         assert not seen.wait(0.3)
     assert given == []
-    engine.shop.bus.resume("listens", "a person")
+    shop.bus.resume("listens", "a person")
     until(lambda: given == ["1"], 15)
 
 
-def test_one_receiver_that_hangs_delays_no_other(engine: Engine) -> None:
+def test_one_receiver_that_hangs_delays_no_other(shop: Shop) -> None:
     go_on = threading.Event()
 
     def hangs(sender: str, event: OrderCreated) -> None:
         assert go_on.wait(60)
 
-    engine.shop.receive(hangs)
-    engine.start()
+    shop.receive(hangs)
+    shop.engine.start()
     with ending(go_on):
-        engine.shop.place_order()
-        until(lambda: engine.shop.order().notification == "sent", 15)
-    until(lambda: set(engine.shop.states().values()) == {"done"}, 15)
+        shop.place_order()
+        until(lambda: shop.order().notification == "sent", 15)
+    until(lambda: set(shop.states().values()) == {"done"}, 15)
 
 
-def test_a_lease_lasts_as_long_as_its_receiver_runs(engine: Engine) -> None:
+def test_a_lease_lasts_as_long_as_its_receiver_runs(shop: Shop) -> None:
     """It is extended, and nobody else takes the delivery."""
     tries: list[int] = []
     go_on = threading.Event()
@@ -246,32 +184,74 @@ def test_a_lease_lasts_as_long_as_its_receiver_runs(engine: Engine) -> None:
         tries.append(1)
         assert go_on.wait(60)
 
-    engine.shop.only(takes_long)
-    engine.start()
-    engine.shop.place_order()
+    shop.only(takes_long)
+    shop.engine.start()
+    shop.place_order()
     with ending(go_on):
         until(lambda: tries, 15)
-        first = engine.shop.delivery("takes_long").due_at
-        until(lambda: engine.shop.delivery("takes_long").due_at > first + 2 * (first - engine.shop.clock.now()), 15)
-    until(lambda: engine.shop.states() == {"takes_long": "done"}, 15)
+        first = shop.delivery("takes_long").due_at
+        until(lambda: shop.delivery("takes_long").due_at > first + 2 * (first - shop.clock.now()), 15)
+    until(lambda: shop.states() == {"takes_long": "done"}, 15)
     assert len(tries) == 1
 
 
-def test_it_stops_and_starts_again(engine: Engine) -> None:
-    engine.start()
-    engine.stop()
-    engine.shop.place_order()
-    assert set(engine.shop.states().values()) == {"ready"}
-    engine.start()
-    until(lambda: engine.shop.order().notification == "sent", 15)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_answer_that_cannot_be_stored_holds_up_no_other(shop: Shop) -> None:
+    """It is kept meanwhile, and stored once that can be."""
+    calls: list[str] = []
+
+    def notes(sender: str, event: OrderCreated) -> None:
+        calls.append(event.order_id)
+
+    shop.only(notes)
+    shop.place_order("refused")
+    refused = shop.delivery("notes").delivery_id
+    shop.execute(
+        f"CREATE TRIGGER refuse BEFORE INSERT ON attempts WHEN NEW.delivery_id = {refused} "
+        "BEGIN SELECT RAISE(ABORT, 'as the test wants'); END"
+    )
+    shop.engine.start()
+    until(lambda: calls == ["refused"], 15)
+    for n in range(3):
+        shop.place_order(f"{n}")
+    until(lambda: [each.state for each in shop.deliveries()] == ["leased"] + ["done"] * 3, 15)
+    shop.execute("DROP TRIGGER refuse")
+    until(lambda: shop.deliveries()[0].state == "done", 15)
+    assert len(calls) == 4
 
 
-def test_dispatchers_are_seen_while_they_are_there(engine: Engine) -> None:
-    assert engine.shop.bus.status().readiness.reasons
-    engine.start()
-    until(lambda: not engine.shop.bus.status().readiness.reasons, 15)
-    engine.stop()
-    assert [str(trouble.cause) for trouble in engine.shop.bus.status().readiness.reasons] == ["no_dispatcher"]
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_transaction_that_the_database_fails_each_time_waits_and_says_why(settings_of_each: Settings) -> None:
+    """Though all others succeed. It is no failed attempt, and it is not tried without end."""
+
+    def renames(sender: str, event: OrderCreated, transaction: Transaction) -> None:
+        transaction.session.execute(text("DO $$ BEGIN RAISE 'as the test wants' USING ERRCODE = '53100'; END $$"))
+
+    with closing(Shop(settings_of_each.model_copy(update={"database_timeout": 1.5}), clock=Clock())) as shop:
+        shop.only(renames)
+        shop.engine.start()
+        shop.place_order()
+        until(lambda: "as the test wants" in (shop.delivery("renames").reason or ""))
+        assert shop.delivery("renames").state == "ready"
+        assert shop.outcomes("renames") == []
+
+
+def test_it_stops_and_starts_again(shop: Shop) -> None:
+    shop.engine.start()
+    shop.engine.stop()
+    shop.place_order()
+    assert set(shop.states().values()) == {"ready"}
+    shop.engine.start()
+    until(lambda: shop.order().notification == "sent", 15)
+
+
+def test_dispatchers_are_seen_while_they_are_there(shop: Shop) -> None:
+    assert shop.bus.status().readiness.reasons
+    shop.engine.start()
+    until(lambda: not shop.bus.status().readiness.reasons, 15)
+    shop.engine.stop()
+    assert [str(trouble.cause) for trouble in shop.bus.status().readiness.reasons] == ["no_dispatcher"]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -227,6 +227,7 @@ def elsewhere(live: LiveShop) -> Iterator[LiveShop]:
     made.close()
 
 
+@pytest.mark.inprocess("what threads have claimed ahead")
 def test_what_was_claimed_ahead_is_given_back_at_once(
     live: LiveShop, elsewhere: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

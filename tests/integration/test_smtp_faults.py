@@ -57,7 +57,9 @@ def server(start_server: StartServer) -> SmtpServer:
 
 
 @pytest.fixture
-def open_shop(database_url: str, tmp_path: Path, start_server: StartServer) -> Iterator[OpenShop]:
+def open_shop(
+    database_url: str, tmp_path: Path, start_server: StartServer, engine_settings: dict[str, str]
+) -> Iterator[OpenShop]:
     """Opens applications on one database, each as in a process of its own. The first one's clock is everybody's."""
     opened: list[Shop] = []
     servers: list[SmtpServer] = []
@@ -71,6 +73,7 @@ def open_shop(database_url: str, tmp_path: Path, start_server: StartServer) -> I
             "poll_seconds": 30,
             "shutdown_seconds": 5,
             "log_level": "ERROR",
+            **engine_settings,
         }
         shop = Shop(Settings.of(**(chosen | server.settings | given)))
         opened.append(shop)
@@ -489,6 +492,7 @@ def test_while_the_server_is_down_orders_are_taken_confirmed_and_counted(
 
 
 @on_sqlite
+@pytest.mark.inprocess("how a stop waits for receivers' threads")
 def test_a_stop_while_mails_hang_waits_for_these_and_gives_the_others_back(
     server: SmtpServer, open_shop: OpenShop
 ) -> None:
@@ -521,6 +525,7 @@ def test_a_recipient_that_always_hangs_the_server_keeps_no_other_mail(server: Sm
     assert len(server.received) == 40
 
 
+@pytest.mark.inprocess("what threads have claimed ahead")
 def test_mails_beyond_the_threads_of_a_process_are_left_to_the_others(server: SmtpServer, open_shop: OpenShop) -> None:
     """One process hangs. What it has not begun it does not keep; and were it killed, only two mails were in doubt."""
     server.on("RCPT", HANG, when="poison")

@@ -70,6 +70,12 @@ def notes(shop: LiveShop) -> Notes:
     return receiver
 
 
+def allow_unstored(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(worker, "MOST_UNSTORED", count)
+    with contextlib.suppress(ModuleNotFoundError):  # Celery need not be installed
+        monkeypatch.setattr("app.engine.celery.runner.MOST_UNSTORED", count)
+
+
 @contextlib.contextmanager
 def raising(url: str, table: str, when: str, code: str, condition: str = "true") -> Iterator[None]:
     """In the block, a trigger raises the SQLSTATE that the SQL ``code`` says for rows that meet the condition."""
@@ -150,7 +156,7 @@ def test_what_receivers_did_is_kept_whatever_the_database_says_and_holds_up_no_o
     shop: LiveShop, notes: Notes, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An order of each class, whose answer can't be stored, and some that nothing is wrong with."""
-    monkeypatch.setattr(worker, "MOST_UNSTORED", 1000)
+    allow_unstored(monkeypatch, 1000)
     told: dict[str, list[int]] = {}
 
     def listener(_: object, lease: Any, error: Exception, failures: int) -> None:
@@ -229,7 +235,7 @@ def test_where_many_answers_cannot_be_stored_nothing_more_is_claimed(
     shop: LiveShop, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a damaged table would have all mails sent, and none of them recorded."""
-    monkeypatch.setattr(worker, "MOST_UNSTORED", 3)
+    allow_unstored(monkeypatch, 3)
     for n in range(70):
         shop.place_order(f"{n}")
     told: list[int] = []

@@ -5,11 +5,15 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from socket import create_connection
 from typing import Any, Self
+from uuid import uuid4
 
 from tests.support.service import free_port, wait_until
 
@@ -23,8 +27,9 @@ ELSEWHERE = f"{os.environ['PATH']}:/usr/lib/rabbitmq/bin:/usr/sbin"
 class Rabbit:
     """A RabbitMQ server of its own, that a test stops, kills and purges."""
 
-    def __init__(self, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
-        """``within`` is the beginning of a command line that needs root, such as ``ip netns exec NAME``."""
+    def __init__(self, host: str = "127.0.0.1", within: Sequence[str] = (), *, manages: bool = False) -> None:
+        """``within`` is the beginning of a command line that needs root, such as ``ip netns exec NAME``. One that
+        ``manages`` has ``virtual_hosts``."""
         self.host, self._within = host, within
         self.folder = Path(tempfile.mkdtemp(prefix="rabbit-"))
         self.port = free_port()
@@ -47,7 +52,13 @@ class Rabbit:
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "plugins"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
         }
-        (self.folder / "rabbitmq.conf").write_text("loopback_users = none\n")  # guest may come from other hosts
+        lines = ["loopback_users = none"]  # guest may come from other hosts
+        self.virtual_hosts = VirtualHosts(host, self.port, free_port())
+        if manages:
+            (self.folder / "plugins").write_text("[rabbitmq_management].\n")
+            lines += [f"management.tcp.ip = {host}", f"management.tcp.port = {self.virtual_hosts.management_port}"]
+            lines.append("management_agent.disable_metrics_collector = true")
+        (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, ""]))
         self._epmd = self._launch("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -121,6 +132,30 @@ class Rabbit:
                 user=user,
                 start_new_session=True,
             )
+
+
+@dataclass(frozen=True)
+class VirtualHosts:
+    """Brokers within one RabbitMQ that ``manages``: what a test leaves there goes with its own."""
+
+    host: str
+    port: int
+    management_port: int
+
+    @contextmanager
+    def new(self) -> Iterator[str]:
+        """Yields its URL. The first of them waits until the server has started."""
+        name = f"test-{uuid4().hex}"
+        wait_until(lambda: _listens(self.management_port, self.host), "RabbitMQ", START_SECONDS, pause=0.1)
+        self._ask("PUT", name)
+        yield f"amqp://guest:guest@{self.host}:{self.port}/{name}"
+        self._ask("DELETE", name)
+
+    def _ask(self, method: str, name: str) -> None:
+        headers = {"Authorization": f"Basic {b64encode(b'guest:guest').decode()}", "Content-Type": "application/json"}
+        with closing(HTTPConnection(self.host, self.management_port, timeout=START_SECONDS)) as connection:
+            connection.request(method, f"/api/vhosts/{name}", "{}", headers)
+            assert connection.getresponse().status in (201, 204)
 
 
 class Redis:

@@ -73,6 +73,10 @@ class Shop:
         self.settings = settings
         self.database = self.app.extensions["database"]
         self.bus = self.app.extensions["bus"]
+        if settings.bus_engine == "celery":
+            from tests.support.carriers import CarriedEngine  # here: Celery need not be installed
+
+            self.app.extensions["engine"] = CarriedEngine(self.bus, settings)
         self.engine = self.app.extensions["engine"]
         self.mailer = self.app.extensions["mailer"]
         self.client = self.app.test_client()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
@@ -10,9 +9,10 @@ from celery.concurrency import prefork, solo
 from flask import Flask
 
 from app.bus import Bus
+from app.db.schema import prepare
 from app.engine.celery.configure import add_tasks, make_celery
 from app.engine.celery.runner import Runner
-from app.errors import DatabaseUnavailable
+from app.errors import AppError, DatabaseUnavailable
 from config import Settings
 
 POOLS = (prefork.TaskPool, solo.TaskPool)
@@ -23,7 +23,7 @@ class Processes:
     """``make_app`` makes the application of the process that calls it: nothing of the database crosses a fork."""
 
     def __init__(
-        self, settings: Settings, app: Flask, make_app: Callable[[], Flask], refuse: Callable[[str], object]
+        self, settings: Settings, app: Flask, make_app: Callable[[], Flask], refuse: Callable[[object], object]
     ) -> None:
         """``app`` is the worker's own, which knows the receivers. ``refuse`` is given why the worker must not start."""
         self._settings, self._app, self._make_app, self._refuse = settings, app, make_app, refuse
@@ -36,13 +36,21 @@ class Processes:
         signals.worker_process_shutdown.connect(self._stop)
 
     def _check(self, sender: Any, **_: Any) -> None:
-        """Before the fork. Where the database is away each process looks again."""
+        """Before the fork. Where the database is away each process looks again.
+
+        Celery only logs what is raised here.
+        """
         if not issubclass(sender.pool_cls, POOLS):
             self._refuse(f"receivers need a process each, and this pool gives them none: {CURE}")
         bus: Bus = self._app.extensions["bus"]
-        with suppress(DatabaseUnavailable):
+        try:
+            prepare(bus.database)
             if refused := bus.status().refused_here:
                 self._refuse(refused)
+        except DatabaseUnavailable:
+            pass
+        except AppError as error:
+            self._refuse(error)
         bus.database.close()
 
     def _carry(self, delivery_id: int, lease_token: int) -> str:

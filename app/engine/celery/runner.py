@@ -20,12 +20,16 @@ from app.errors import DatabaseUnavailable
 from app.states import DeliveryState
 from config import Settings
 
+MOST_UNSTORED = 5
+"""Answers of one process that can't be stored: with so many it is hardly the answers' fault. With fewer the process
+goes on, because what it leaves waits for the end of its lease."""
+
 
 class Runner:
     """One dispatcher, of one process, that takes what messages carry to it. ``carry`` for one thread at a time.
 
-    An answer that can't be stored is kept, and tried again by the thread that keeps the lease; meanwhile nothing else
-    is taken.
+    An answer that can't be stored is kept, and tried again by the thread that keeps the lease. With MOST_UNSTORED of
+    them nothing else is taken.
     """
 
     def __init__(self, bus: Bus, settings: Settings) -> None:
@@ -77,8 +81,7 @@ class Runner:
             self._limit.end_if_terminated()
 
     def _carry(self, delivery_id: int, lease_token: int) -> str:
-        self._settle()
-        if not self._signed_on or len(self._settler.answers):
+        if not self._signed_on or len(self._settler.answers) >= MOST_UNSTORED:
             return "left"
         lease = self.dispatcher.take(delivery_id, lease_token)
         if lease is None:
@@ -95,8 +98,7 @@ class Runner:
             try:
                 self.dispatcher.deliver_transactional([lease])
             except DatabaseUnavailable as error:  # its work is undone together with its record
-                self._note_database_lost(error)
-                answer = NotBegun()
+                answer = undone(error) if self._can_write(error) else NotBegun()
             except BaseException as error:
                 self._settler.report_unstored(lease, error, 1)
                 answer = undone(error)
@@ -110,10 +112,21 @@ class Runner:
         self._settle()
         return "unsettled" if len(self._settler.answers) else "settled"
 
+    def _can_write(self, error: DatabaseUnavailable) -> bool:
+        """Whether the database can be written to all the same: then what failed waits, because it would fail at once
+        again."""
+        self._note_database_lost(error)
+        try:
+            self.dispatcher.heartbeat(self._at_work())
+        except DatabaseUnavailable:
+            return False
+        self._note_database_back()
+        return True
+
     def _settle(self) -> None:
-        """What waits, and is due."""
+        """All that waits, and is due."""
         with self._settling:
-            if not self._settler.answers.seconds_until_due():
+            while not self._settler.answers.seconds_until_due():
                 self._settler.settle_and_claim({})
 
     @contextlib.contextmanager

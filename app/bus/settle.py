@@ -146,8 +146,8 @@ def _deliver(transaction: Transaction, retries: Retries, invoker: Invoker, held:
             return [_answered(transaction, retries, invoker, lease) for lease in held]
     except _Undo as undo:
         place = held.index(undo.lease)
-        end = _conclude_undone(transaction, retries, undo.lease, undo.answer)
         before = _deliver(transaction, retries, invoker, held[:place])
+        end = _conclude_undone(transaction, retries, undo.lease, undo.answer)
         return [*before, end, *_deliver(transaction, retries, invoker, held[place + 1 :])]
     except BaseException as error:  # foreign code
         if transaction.dialect.is_transient(error):

@@ -439,7 +439,7 @@ def lock(file: int) -> None:
 
 
 def test_a_place_in_the_queue_is_held_while_writing_and_no_longer(queue: WriteQueue, other_process: int) -> None:
-    with queue.place(), pytest.raises(BlockingIOError):
+    with queue, pytest.raises(BlockingIOError):
         lock(other_process)
     lock(other_process)
 
@@ -449,7 +449,7 @@ def test_a_process_that_was_stopped_while_writing_is_not_waited_for_long(
 ) -> None:
     lock(other_process)
     began = time.monotonic()
-    with queue.place():
+    with queue:
         assert time.monotonic() - began >= LONGEST_WAIT_SECONDS
     with (tmp_path / "orders.db-next").open() as following:
         lock(following.fileno())  # nothing is held on to
@@ -471,9 +471,9 @@ def test_without_its_files_there_is_no_queue_and_none_is_needed(
     with monkeypatch.context() as without:
         without.setattr(os, "open", refuse)
         for _ in range(2):
-            with queue.place():
+            with queue:
                 done.append("without")
-    with queue.place(), (tmp_path / "orders.db-writing").open() as other, pytest.raises(BlockingIOError):
+    with queue, (tmp_path / "orders.db-writing").open() as other, pytest.raises(BlockingIOError):
         lock(other.fileno())
     assert done == ["without", "without"]
     queue.close()
@@ -481,7 +481,7 @@ def test_without_its_files_there_is_no_queue_and_none_is_needed(
 
 def test_a_process_knows_how_often_others_are_writing(queue: WriteQueue, other_process: int) -> None:
     def contention() -> float:
-        with queue.place():
+        with queue:
             return queue.contention
 
     until(lambda: contention() < 0.1)
@@ -517,5 +517,5 @@ def test_the_first_try_comes_when_most_of_the_usual_wait_is_over(
     monkeypatch.setattr(time, "sleep", wait)
     lock(other_process)
     queue.usual_wait_seconds = usual_wait_seconds
-    with queue.place():
+    with queue:
         assert pauses == [first_pause_seconds, PAUSE_SECONDS]

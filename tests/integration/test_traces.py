@@ -31,7 +31,7 @@ class Lines(logging.Handler):
         self.setFormatter(JsonFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(json.loads(self.format(record)))
+        self.lines += map(json.loads, self.format(record).splitlines())
 
     def about(self, message: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["message"].startswith(message)]

@@ -81,7 +81,7 @@ ALLOWED = {
         ),
         *("request_models", "resend", "retry", "signal", "states", "text", "translatable", "validation"),
     },
-    "observe": {"bus", "errors", "http", "signal", "text", "trace_context", "version"},
+    "observe": {"bus", "errors", "http", "signal", "states", "text", "trace_context", "version"},
     "serving": {"db", "engine", "errors", "http", "observe", "streams", "text"},
     "streams": set(),
     "docs": set(),

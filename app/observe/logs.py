@@ -41,8 +41,6 @@ def configure(settings: Settings) -> None:
         handler = LineHandler(dropping(sys.stderr))
         handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
         root.addHandler(handler)
-        # What our lines don't show costs half of a record (docs.python.org/3/howto/logging.html, "Optimization").
-        logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _choose_level("app", settings.log_level)
     # Of each connection that breaks it would print a traceback; that the database is away is said once, in a line.
     _choose_level("sqlalchemy.pool", "CRITICAL")

@@ -44,19 +44,16 @@ def find_user(session: Session, user_id: str) -> User:
 
 def order_email(database: Database, order_id: str) -> str | None:
     """The order's own address; None where it has none."""
-    found: str | None = database.query(lambda reader: _first(FIND_ORDER_EMAIL(reader, {"id": order_id})))
-    return found
+    return _email(database, FIND_ORDER_EMAIL, order_id)
 
 
 def user_email(database: Database, user_id: str) -> str | None:
     """The user's address; None where none is known."""
-    found: str | None = database.query(lambda reader: _first(FIND_EMAIL(reader, {"id": user_id})))
-    return found
+    return _email(database, FIND_EMAIL, user_id)
 
 
-def _first(cursor: Any) -> Any:
-    """The one value of the first row, where there is a row."""
-    row = cursor.fetchone()
+def _email(database: Database, find: Prepared, of: str) -> str | None:
+    row = database.query(lambda reader: find(reader, {"id": of}).fetchone())
     return row[0] if row else None
 
 

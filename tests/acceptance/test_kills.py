@@ -183,7 +183,7 @@ def test_nothing_is_lost_when_it_is_killed_at_a_named_point(
             assert not died_under & stored
         case "after-commit":
             assert len(died_under & stored) == len(passes)
-        case "after-claim" if "bus_engine" in service.settings:
+        case "after-claim" if service.on_celery:
             assert figures.unknown_attempts == 0, "nobody was at what a relay had claimed"
         case "after-claim" | "inside-settle":
             assert figures.unknown_attempts >= len(passes)

@@ -181,7 +181,9 @@ def test_two_instances_share_one_database(serve: Serve, database: dict[str, str]
     url = services[0].database_url
     ledger.wait_until_settled(url)
     assert ledger.check(url, sink.received, copies=0).unknown == 0
-    assert all(int(service.get("/readyz").body["dispatchers"]) >= 2 for service in services)
+    for service in services:
+        found = int(service.get("/readyz").body["dispatchers"])
+        assert found > 2 if service.on_celery else found == 2
 
 
 @pytest.mark.postgres
@@ -191,8 +193,7 @@ def test_several_machines_worth_of_dispatchers_share_postgresql(
     """Two machines that take orders, four that deliver: all take part, and nothing happens twice."""
     settings = {**sink.settings, "database_url": postgres_url}
     webs = [serve(dispatch_in_web=False, web_concurrency=2, **settings).start(ready="/healthz") for _ in range(2)]
-    for _ in range(4):
-        serve(*DISPATCHER, **settings).start()
+    dispatchers = [serve(*DISPATCHER, **settings).start() for _ in range(4)]
     ledger = Ledger()
 
     with Load(ledger, *[web.port for web in webs], clients=8, limit=200):
@@ -201,7 +202,8 @@ def test_several_machines_worth_of_dispatchers_share_postgresql(
     ledger.wait_until_settled(postgres_url)
     figures = ledger.check(postgres_url, sink.received, copies=0)
     assert (figures.unknown, figures.unknown_attempts) == (0, 0)
-    assert len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts")) >= 4
+    found = len(read(postgres_url, "SELECT DISTINCT dispatcher FROM attempts"))
+    assert found >= 4 if dispatchers[0].on_celery else found == 4
 
 
 @pytest.mark.inprocess("how each command starts and stops")
@@ -547,8 +549,8 @@ def test_a_database_that_is_away_at_the_start_is_waited_for(serve: Serve, postgr
         service.wait_for_answer("/readyz")
         assert service.post(**ORDER).status == 201
         wait_until_finished(service, "1001")
-        told, processes = service.log.count("database lost"), service.log.count("dispatcher started")
-        assert told <= processes, "once for each process, not each try"
+        processes = service.log.count("dispatcher started") if service.on_celery else len(service.workers())
+        assert service.log.count("database lost") <= processes, "once for each process, not each try"
 
 
 @pytest.mark.inprocess("how each command starts and stops")

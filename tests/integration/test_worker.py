@@ -128,7 +128,11 @@ def test_a_hanging_receiver_holds_up_nobody_else(shop: LiveShop) -> None:
         shop.place_order(f"{n}")
     until(lambda: all(shop.order(f"{n}").notification == "sent" for n in range(5)))
     assert hanging.calls == 1
-    assert {delivery.state for delivery in shop.deliveries("hanging")} <= {"ready", "leased"}
+    states = {delivery.state for delivery in shop.deliveries("hanging")}
+    expected = {"ready", "leased"}
+    assert (
+        states <= expected if shop.settings.bus_engine == "celery" else states == expected
+    )  # messages may wait leased
     hanging.let_go.set()
     until(lambda: all_are_done(shop))
 

@@ -127,6 +127,10 @@ class Service:
     def database_url(self) -> str:
         return str(self.settings.get("database_url") or f"sqlite:///{self.settings['instance_path']}/orders.db")
 
+    @property
+    def on_celery(self) -> bool:
+        return self.settings.get("bus_engine") == "celery"
+
     # Starting
 
     def start(self, ready: str | None = None) -> Self:

@@ -135,7 +135,7 @@ class Database:
         if (transaction := connection.get_transaction()) is not None:
             transaction.commit()
         else:  # there were prepared statements only, and SQLAlchemy knows of no transaction
-            self.dialect.commit_write(connection.connection.dbapi_connection)
+            connection.connection.commit()
 
     def _notify(self, works: list[Work]) -> None:
         """A leader reports for all whose works it committed: one wake-up for all."""

@@ -100,9 +100,6 @@ class Dialect(Protocol):
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
 
-    def commit_write(self, driver: Any) -> None:
-        """Commit it."""
-
     def check_file(self) -> None:
         """Before each use, and after a commit, before it is acknowledged: raises the driver's error where the
         database's file is no longer at its path, so that others won't find what is written."""

@@ -249,9 +249,6 @@ class PostgreSQL:
         if self.pooled:
             self._set(driver, self._limits, is_local=True)
 
-    def commit_write(self, driver: Any) -> None:
-        driver.commit()
-
     def check_file(self) -> None:
         """Nothing: the server knows its files."""
 

@@ -144,9 +144,6 @@ class SQLite:
         self._database_file.check()
         driver.execute("BEGIN IMMEDIATE")
 
-    def commit_write(self, driver: Any) -> None:
-        driver.execute("COMMIT")  # commit() compiles it each time
-
     def check_file(self, *_: Any) -> None:
         self._database_file.check()
 

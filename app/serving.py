@@ -135,6 +135,36 @@ class LeaderLock:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
+class Affinity:
+    """CPU affinity: each serving process keeps to one core.
+
+    Its threads take turns with one interpreter lock. On one core the next goes on at once. Else it wakes another core,
+    again and again, whose caches hold nothing of the process: a fifth fewer POSTs.
+
+    A process locks a byte of an unnamed file for its place, which the kernel frees when it dies.
+    """
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        """``processes`` serve."""
+        self._processes = processes
+        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open for as long as gunicorn runs
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all cores have as many processes. Where there are more cores than processes, several instances on one
+        machine would all choose the same ones, so the kernel chooses."""
+        return len(self._cores) > 1 and self._processes % len(self._cores) == 0
+
+    def bind(self) -> None:
+        """Keep this process, with the threads that it will start, to the core of the first free place."""
+        for place in range(self._processes if self.is_even else 0):
+            with suppress(OSError):  # the place is taken; or the core is, by now, another container's
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                os.sched_setaffinity(0, {self._cores[place % len(self._cores)]})
+                return
+
+
 class Serving:
     """The hooks of one gunicorn. A reload executes gunicorn.conf.py again, which makes a new one for the new processes;
     so they have a leader of their own while the old ones end."""
@@ -143,6 +173,7 @@ class Serving:
         """``folder`` is where an unnamed file can be made."""
         self.settings = settings
         self.leader_lock = LeaderLock(folder)
+        self.affinity = Affinity(folder, settings.web_concurrency)
         self.is_prepared = False
         self._engine: Engine | None = None
         """The application's, once a worker has loaded it."""
@@ -176,8 +207,8 @@ class Serving:
         with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
             self._engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
-        if self.settings.dispatch_in_web:
-            self._choose_leader(worker, self._engine)
+        if not (self.settings.dispatch_in_web and self._leads(worker, self._engine)):
+            self.affinity.bind()
         if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
             sys.stdout.write(greeting(self.settings))
             sys.stdout.flush()
@@ -189,15 +220,17 @@ class Serving:
 
     # The leader
 
-    def _choose_leader(self, worker: Any, engine: Engine) -> None:
+    def _leads(self, worker: Any, engine: Engine) -> bool:
+        """Whether this process dispatches, which it does from now on."""
         if not self.leader_lock.acquire():
             threading.Thread(target=self._stand_by, args=[worker, engine], name="stand-by", daemon=True).start()
-            return
+            return False
         if worker.cfg.workers > 1:
             _serve_nobody(worker)
             if not self.settings.is_sqlite:
                 os.nice(DISPATCHER_NICENESS)
         engine.start()
+        return True
 
     def _stand_by(self, worker: Any, engine: Engine) -> None:
         """Dispatch here as well when no leader is left, for example because SIGTTOU took that process away."""

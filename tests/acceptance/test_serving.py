@@ -229,6 +229,39 @@ def test_one_worker_dispatches_and_a_preloading_master_holds_no_connection(serve
     assert service.get("/readyz").body["dispatchers"] == 1
 
 
+CORES = os.sched_getaffinity(0)
+
+
+@pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
+def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(serve: Serve) -> None:
+    service = serve(web_concurrency=len(CORES), dispatch_in_web="false").start(ready="/healthz")
+
+    def each_has_its_own() -> bool:
+        with suppress(ProcessLookupError):  # one has just ended
+            found = [os.sched_getaffinity(pid) for pid in service.workers()]
+            return sorted(found, key=min) == [{core} for core in sorted(CORES)]
+        return False
+
+    wait_until(each_has_its_own, "each process at its core")
+    killed = service.workers()[0]
+    service.kill(killed)
+    wait_until(lambda: killed not in service.workers() and each_has_its_own(), "another at the core of the killed one")
+    assert service.post(**ORDER).status == 201
+
+
+@pytest.mark.inprocess("the process that dispatches is gunicorn's")
+@pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
+def test_who_dispatches_and_who_serves_on_fewer_cores_than_there_are_keep_to_none(serve: Serve) -> None:
+    service = serve(web_concurrency=len(CORES)).start()
+    post_and_wait(service, "1")
+    assert os.sched_getaffinity(dispatching_process(service)) == CORES
+    service.stop()
+    uneven = serve(web_concurrency=len(CORES) + 1).start()
+    wait_until(lambda: len(uneven.workers()) == len(CORES) + 2, "all workers")
+    post_and_wait(uneven, "2")
+    assert all(os.sched_getaffinity(pid) == CORES for pid in uneven.workers())
+
+
 @pytest.mark.parametrize("web_concurrency", [1, 2])
 def test_another_process_dispatches_when_that_one_is_killed(
     serve: Serve, sink: SmtpServer, web_concurrency: int

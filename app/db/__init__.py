@@ -7,13 +7,14 @@ from app.db.dialect import Dialect, Listener, dialect_of
 from app.db.prepared import Prepared, Reader, Runner, money, reader_of, utc
 from app.db.sqlite import driver_module as sqlite_module
 from app.db.sqlite_file import pin as pin_file
-from app.db.transaction import Transaction
+from app.db.transaction import FirstRow, Transaction
 
 __all__ = [
     "SCHEMA_REVISION",
     "Base",
     "Database",
     "Dialect",
+    "FirstRow",
     "Listener",
     "Money",
     "Prepared",

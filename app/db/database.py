@@ -3,6 +3,7 @@
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,9 +17,9 @@ from app.db.admission import Admission
 from app.db.dialect import CONDEMNING, NO_DEADLINE, Dialect, unavailable
 from app.db.group_commit import GroupCommit, Work
 from app.db.postgresql import PostgreSQL
-from app.db.prepared import Reader
+from app.db.prepared import Prepared, Reader
 from app.db.sqlite import SQLite
-from app.db.transaction import Postponed, Transaction, in_transaction
+from app.db.transaction import FirstRow, Postponed, Transaction, in_transaction
 from app.errors import DatabaseUnavailable, NestedTransaction, SchemaAhead, SchemaBehind
 
 T = TypeVar("T")
@@ -87,7 +88,12 @@ class Database:
         error = self.group_commit.trouble
         return None if error is None else unavailable(self.dialect, error)
 
-    def transact(self, work: Callable[[Transaction], T], lock_order: str | None = None) -> T:
+    def transact(
+        self,
+        work: Callable[[Transaction], T],
+        lock_order: str | None = None,
+        first: Callable[[datetime], FirstRow] | None = None,
+    ) -> T:
         """Run ``work(transaction)`` in one write transaction, and return what it returns once that is durable.
 
         An exception rolls everything back. ``work`` may run several times: when the database is busy or gone, when
@@ -97,6 +103,8 @@ class Database:
         ``lock_order`` is the key of the row that the work locks, a unique key that it inserts included. Works that
         share a transaction run in its order, so that they cause no deadlock with those of other processes; what a work
         locks beyond that row, it postpones (Transaction.postpone). On PostgreSQL, a work without one shares none.
+        ``first`` makes a row of that key, given the transaction's time. Where works share it, the rows of all of them
+        are inserted by one statement before they run, and Transaction.is_new tells what came of each.
 
         Raises DatabaseUnavailable after ``timeout``, and sooner while the database is stuck and others wait for it;
         NestedTransaction inside another transaction. A work without a lock order may take longer in all, though each
@@ -108,7 +116,7 @@ class Database:
         with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):
             began = self.admission.admit()
             try:
-                mine = Work(work, lock_order, began)
+                mine = Work(work, lock_order, first, began)
                 self.group_commit.submit(mine)
                 committed = self.group_commit.wait(mine)
             finally:
@@ -119,11 +127,14 @@ class Database:
     def run_batch(self, take_works: Callable[[], list[Work]]) -> None:
         """One write transaction. The works are taken when it holds the write lock, so that late ones are among them."""
         with self.dialect.write_queue(), Kept(self, self.engine, self._idle_writers) as connection:
-            self.dialect.begin_write(connection.connection.dbapi_connection)
-            works = take_works()
+            driver: Any = connection.connection.dbapi_connection
+            self.dialect.begin_write(driver)
+            works = sorted(take_works(), key=lambda work: work.lock_order or "")
             now, postponed = self.clock.now(), Postponed()
-            for work in sorted(works, key=lambda work: work.lock_order or ""):
-                transaction = Transaction(connection, self.dialect, now, postponed)
+            parts = [(work, Transaction(connection, driver, self.dialect, now, postponed)) for work in works]
+            if len(parts) > 1:
+                _insert_first(parts, now)
+            for work, transaction in parts:
                 work.run(transaction, self.before_work)
             transaction.write_postponed()
             self.commit(connection)
@@ -255,6 +266,19 @@ class Database:
         """Close the connections that nobody uses; those in use are closed when they are returned."""
         self.renew_connections()
         self.dialect.close()
+
+
+def _insert_first(parts: list[tuple[Work, Transaction]], now: datetime) -> None:
+    """Insert the first rows of the works, in the order in which these run."""
+    by_statement: dict[Prepared, list[tuple[FirstRow, Transaction]]] = {}
+    for work, transaction in parts:
+        if work.first is not None:
+            first = work.first(now)
+            by_statement.setdefault(first.insert, []).append((first, transaction))
+    for insert, rows in by_statement.items():
+        new = {key for (key,) in insert.insert_all(rows[0][1], [first.row for first, _ in rows])}
+        for first, transaction in rows:
+            transaction.is_new = first.row[first.key] in new
 
 
 class Kept:

@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from app.db.admission import Admission
 from app.db.dialect import Dialect, Trouble, Unanswered, driver_error, unavailable
-from app.db.transaction import Transaction, run_within
+from app.db.transaction import FirstRow, Transaction, run_within
 
 LARGEST_BATCH = 16
 """How many works share a transaction: it bounds how long the write lock is held."""
@@ -34,8 +35,14 @@ LONGEST_BACKOFF_SECONDS = 0.2
 class Work:
     """A function that one caller wants run in a transaction, and what came of it."""
 
-    def __init__(self, function: Callable[[Transaction], Any], lock_order: str | None, began: float) -> None:
-        self.function, self.lock_order, self.began = function, lock_order, began
+    def __init__(
+        self,
+        function: Callable[[Transaction], Any],
+        lock_order: str | None,
+        first: Callable[[datetime], FirstRow] | None,
+        began: float,
+    ) -> None:
+        self.function, self.lock_order, self.first, self.began = function, lock_order, first, began
         self.context = copy_context()
         self.alone = False
         """Whether no other work may share its transaction."""

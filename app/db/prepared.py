@@ -5,6 +5,7 @@ what the database takes. Values are given by name and bound by their columns' ty
 them: ``utc`` and ``money`` convert the values that differ between drivers.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,6 +15,8 @@ from sqlalchemy import Executable
 from sqlalchemy.orm import Session
 
 from app.db.dialect import Dialect, dialect_of
+
+_INSERT = re.compile(r"(.* VALUES )(\(.*?\))((?: ON CONFLICT .*)?(?: RETURNING .*)?)", re.DOTALL)
 
 
 class Runner(Protocol):
@@ -107,9 +110,8 @@ class Compiled:
     def for_rows(self, count: int) -> str:
         """The INSERT for so many rows."""
         if count not in self._for_rows:
-            into, values = self.sql.split(" VALUES ")
-            values, returning, columns = values.partition(" RETURNING ")
-            self._for_rows[count] = f"{into} VALUES {', '.join([values] * count)}{returning}{columns}"
+            into, values, rest = _INSERT.fullmatch(self.sql).groups()  # type: ignore[union-attr]  # it is an INSERT
+            self._for_rows[count] = into + ", ".join([values] * count) + rest
         return self._for_rows[count]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import datetime
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -15,6 +15,15 @@ from app.db.prepared import Prepared
 from app.errors import TransactionLost
 
 T = TypeVar("T")
+
+
+class FirstRow(NamedTuple):
+    """A row that a work begins with. One statement inserts those of all works that share a transaction."""
+
+    insert: Prepared
+    """Returns the ``key`` of each row that is new, and leaves out the others."""
+    key: str
+    row: dict[str, Any]
 
 
 class Postponed:
@@ -37,14 +46,18 @@ class Transaction:
     A work that raises is undone with the whole transaction, and the other works run again.
     """
 
-    def __init__(self, connection: Connection, dialect: Dialect, now: datetime, postponed: Postponed) -> None:
+    def __init__(
+        self, connection: Connection, driver: Any, dialect: Dialect, now: datetime, postponed: Postponed
+    ) -> None:
         """``postponed`` is that of all works that share the transaction."""
         self.now = now
         """When the transaction began, by the injected clock."""
+        self.is_new: bool | None = None
+        """Whether the work's first row was new, and is inserted; None where the work has to insert it."""
         self.facts: dict[str, Any] = {}
         """Facts for ``Database.on_commit``; dropped when the transaction rolls back."""
         self.dialect = dialect
-        self.driver: Any = connection.connection.dbapi_connection
+        self.driver = driver
         """The driver's connection, for prepared statements."""
         self._connection = connection
         self._postponed = postponed

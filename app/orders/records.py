@@ -31,12 +31,15 @@ def _mark(status: NotificationStatus) -> Prepared:
     )
 
 
-INSERT_ORDER = Prepared(
-    lambda dialect: _insert(Order, "order_id", dialect).values(
+def _insert_order(dialect: Dialect) -> Any:
+    return _insert(Order, "order_id", dialect).values(
         status=OrderStatus.CREATED, notification=NotificationStatus.PENDING
-    ),
-    *("order_id", "user_id", "total_price", "email", "created_at", "event_id"),
-)
+    )
+
+
+ORDER_COLUMNS = ("order_id", "user_id", "total_price", "email", "created_at", "event_id")
+INSERT_ORDER = Prepared(_insert_order, *ORDER_COLUMNS)
+INSERT_ORDERS = Prepared(lambda dialect: _insert_order(dialect).returning(Order.event_id), *ORDER_COLUMNS)
 INSERT_USER = Prepared(
     lambda dialect: _insert(User, "user_id", dialect).values(orders_count=0, total_spent=Decimal(0)), "user_id"
 )
@@ -77,16 +80,21 @@ def place_order(
 
     The ``order_id`` is the idempotency key: of two equal orders the database stores the first. Returns None for a new
     order, else the ``event_id`` of the stored one. Raises OrderConflict when the stored one has other content.
+
+    Where many are placed at once, give ``transact`` a first row for INSERT_ORDERS.
     """
-    row = {
-        "order_id": order_id,
-        "user_id": user_id,
-        "total_price": total_price,
-        "email": email,
-        "created_at": transaction.now,
-        "event_id": event_id,
-    }
-    if INSERT_ORDER(transaction, row).rowcount != 1:
+    is_new = transaction.is_new
+    if is_new is None:
+        row = {
+            "order_id": order_id,
+            "user_id": user_id,
+            "total_price": total_price,
+            "email": email,
+            "event_id": event_id,
+            "created_at": transaction.now,
+        }
+        is_new = INSERT_ORDER(transaction, row).rowcount == 1
+    if not is_new:
         return _earlier_event_id(transaction, order_id, (user_id, total_price, email))
     if email is not None:
         transaction.postpone(user_id, partial(set_email, transaction, user_id, email))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from app.bus.outbox import record
+from app.bus.outbox import record, record_into
 from app.bus.tables import StoredEvent
 from app.db import Database, Prepared, Transaction, sqlite_module
 from app.db.group_commit import Work
@@ -26,10 +27,10 @@ from app.db.write_queue import (
     PAUSE_SECONDS,
     WriteQueue,
 )
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, OrderConflict
 from app.events import OrderCreated
-from app.orders import set_email
-from app.orders.models import User
+from app.orders import set_email, take_order
+from app.orders.models import Order, User
 from tests.support.waiting import until
 
 Function = Callable[[Transaction], Any]
@@ -84,23 +85,27 @@ class Callers:
 
     def do(self, *functions: Function) -> list[Any]:
         """What each returned, or the exception that it ended with."""
+        return self.call(*(partial(self.transact, function) for function in functions))
+
+    def call(self, *calls: Callable[[], Any]) -> list[Any]:
+        """What each returned, or the exception that it ended with. Each has one work done."""
         entered, go_on = threading.Event(), threading.Event()
-        results: list[Any] = [None] * len(functions)
+        results: list[Any] = [None] * len(calls)
 
         def first(_: Transaction) -> None:
             entered.set()
             assert go_on.wait(20)
 
-        def run(n: int, function: Function) -> None:
+        def run(n: int, call: Callable[[], Any]) -> None:
             try:
-                results[n] = self.transact(function)
+                results[n] = call()
             except BaseException as error:
                 results[n] = error
 
         leader = threading.Thread(target=self.transact, args=[first])
         leader.start()
         assert entered.wait(20)
-        threads = [threading.Thread(target=run, args=each) for each in enumerate(functions)]
+        threads = [threading.Thread(target=run, args=each) for each in enumerate(calls)]
         for n, thread in enumerate(threads, 1):
             thread.start()
             until(lambda n=n: self.database.group_commit.waiting == n)  # type: ignore[misc]
@@ -164,6 +169,40 @@ def test_events_of_all_works_are_inserted_by_one_statement(callers: Callers, mon
     assert inserted == [3]
     with callers.database.read() as session:
         assert sorted(session.scalars(select(StoredEvent.order_id))) == ["a", "b", "c"]
+
+
+def test_orders_of_a_commit_are_inserted_by_one_statement_and_each_is_told_its_own(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inserted: list[int] = []
+    insert_all = Prepared.insert_all
+
+    def counting(self: Prepared, runner: Any, rows: Any) -> Any:
+        inserted.append(len(rows))
+        return insert_all(self, runner, rows)
+
+    def takes(order_id: str, event_id: str, price: int = 1) -> Callable[[], str | None]:
+        event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(price))
+        return partial(take_order, callers.database, "test", event, event_id)
+
+    monkeypatch.setattr(Prepared, "insert_all", counting)
+    callers.database.before_work = record_into
+    assert takes("stored", "0")() is None
+    inserted.clear()
+    new, first, again, replayed, conflict = callers.call(
+        takes("new", "1"), takes("twice", "2"), takes("twice", "3"), takes("stored", "4"), takes("stored", "5", price=2)
+    )
+    assert callers.database.batches == [1, 1, 5]
+    assert inserted == [5, 2], "the orders, and the events of those that were new"
+    assert (new, first, again, replayed) == (None, None, "2", "0")
+    assert isinstance(conflict, OrderConflict)
+    with callers.database.read() as session:
+        assert sorted(session.scalars(select(StoredEvent.event_id))) == ["0", "1", "2"]
+        assert {row.order_id: row.event_id for row in session.execute(select(Order.order_id, Order.event_id))} == {
+            "stored": "0",
+            "new": "1",
+            "twice": "2",
+        }
 
 
 def test_works_lock_rows_in_one_order_whichever_came_first(callers: Callers) -> None:

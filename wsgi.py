@@ -11,7 +11,7 @@ from flask.helpers import get_debug_flag
 from werkzeug.serving import is_running_from_reloader
 
 import config
-from app import create_app
+from app import affinity, create_app
 from app.db.schema import prepare
 from app.errors import AppError, DatabaseUnavailable, SchemaAhead
 from app.observe import logs
@@ -47,6 +47,8 @@ try:
         _database.close()  # gunicorn --preload forks after this
     if _serving and not _by_gunicorn:
         _database.hold_file()
+    if "granian" in sys.modules and not settings.dispatch_in_web:  # it has no hooks
+        affinity.keep_to_a_core(settings.web_concurrency)
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
 except SchemaAhead as error:

@@ -24,6 +24,7 @@ from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
 
+from app import affinity
 from app.db import Database, pin_file
 from app.db.schema import prepare
 from app.engine import Engine
@@ -135,36 +136,6 @@ class LeaderLock:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
-class Affinity:
-    """CPU affinity: each serving process keeps to one core.
-
-    Its threads take turns with one interpreter lock. On one core the next goes on at once. Else it wakes another core,
-    again and again, whose caches hold nothing of the process: a fifth fewer POSTs.
-
-    A process locks a byte of an unnamed file for its place, which the kernel frees when it dies.
-    """
-
-    def __init__(self, folder: Path, processes: int) -> None:
-        """``processes`` serve."""
-        self._processes = processes
-        self._cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open for as long as gunicorn runs
-
-    @property
-    def is_even(self) -> bool:
-        """Whether all cores have as many processes. Where there are more cores than processes, several instances on one
-        machine would all choose the same ones, so the kernel chooses."""
-        return len(self._cores) > 1 and self._processes % len(self._cores) == 0
-
-    def bind(self) -> None:
-        """Keep this process, with the threads that it will start, to the core of the first free place."""
-        for place in range(self._processes if self.is_even else 0):
-            with suppress(OSError):  # the place is taken; or the core is, by now, another container's
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-                os.sched_setaffinity(0, {self._cores[place % len(self._cores)]})
-                return
-
-
 class Serving:
     """The hooks of one gunicorn. A reload executes gunicorn.conf.py again, which makes a new one for the new processes;
     so they have a leader of their own while the old ones end."""
@@ -173,7 +144,6 @@ class Serving:
         """``folder`` is where an unnamed file can be made."""
         self.settings = settings
         self.leader_lock = LeaderLock(folder)
-        self.affinity = Affinity(folder, settings.web_concurrency)
         self.is_prepared = False
         self._engine: Engine | None = None
         """The application's, once a worker has loaded it."""
@@ -208,7 +178,7 @@ class Serving:
             self._engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if not (self.settings.dispatch_in_web and self._leads(worker, self._engine)):
-            self.affinity.bind()
+            affinity.keep_to_a_core(self.settings.web_concurrency)
         if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
             sys.stdout.write(greeting(self.settings))
             sys.stdout.flush()

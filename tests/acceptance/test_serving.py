@@ -233,8 +233,15 @@ CORES = os.sched_getaffinity(0)
 
 
 @pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
-def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(serve: Serve) -> None:
-    service = serve(web_concurrency=len(CORES), dispatch_in_web="false").start(ready="/healthz")
+@pytest.mark.parametrize(
+    "command",
+    [GUNICORN, (*GRANIAN, "--workers", str(len(CORES)), "--respawn-failed-workers")],
+    ids=["gunicorn", "granian"],
+)
+def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(
+    serve: Serve, command: tuple[str, ...]
+) -> None:
+    service = serve(*command, web_concurrency=len(CORES), dispatch_in_web="false").start(ready="/healthz")
 
     def each_has_its_own() -> bool:
         with suppress(ProcessLookupError):  # one has just ended
@@ -244,7 +251,7 @@ def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(s
 
     wait_until(each_has_its_own, "each process at its core")
     killed = service.workers()[0]
-    service.kill(killed)
+    service.signal(signal.SIGKILL, killed)
     wait_until(lambda: killed not in service.workers() and each_has_its_own(), "another at the core of the killed one")
     assert service.post(**ORDER).status == 201
 

@@ -1,7 +1,7 @@
 """CPU affinity: each serving process keeps to one core.
 
-Its threads take turns with one interpreter lock. On one core the next goes on at once; else it wakes another core, whose
-caches hold nothing of the process: a fifth fewer POSTs.
+Its threads take turns with one interpreter lock. On one core the next goes on at once. Else another core is woken
+for it, whose caches hold nothing of the process: a fifth fewer POSTs.
 """
 
 import fcntl

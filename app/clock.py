@@ -43,25 +43,28 @@ class TimeOrderedIds:
         self._time_ns, self._random_bytes = time_ns, random_bytes
         self._lock = threading.Lock()
         self._last = 0
-        self._drawn: list[bytes] = []
+        self._drawn: list[str] = []
 
     def make(self) -> str:
         """The text of a new id, in lower case with dashes."""
         with self._lock:
             ticks = self._last = max(self._time_ns() * 4096 // 1_000_000, self._last + 1)
             if not self._drawn:
-                drawn = self._random_bytes(8 * DRAWN_AT_ONCE)
-                self._drawn = [drawn[at : at + 8] for at in range(0, len(drawn), 8)]
-            random = self._drawn.pop()
-        milliseconds, fraction = divmod(ticks, 4096)
-        tail = int.from_bytes(random)
-        variant, node = tail >> 50 | 0x8000, tail & 0xFFFFFFFFFFFF  # 14 random bits after the variant's two, and 48
-        return f"{milliseconds >> 16:08x}-{milliseconds & 0xFFFF:04x}-7{fraction:03x}-{variant:04x}-{node:012x}"
+                drawn = self._random_bytes(8 * DRAWN_AT_ONCE).hex()
+                self._drawn = [_tail(drawn[at : at + 16]) for at in range(0, len(drawn), 16)]
+            tail = self._drawn.pop()
+        head = f"{ticks:015x}"
+        return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{tail}"
 
     def forget_drawn(self) -> None:
         """After a fork: what was drawn before is the parent's."""
         self._lock = threading.Lock()
         self._drawn = []
+
+
+def _tail(digits: str) -> str:
+    """The random part: of 64 bits the variant takes two."""
+    return f"{'89ab'[int(digits[0], 16) % 4]}{digits[1:4]}-{digits[4:]}"
 
 
 ids = TimeOrderedIds()

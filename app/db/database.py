@@ -116,7 +116,7 @@ class Database:
         with NO_DEADLINE if lock_order is None else self.dialect.deadline(self.timeout):
             began = self.admission.admit()
             try:
-                mine = Work(work, lock_order, first, began)
+                mine = Work(work, lock_order, began, first)
                 self.group_commit.submit(mine)
                 committed = self.group_commit.wait(mine)
             finally:

@@ -125,8 +125,11 @@ class Dialect(Protocol):
         """Wait for the transactions that have locked rows of the table, and keep others from doing so until this one
         ends. Reading goes on. A single writer need not."""
 
-    def pipeline(self, driver: Any) -> AbstractContextManager[Any]:
-        """The block's statements travel together where there is a network between."""
+    def execute(self, driver: Any, sql: str, values: list[Any]) -> Any:
+        """Run a prepared statement. Returns the cursor."""
+
+    def insert_together(self, driver: Any, inserts: list[tuple[str, list[Any]]]) -> None:
+        """Run these INSERTs, each with its values: as one statement where there is a network between."""
 
     def trouble(self, error: BaseException) -> Trouble | None:
         """What the error means; None where it is none of this database's: a Python error, or a value that its driver

@@ -39,10 +39,10 @@ class Work:
         self,
         function: Callable[[Transaction], Any],
         lock_order: str | None,
-        first: Callable[[datetime], FirstRow] | None,
         began: float,
+        first: Callable[[datetime], FirstRow] | None = None,
     ) -> None:
-        self.function, self.lock_order, self.first, self.began = function, lock_order, first, began
+        self.function, self.lock_order, self.began, self.first = function, lock_order, began, first
         self.context = copy_context()
         self.alone = False
         """Whether no other work may share its transaction."""

@@ -1,12 +1,15 @@
 """PostgreSQL, set up as its administrator chose."""
 
 import contextlib
+import itertools
 import logging
 import os
+import re
 import socket
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +183,7 @@ class PostgreSQL:
                 "client_encoding": "utf8",
             },
         )
+        self._raw_cursor: Any = self.engine.dialect.dbapi.RawCursor  # type: ignore[union-attr]  # it is psycopg
         event.listen(self.engine, "do_connect", self._connect)
         event.listen(self.engine, "connect", self._configure)
 
@@ -271,9 +275,12 @@ class PostgreSQL:
     def lock_table(self, driver: Any, table: str) -> None:
         driver.execute(f"LOCK TABLE {table} IN EXCLUSIVE MODE")
 
-    def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
-        pipeline: contextlib.AbstractContextManager[Any] = driver.pipeline()
-        return pipeline
+    def execute(self, driver: Any, sql: str, values: list[Any]) -> Any:
+        return self._raw_cursor(driver).execute(_numbered(sql), values)
+
+    def insert_together(self, driver: Any, inserts: list[tuple[str, list[Any]]]) -> None:
+        sql = _numbered(*(sql for sql, _ in inserts))
+        self._raw_cursor(driver).execute(sql, [value for _, values in inserts for value in values])
 
     def trouble(self, error: BaseException) -> Trouble | None:
         driver: Any = self.engine.dialect.dbapi
@@ -389,6 +396,17 @@ class PostgreSQL:
             raise
         listener.close()
         return None
+
+
+@lru_cache(maxsize=1024)
+def _numbered(*inserts: str) -> str:
+    """Statements as one, with its parameters as the server has them: ``$1``. psycopg makes that of ``%s``, but keeps it
+    for statements of up to 50 values only: for the rows of a commit it would make it anew each time."""
+    *before, sql = inserts
+    if before:
+        sql = f"WITH {', '.join(f'insert_{number} AS ({each})' for number, each in enumerate(before))} {sql}"
+    numbers = itertools.count(1)
+    return re.sub("%[s%]", lambda found: f"${next(numbers)}" if found[0] == "%s" else "%", sql)
 
 
 class _Listener:

@@ -53,7 +53,7 @@ class Prepared:
     def __call__(self, runner: Runner, values: Mapping[str, Any]) -> Any:
         """Run it. Returns the driver's cursor."""
         compiled = self.compiled(runner.dialect)
-        return runner.driver.execute(compiled.sql, compiled.bind(values))
+        return runner.dialect.execute(runner.driver, compiled.sql, compiled.bind(values))
 
     def many(self, runner: Runner, rows: Iterable[Mapping[str, Any]]) -> int:
         """Run it for each row. Returns how many rows of the table that affected in all."""
@@ -64,10 +64,12 @@ class Prepared:
 
     def insert_all(self, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> Any:
         """Run an INSERT, for all the rows in one statement. Returns the cursor; its rows have no order."""
-        compiled = self.compiled(runner.dialect)
-        return runner.driver.execute(
-            compiled.for_rows(len(rows)), [value for row in rows for value in compiled.bind(row)]
-        )
+        return runner.dialect.execute(runner.driver, *self.for_rows(runner.dialect, rows))
+
+    def for_rows(self, dialect: Dialect, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[Any]]:
+        """The SQL of an INSERT for all the rows, and its values."""
+        compiled = self.compiled(dialect)
+        return compiled.for_rows(len(rows)), [value for row in rows for value in compiled.bind(row)]
 
     def compiled(self, dialect: Dialect) -> "Compiled":
         found = self._compiled.get(dialect.name)

@@ -85,9 +85,6 @@ BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
 
 
-NO_PIPELINE = contextlib.nullcontext()
-
-
 class SQLite:
     name = "sqlite"
     one_writer = True
@@ -169,8 +166,12 @@ class SQLite:
     def lock_table(self, driver: Any, table: str) -> None:
         """Nothing, for the same reason."""
 
-    def pipeline(self, driver: Any) -> contextlib.AbstractContextManager[Any]:
-        return NO_PIPELINE
+    def execute(self, driver: Any, sql: str, values: list[Any]) -> Any:
+        return driver.execute(sql, values)
+
+    def insert_together(self, driver: Any, inserts: list[tuple[str, list[Any]]]) -> None:
+        for sql, values in inserts:
+            driver.execute(sql, values)
 
     def trouble(self, error: BaseException) -> Trouble | None:
         code = _code(error)

@@ -120,9 +120,8 @@ class Transaction:
     def write_postponed(self) -> None:
         """Insert the added rows, and call the postponed writes, now."""
         if self._postponed.rows:
-            with self.dialect.pipeline(self.driver):
-                for statement, rows in self._postponed.rows.items():
-                    statement.insert_all(self, rows)
+            inserts = [statement.for_rows(self.dialect, rows) for statement, rows in self._postponed.rows.items()]
+            self.dialect.insert_together(self.driver, inserts)
             self._postponed.rows.clear()
         if self._postponed.writes:
             for _, write in sorted(self._postponed.writes, key=itemgetter(0)):

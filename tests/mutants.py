@@ -215,10 +215,10 @@ MUTANTS = (
         "            order_created.send(source, event=event, event_id=event_id, origin=origin)\n"
         "        return earlier_id\n"
         "\n"
-        "    stored = database.transact(work, lock_order=event.order_id)\n",
+        "    stored = database.transact(work, lock_order=event.order_id, first=first)\n",
         "        return earlier_id\n"
         "\n"
-        "    stored = database.transact(work, lock_order=event.user_id)\n"
+        "    stored = database.transact(work, lock_order=event.user_id, first=first)\n"
         "    if stored is None:\n"
         "        send = order_created.send\n"
         "        database.transact(lambda _: send(source, event=event, event_id=event_id, origin=origin))\n",
@@ -231,6 +231,14 @@ MUTANTS = (
         "            self._connection.close()  # which rolls back\n",
         "            self._connection.connection.commit()\n            self._connection.close()\n",
         (SIMULATION, f"{BUS}what_is_rolled_back_leaves_nothing[sqlite]"),
+    ),
+    Mutant(
+        "2",
+        "of the orders of a commit, each is told whether it is new",
+        "app/db/database.py",
+        "            transaction.is_new = first.row[first.key] in new",
+        "            transaction.is_new = bool(new)",
+        (f"{COMMITS}orders_of_a_commit_are_inserted_by_one_statement_and_each_is_told_its_own[sqlite]",),
     ),
     Mutant(
         "2",
@@ -988,8 +996,8 @@ MUTANTS = (
         "5",
         "works lock rows in one order",
         "app/db/database.py",
-        'sorted(works, key=lambda work: work.lock_order or "")',
-        "works",
+        'sorted(take_works(), key=lambda work: work.lock_order or "")',
+        "take_works()",
         (f"{COMMITS}works_lock_rows_in_one_order_whichever_came_first[sqlite]",),
     ),
     Mutant(

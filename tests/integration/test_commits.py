@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.bus.outbox import record, record_into
 from app.bus.tables import StoredEvent
-from app.db import Database, Prepared, Transaction, sqlite_module
+from app.db import Database, Dialect, Prepared, Transaction, sqlite_module
 from app.db.group_commit import Work
 from app.db.write_queue import (
     FIRST_TRY,
@@ -152,19 +152,25 @@ def test_threads_that_arrive_during_a_commit_share_the_next_one(callers: Callers
     assert users(callers.database) == ["a", "b", "c"]
 
 
-def test_events_of_all_works_are_inserted_by_one_statement(callers: Callers, monkeypatch: pytest.MonkeyPatch) -> None:
-    inserted: list[int] = []
-    insert_all = Prepared.insert_all
+@pytest.fixture
+def inserted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each prepared INSERT had."""
+    counts: list[int] = []
+    for_rows = Prepared.for_rows
 
-    def counting(self: Prepared, runner: Any, rows: Any) -> None:
-        inserted.append(len(rows))
-        insert_all(self, runner, rows)
+    def counting(self: Prepared, dialect: Dialect, rows: Any) -> tuple[str, list[Any]]:
+        counts.append(len(rows))
+        return for_rows(self, dialect, rows)
 
+    monkeypatch.setattr(Prepared, "for_rows", counting)
+    return counts
+
+
+def test_events_of_all_works_are_inserted_by_one_statement(callers: Callers, inserted: list[int]) -> None:
     def records(order_id: str) -> Function:
         event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(1))
         return lambda transaction: record(transaction, event, source="test", owed=[])
 
-    monkeypatch.setattr(Prepared, "insert_all", counting)
     callers.do(records("a"), records("b"), records("c"))
     assert inserted == [3]
     with callers.database.read() as session:
@@ -172,20 +178,12 @@ def test_events_of_all_works_are_inserted_by_one_statement(callers: Callers, mon
 
 
 def test_orders_of_a_commit_are_inserted_by_one_statement_and_each_is_told_its_own(
-    callers: Callers, monkeypatch: pytest.MonkeyPatch
+    callers: Callers, inserted: list[int]
 ) -> None:
-    inserted: list[int] = []
-    insert_all = Prepared.insert_all
-
-    def counting(self: Prepared, runner: Any, rows: Any) -> Any:
-        inserted.append(len(rows))
-        return insert_all(self, runner, rows)
-
     def takes(order_id: str, event_id: str, price: int = 1) -> Callable[[], str | None]:
         event = OrderCreated(order_id=order_id, user_id="1", total_price=Decimal(price))
         return partial(take_order, callers.database, "test", event, event_id)
 
-    monkeypatch.setattr(Prepared, "insert_all", counting)
     callers.database.before_work = record_into
     assert takes("stored", "0")() is None
     inserted.clear()

@@ -47,7 +47,7 @@ try:
         _database.close()  # gunicorn --preload forks after this
     if _serving and not _by_gunicorn:
         _database.hold_file()
-    if "granian" in sys.modules and not settings.dispatch_in_web:  # it has no hooks
+    if "granian" in sys.modules:  # it has no hooks
         affinity.keep_to_a_core(settings.web_concurrency)
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached

@@ -172,13 +172,14 @@ class Serving:
     def post_worker_init(self, worker: Any) -> None:
         """The application is loaded, after the fork. The first process that comes here dispatches and serves nobody."""
         gc.freeze()  # spares the collector what stays anyway
+        affinity.keep_to_a_core(self.settings.web_concurrency)
         util.write_error = write_problem  # what gunicorn itself refuses; it has no setting for that
         self._engine = _engine(worker.wsgi)
         with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
             self._engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
-        if not (self.settings.dispatch_in_web and self._leads(worker, self._engine)):
-            affinity.keep_to_a_core(self.settings.web_concurrency)
+        if self.settings.dispatch_in_web:
+            self._choose_leader(worker, self._engine)
         if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
             sys.stdout.write(greeting(self.settings))
             sys.stdout.flush()
@@ -190,17 +191,15 @@ class Serving:
 
     # The leader
 
-    def _leads(self, worker: Any, engine: Engine) -> bool:
-        """Whether this process dispatches, which it does from now on."""
+    def _choose_leader(self, worker: Any, engine: Engine) -> None:
         if not self.leader_lock.acquire():
             threading.Thread(target=self._stand_by, args=[worker, engine], name="stand-by", daemon=True).start()
-            return False
+            return
         if worker.cfg.workers > 1:
             _serve_nobody(worker)
             if not self.settings.is_sqlite:
                 os.nice(DISPATCHER_NICENESS)
         engine.start()
-        return True
 
     def _stand_by(self, worker: Any, engine: Engine) -> None:
         """Dispatch here as well when no leader is left, for example because SIGTTOU took that process away."""

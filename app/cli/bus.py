@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import click
 from flask import current_app
 
-from app import current
+from app import affinity, current
 from app.bus import Role, delivers_by
 from app.bus.status import Status, sentence
 from app.bus.troubles import Cause
@@ -43,6 +43,7 @@ def run(anyway: bool) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    affinity.keep_to_a_core(current.bus().settings.web_concurrency)
     worker = engine.start(anyway=anyway, waits=False)
     while engine.alive and not stop.wait(STOP_CHECK_SECONDS):
         pass

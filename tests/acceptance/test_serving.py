@@ -233,21 +233,14 @@ CORES = os.sched_getaffinity(0)
 
 
 @pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
-@pytest.mark.parametrize(
-    "command",
-    [GUNICORN, (*GRANIAN, "--workers", str(len(CORES)), "--respawn-failed-workers")],
-    ids=["gunicorn", "granian"],
-)
+@pytest.mark.parametrize("command", [GUNICORN, (*GRANIAN, "--workers", str(len(CORES)), "--respawn-failed-workers")])
 def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(
     serve: Serve, command: tuple[str, ...]
 ) -> None:
     service = serve(*command, web_concurrency=len(CORES), dispatch_in_web="false").start(ready="/healthz")
 
     def each_has_its_own() -> bool:
-        with suppress(ProcessLookupError):  # one has just ended
-            found = [os.sched_getaffinity(pid) for pid in service.workers()]
-            return sorted(found, key=min) == [{core} for core in sorted(CORES)]
-        return False
+        return sorted(cores_of(service), key=min) == [{core} for core in sorted(CORES)]
 
     wait_until(each_has_its_own, "each process at its core")
     killed = service.workers()[0]
@@ -256,17 +249,29 @@ def test_each_serving_process_keeps_to_a_core_and_so_does_the_one_in_its_place(
     assert service.post(**ORDER).status == 201
 
 
-@pytest.mark.inprocess("the process that dispatches is gunicorn's")
 @pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
-def test_who_dispatches_and_who_serves_on_fewer_cores_than_there_are_keep_to_none(serve: Serve) -> None:
+def test_who_dispatches_keeps_to_a_core_as_well(serve: Serve) -> None:
     service = serve(web_concurrency=len(CORES)).start()
+    wait_until(lambda: [len(each) for each in cores_of(service)] == [1] * (len(CORES) + 1), "each at a core")
+    dispatcher = serve(*DISPATCHER, web_concurrency=len(CORES)).start()
+    assert len(os.sched_getaffinity(dispatcher.pid)) == 1
+
+
+@pytest.mark.skipif(len(CORES) == 1, reason="there is one core only")
+def test_processes_that_do_not_fit_the_cores_are_bound_to_none(serve: Serve) -> None:
+    service = serve(web_concurrency=len(CORES) + 1).start()
+    wait_until(lambda: len(service.workers()) == len(CORES) + 2, "all workers")
     post_and_wait(service, "1")
-    assert os.sched_getaffinity(dispatching_process(service)) == CORES
-    service.stop()
-    uneven = serve(web_concurrency=len(CORES) + 1).start()
-    wait_until(lambda: len(uneven.workers()) == len(CORES) + 2, "all workers")
-    post_and_wait(uneven, "2")
-    assert all(os.sched_getaffinity(pid) == CORES for pid in uneven.workers())
+    assert cores_of(service) == [CORES] * (len(CORES) + 2)
+
+
+def cores_of(service: Service) -> list[set[int]]:
+    """Of each of its workers."""
+    found = []
+    for pid in service.workers():
+        with suppress(ProcessLookupError):  # it has just ended
+            found.append(os.sched_getaffinity(pid))
+    return found
 
 
 @pytest.mark.parametrize("web_concurrency", [1, 2])

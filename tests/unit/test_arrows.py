@@ -90,6 +90,7 @@ ALLOWED = {
     "cli": {
         *(
             "addresses",
+            "affinity",
             "bus",
             "current",
             "db",

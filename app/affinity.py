@@ -14,8 +14,8 @@ from pathlib import Path
 def keep_to_a_core(serving: int) -> None:
     """Bind this process, with the threads that it will start, to the core that the fewest of its siblings are bound to.
 
-    So many processes serve (WEB_CONCURRENCY). Only where that makes as many for each core is anything bound. Where there
-    are more cores, the kernel chooses: several services on a large machine would all be bound to its first ones.
+    ``serving`` processes serve (WEB_CONCURRENCY). Only where each core gets as many of them is anything bound. Where
+    there are more cores, the kernel chooses: several services on a large machine would all be bound to its first ones.
     """
     if not hasattr(os, "sched_getaffinity"):  # macOS
         return

@@ -47,8 +47,6 @@ try:
         _database.close()  # gunicorn --preload forks after this
     if _serving and not _by_gunicorn:
         _database.hold_file()
-    if "granian" in sys.modules:  # it has no hooks
-        affinity.keep_to_a_core(settings.web_concurrency)
 except DatabaseUnavailable:
     pass  # PostgreSQL: requests are answered 503 until it can be reached
 except SchemaAhead as error:
@@ -58,6 +56,9 @@ except SchemaAhead as error:
     logging.getLogger("app.db").warning("%s", error)
 except (config.ConfigError, AppError) as error:
     logs.fail(error)
+
+if "granian" in sys.modules:  # it has no hooks
+    affinity.keep_to_a_core(settings.web_concurrency)
 
 # Under gunicorn a hook starts the dispatcher instead, after the fork: see app/serving.py.
 if _serving and app.extensions["settings"].dispatch_in_web and not _by_gunicorn:

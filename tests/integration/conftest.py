@@ -14,6 +14,12 @@ from tests.support.shop import Shop
 from tests.support.waiting import until
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a database that is well can take longer to answer than readiness waits for it."""
+    monkeypatch.setattr("app.bus.watch.ANSWER_SECONDS", 20.0)
+
+
 @pytest.fixture
 def file(sqlite_url: str) -> Path:
     """The SQLite database's."""

@@ -31,11 +31,6 @@ class Ill:
             raise self.error
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bus.watch.ANSWER_SECONDS", 10.0)
-
-
 def look(shop: Shop) -> tuple[Trouble, ...]:
     """While a dispatcher is alive."""
     shop.dispatcher.heartbeat()

@@ -141,8 +141,8 @@ def test_a_message_is_given_up_where_no_attempt_is_worth_its_cost() -> None:
     [
         (-5.0, 0),  # a clock was set back
         (0.0, 0),
-        (0.25, 2),  # an edge belongs to the bucket that it begins
-        (0.9, 3),
+        (0.9, 1),
+        (1.0, 2),  # an edge belongs to the bucket that it begins
         (432_000.0, BUCKETS),  # the horizon: beyond all buckets
         (1e300, BUCKETS),
     ],

@@ -1,6 +1,6 @@
 """Age of an obstacle, in buckets of growing width: the state's time axis.
 
-Edges: 0, 1/20, ¼, ½, 1 second, then e' = max(e + 1 s, 1.08 e) up to 5 days. Below 13 s a bucket is a second wide.
+Edges: 0, 1/20, 1 second, then e' = max(e + 1 s, 1.08 e) up to 5 days. Below 13 s a bucket is a second wide.
 """
 
 from bisect import bisect_right
@@ -14,7 +14,7 @@ MOST_WAITING = 12
 
 
 def _edges() -> tuple[float, ...]:
-    edges = [0.0, 0.05, 0.25, 0.5, 1.0]
+    edges = [0.0, 0.05, 1.0]
     while edges[-1] < HORIZON:
         edges.append(min(HORIZON, max(edges[-1] + 1, RATIO * edges[-1])))
     return tuple(edges)

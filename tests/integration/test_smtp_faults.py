@@ -250,9 +250,7 @@ def test_a_fault_that_passes_is_on_record_and_then_the_mail_arrives(
 
     fault.end(server)
     backend = shop.app.extensions["mailer"].backend
-    backend.settings = backend.settings.model_copy(
-        update={"mail_timeout": 20.0}
-    )  # a machine may be busy
+    backend.settings = backend.settings.model_copy(update={"mail_timeout": 20.0})  # a machine may be busy
     shop.clock.advance(60)
     shop.dispatch_all()
 

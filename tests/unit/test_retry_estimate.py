@@ -116,6 +116,13 @@ def test_a_few_looks_that_find_it_gone_at_once_are_believed() -> None:
     assert fitted([*later, *[(0.0, SHORTEST_SECONDS, False, NOW)] * 8]).gone_between(0, SHORTEST_SECONDS) < 0.15
 
 
+def test_a_few_looks_in_vain_do_not_put_off_the_first_one() -> None:
+    """One in twenty fails again by chance; the one after it comes through whenever it is made."""
+    rows = [(0.0, SHORTEST_SECONDS, n >= 5, NOW) for n in range(100)]
+    entry = fitted([*rows, *[(SHORTEST_SECONDS, 2 * SHORTEST_SECONDS, True, NOW)] * 5], "unreachable")
+    assert EDGES[entry.plan[0][0]] == SHORTEST_SECONDS
+
+
 def test_without_data_the_prior_stands() -> None:
     found = estimate(Counts(np.zeros((BUCKETS + 1,) * 2), np.zeros((BUCKETS + 1,) * 2)), PRIOR)
     assert found.hazard == pytest.approx(PRIOR)

@@ -170,7 +170,7 @@ class Service:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=LIMIT,
+            timeout=2 * LIMIT,
             check=False,
         )
 

@@ -147,8 +147,8 @@ class Ledger:
             page[order.order_id] = order
             self._changed.notify_all()
 
-    def wait_until_settled(self, database_url: str, limit: float = 60) -> None:
-        """Wait until no delivery is waiting or running."""
+    def wait_until_settled(self, database_url: str, limit: float = 90) -> None:
+        """Wait until no delivery waits or runs. One whose holder is killed twice waits for two leases of 30 s."""
 
         def unfinished() -> int:
             return int(

@@ -177,7 +177,7 @@ class Settings(BaseModel):
     web_host: str = Field("127.0.0.1", description="the address that gunicorn binds, 0.0.0.0 for all")
     port: int = Field(8000, ge=1, le=65535, description="a port number, 1 to 65535")
     web_concurrency: int = Field(2, ge=1, le=256, description="how many processes serve, 1 to 256")
-    web_threads: int = Field(8, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
+    web_threads: int = Field(16, ge=1, le=256, description="how many requests a process serves at once, 1 to 256")
     trusted_hosts: Annotated[tuple[str, ...] | None, BeforeValidator(_split)] = Field(
         None, description="names of hosts between commas, such as orders.example, or .example for all beneath it"
     )

@@ -7,11 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import closing, suppress
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,30 @@ def test_make_run_serves_where_it_is_told_to_and_stops_when_asked(folder: Path) 
     assert told[:2] == [f"The service is ready (Ctrl-C stops it). {where}", "Or place an order here:"]
     assert told[-2:] == [f"  sqlite3 {folder}/here/orders.db 'select * from orders'", f"  cat {folder}/here/mail/new/*"]
     assert (folder / "here" / "orders.db").exists()
+
+
+def test_a_busy_connection_leaves_its_thread_to_others(serve: Serve) -> None:
+    """Though a thread stays with a connection whose next request comes at once, and there is one thread."""
+    service = serve(web_concurrency=1, web_threads=1).start()
+    stop, asked = threading.Event(), []
+
+    def ask_again_and_again() -> None:
+        with closing(HTTPConnection("127.0.0.1", service.port, timeout=30)) as busy:
+            while not stop.is_set():
+                busy.request("GET", "/healthz")
+                asked.append(busy.getresponse().read())
+
+    client = threading.Thread(target=ask_again_and_again)
+    client.start()
+    try:
+        wait_until(lambda: len(asked) > 20, "the busy client")
+        with closing(HTTPConnection("127.0.0.1", service.port, timeout=5)) as other:
+            for _ in range(20):
+                other.request("GET", "/healthz")
+                assert other.getresponse().read()
+    finally:
+        stop.set()
+        client.join()
 
 
 # Waking up

@@ -1,5 +1,8 @@
 """How connections are spread, and what happens once they are. With real processes: tests/acceptance/test_serving.py."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,6 +39,45 @@ def test_a_process_is_the_slower_to_accept_the_more_connections_it_has(
     worker.nr_conns = connections
     worker.accept(None)
     assert slept == [delaying * ACCEPT_DELAY_SECONDS]
+
+
+@pytest.fixture
+def connection() -> Iterator[SimpleNamespace]:
+    """``sock`` is the server's end, ``client`` the other."""
+    server, client = socket.socketpair()
+    with closing(server), closing(client):
+        yield SimpleNamespace(sock=server, client=client)
+
+
+@pytest.mark.parametrize(
+    "answers, comes, in_threads, alive, handled",
+    [
+        ([True, True, False], True, 2, True, 3),  # until it is closed
+        ([True], False, 2, True, 1),
+        ([True], True, 3, True, 1),  # one of the three waits for one of two threads
+        ([True], True, 2, False, 1),
+        ([False], True, 1, True, 1),
+    ],
+    ids=["the next comes at once", "none comes", "another waits", "it stops", "it is closed"],
+)
+def test_a_thread_stays_with_a_connection_whose_next_request_comes_at_once(
+    connection: SimpleNamespace,
+    answers: list[bool],
+    comes: bool,
+    in_threads: int,
+    alive: bool,
+    handled: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = iter(answers)
+    monkeypatch.setattr(ThreadWorker, "handle", lambda *_: next(given))
+    worker = object.__new__(SpreadingWorker)
+    worker.alive, worker.cfg = alive, SimpleNamespace(threads=2)
+    worker.nr_conns, worker.keepalived_conns, worker.pending_conns = in_threads + 3, [None] * 2, [None]
+    if comes:
+        connection.client.send(b"GET / HTTP/1.1")
+    assert worker.handle(connection) is answers[-1]
+    assert len(answers) - len(list(given)) == handled
 
 
 def test_a_request_that_has_its_answer_gets_no_error_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:

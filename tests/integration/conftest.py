@@ -1,7 +1,7 @@
 """Fixtures of the integration tests."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,14 @@ from tests.support.waiting import until
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine a database that is well can take longer to answer than readiness waits for it."""
-    monkeypatch.setattr("app.bus.watch.ANSWER_SECONDS", 20.0)
+def patient() -> Iterator[None]:
+    """On a busy machine a database that is well can take longer to answer than readiness waits for it.
+
+    With a patch of its own: what a test patches is to be undone before its shop is closed.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("app.bus.watch.ANSWER_SECONDS", 20.0)
+        yield
 
 
 @pytest.fixture

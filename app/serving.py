@@ -73,7 +73,7 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
 
     All processes wait for the same listening socket. Without the delay the first to run accepts a burst as a whole, and
     keeps it for as long as the clients stay connected. gthread itself hands each request from its main thread to one of
-    the pool, and the connection back, which is a fifth of the processor time of a POST.
+    the pool, and the connection back, which is a tenth of the processor time of a POST.
     """
 
     def accept(self, listener: Any) -> None:
@@ -85,7 +85,7 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         """Serve the connection's requests for as long as each comes at once, and no other waits for a thread."""
         while True:
             keeps_connection = super().handle(conn)
-            if keeps_connection is not True or not (self.alive and self._nobody_waits() and _is_readable(conn.sock)):
+            if keeps_connection is not True or not (self.alive and self._nobody_waits() and _more_comes(conn.sock)):
                 return keeps_connection
 
     def _nobody_waits(self) -> bool:
@@ -110,7 +110,7 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
             super().handle_error(req, client, addr, exc)
 
 
-def _is_readable(client: socket.socket) -> bool:
+def _more_comes(client: socket.socket) -> bool:
     """Whether anything comes within NEXT_REQUEST_SECONDS."""
     poll = select.poll()
     poll.register(client, select.POLLIN)

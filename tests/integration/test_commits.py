@@ -28,7 +28,7 @@ from app.db.write_queue import (
     WriteQueue,
 )
 from app.errors import DatabaseUnavailable, OrderConflict
-from app.events import OrderCreated
+from app.events import OrderCreated, order_created
 from app.orders import set_email, take_order
 from app.orders.models import Order, User
 from tests.support.waiting import until
@@ -187,13 +187,13 @@ def test_orders_of_a_commit_are_inserted_by_one_statement_and_each_is_told_its_o
     callers.database.before_work = record_into
     assert takes("stored", "0")() is None
     inserted.clear()
-    new, first, again, replayed, conflict = callers.call(
-        takes("new", "1"), takes("twice", "2"), takes("twice", "3"), takes("stored", "4"), takes("stored", "5", price=2)
-    )
+    with order_created.muted():  # other tests of this process may have connected receivers
+        new, first, again, replayed, conflict = callers.call(
+            *(takes("new", "1"), takes("twice", "2"), takes("twice", "3"), takes("stored", "4")),
+            takes("stored", "5", price=2),
+        )
     assert callers.database.batches == [1, 1, 5]
-    # Then come the deliveries, in one statement too, where an earlier test of this process has connected receivers.
-    assert inserted[:2] == [5, 2], "the orders, and the events of those that were new"
-    assert len(inserted) <= 3
+    assert inserted == [5, 2], "the orders, and the events of those that were new"
     assert (new, first, again, replayed) == (None, None, "2", "0")
     assert isinstance(conflict, OrderConflict)
     with callers.database.read() as session:

@@ -170,6 +170,7 @@ def test_what_receivers_did_is_kept_whatever_the_database_says_and_holds_up_no_o
                 shop.place_order(order_id)
             until(lambda: shop.execute_scalar("SELECT count(*) FROM deliveries WHERE state = 'done'") == len(healthy))
             until(lambda: all(len(told.get(order_id, [])) > 1 for order_id in STATES))
+            assert set(told) == set(STATES)
             leased = "SELECT count(*) FROM deliveries WHERE state = 'leased'"
             assert shop.execute_scalar(leased) == len(STATES)
         until(lambda: {delivery.state for delivery in shop.deliveries()} == {"done"}, 30)

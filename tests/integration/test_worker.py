@@ -845,20 +845,20 @@ def test_a_forked_child_begins_without_its_parents_connections(shop: LiveShop) -
 
 def status_of_a_fork(shop: LiveShop) -> int | None:
     """0 where the forked child dispatches beside its parent, and stops; None where it hangs."""
+    before = alive_dispatchers(shop)
     pid = os.fork()
     if pid == 0:
         try:
-            until(lambda: alive_dispatchers(shop) >= 2, 10)
+            until(lambda: alive_dispatchers(shop) == before + 1, 10)
             shop.engine.stop()
             os._exit(0 if shop.database.read().__enter__().execute(text("SELECT 1")).scalar() == 1 else 1)
         finally:
             os._exit(2)
-    deadline = time.monotonic() + 25
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return status
-        time.sleep(0.05)
+    ended: list[int] = []
+    with contextlib.suppress(AssertionError):
+        until(lambda: ended.extend(status for found, status in [os.waitpid(pid, os.WNOHANG)] if found) or ended, 25)
+    if ended:
+        return ended[0]
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return None

@@ -22,6 +22,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY config.py wsgi.py celery_app.py gunicorn.conf.py ./
 COPY migrations migrations
 COPY app app
+RUN python -m compileall -q app migrations *.py  # else each start of a process compiles it again
 
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -29,15 +29,17 @@ def bars(values: Mapping[str, Sequence[float]], meanings: Sequence[str]) -> str:
     return _svg([*parts, *_legend(meanings, LEFT, 14, across=True)], HEIGHT)
 
 
-def stacks(values: Mapping[str, Mapping[str, float]], x_label: str) -> str:
-    """For each name a bar from left to right, of parts beside each other; only parts of 4 % and more have a number."""
+def stacks(values: Mapping[str, Mapping[str, float]], notes: Mapping[str, str], x_label: str) -> str:
+    """For each name a bar from left to right, of parts beside each other, and a note below it; only parts of 4 % and
+    more have a number."""
     most = max(sum(parts.values()) for parts in values.values())
     names = list(dict.fromkeys(part for parts in values.values() for part in parts))
     colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     drawn, height = [], 46
     for row, (name, parts) in enumerate(values.items()):
-        left, top = float(LEFT + 40), TOP + row * (height + 22)
+        left, top = float(LEFT + 40), TOP + row * (height + 40)
         drawn.append(_text(left - 8, top + height / 2 + 4, name, "end"))
+        drawn.append(_text(left, top + height + 14, notes.get(name, ""), "start"))
         for part, value in parts.items():
             width = (WIDTH - 90) * value / most
             drawn.append(
@@ -48,7 +50,7 @@ def stacks(values: Mapping[str, Mapping[str, float]], x_label: str) -> str:
                 drawn.append(_text(left + width / 2, top + height / 2 + 4, f"{value:.2f}", fill="white"))
             left += width
         drawn.append(_text(left + 6, top + height / 2 + 4, f"{sum(parts.values()):.2f}", "start"))
-    below = TOP + len(values) * (height + 22)
+    below = TOP + len(values) * (height + 40)
     drawn.append(_text(LEFT + 40, below, x_label, "start"))
     return _svg([*drawn, *_legend(names, LEFT + 40, below + 24)], below - TOP + ROW * len(names) - 10)
 

@@ -325,7 +325,14 @@ def draw(numbers: Numbers) -> dict[str, str]:
             }
             for name, words in WORKS.items()
         }
-        drawn["performance-order.svg"] = pictures.stacks(values, "processor time, an empty Flask route's being 1")
+        notes = {
+            words: "{:.1f} statements and {:.2f} commits, each with an fsync".format(
+                *(numbers.median("counts", name, key) for key in ("statements", "commits"))
+            )
+            for name, words in WORKS.items()
+        }
+        label = "processor time, an empty Flask route's being 1"
+        drawn["performance-order.svg"] = pictures.stacks(values, notes, label)
     if numbers.has("growth") or numbers.has("backlog"):
         drawn["performance-growth.svg"] = pictures.lines(
             grown(numbers), "orders in the database", "of what it is in the smallest", from_zero=True

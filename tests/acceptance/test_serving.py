@@ -74,6 +74,21 @@ def test_an_order_is_confirmed_counted_and_notified(
     (mail,) = maildir(service)
     assert mail["To"] == "42@users.example"
     assert "1001" in mail["Subject"]
+    assert place_in_pieces(service, ORDER | {"order_id": "1002"}) == 201
+
+
+def place_in_pieces(service: Service, order: dict[str, Any]) -> int:
+    """The status of the answer; another request is answered between the halves of the body."""
+    body = json.dumps(order).encode()
+    with closing(HTTPConnection("127.0.0.1", service.port, timeout=LIMIT)) as connection:
+        connection.putrequest("POST", "/api/create_order")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders()
+        connection.send(body[:20])
+        assert service.get("/healthz").status == 200
+        connection.send(body[20:])
+        return connection.getresponse().status
 
 
 def test_the_timeline_tells_what_followed_from_the_order(serve: Serve) -> None:

@@ -165,7 +165,7 @@ def test(*arguments: str) -> None:
     prepare(*DEVELOPMENT)
     os.chdir(ROOT)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # Each process that a test starts would compile the service again.
-    shared = ["--numprocesses=6", "--dist=worksteal"]  # Many tests wait for a process or a server, not for a processor.
+    shared = ["--numprocesses=5", "--dist=worksteal"]  # Many tests wait for a process or a server, not for a processor.
     os.execv(PYTHON, [PYTHON, "-m", "pytest", *shared, *arguments])  # Its signals and its exit code are its own.
 
 

@@ -41,7 +41,7 @@ class LiveShop(Shop):
 
     def __init__(self, settings: Settings, **more: Any) -> None:
         quick: dict[str, Any] = {"poll_seconds": 60.0, "lease_seconds": 3.0, "shutdown_seconds": 5.0}
-        super().__init__(settings.model_copy(update=quick | {"database_timeout": 1.5} | more), Clock())
+        super().__init__(settings.model_copy(update=quick | {"database_timeout": 3.0} | more), Clock())
 
 
 @pytest.fixture

@@ -77,9 +77,10 @@ def _raw_body(asked: Request) -> bytes:
     declared = asked.content_length or 0
     try:
         if 0 < declared <= MAX_BODY_BYTES:
-            body: bytes = asked.environ["wsgi.input"].read(declared)  # Werkzeug's way to do it is 4 % of a POST
+            # Werkzeug's get_data() costs 3.5 % more of a POST's instructions.
+            body: bytes = asked.environ["wsgi.input"].read(declared)
         else:
-            # It cuts a chunked body off at its limit without an error; one byte more shows that it was too large.
+            # Werkzeug cuts a chunked body off at its limit without an error; one byte more shows that it was too large.
             asked.max_content_length = MAX_BODY_BYTES + 1
             body = asked.get_data(cache=False)
     except HTTPException:

@@ -39,7 +39,7 @@ def stacks(values: Mapping[str, Mapping[str, float]], notes: Mapping[str, str], 
     for row, (name, parts) in enumerate(values.items()):
         left, top = float(LEFT + 40), TOP + row * (height + 40)
         drawn.append(_text(left - 8, top + height / 2 + 4, name, "end"))
-        drawn.append(_text(left, top + height + 14, notes.get(name, ""), "start"))
+        drawn.append(_text(left, top + height + 14, notes[name], "start"))
         for part, value in parts.items():
             width = (WIDTH - 90) * value / most
             drawn.append(

@@ -54,7 +54,7 @@ def test_a_design_keeps_up_until_its_fullest_station_is_full(design: growth.Desi
 def test_pictures_are_well_formed_and_hold_every_name() -> None:
     lines = pictures.lines({"a": [(10, 1), (1000, 50)], "b": [(10, 2)]}, "x", "y")
     bars = pictures.bars({"one": [1, 2], "two": [3, 4]}, ("posts", "mails"))
-    stacks = pictures.stacks({"one": {"a": 1, "b": 2}, "two": {"b": 0.01}}, {"one": "3 statements"}, "x")
+    stacks = pictures.stacks({"one": {"a": 1, "b": 2}, "two": {"b": 0.01}}, {"one": "3 statements", "two": ""}, "x")
     assert texts(lines) >= {"a", "b", "x", "y", "1,000"}
     assert texts(stacks) >= {"one", "two", "a", "b", "x", "1.00", "2.00", "3.00", "3 statements"}
     assert texts(bars) >= {"one", "two", "posts", "mails", "1", "2", "3", "4"}

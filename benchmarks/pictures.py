@@ -109,6 +109,6 @@ def _text(x: float, y: float, words: str, anchor: str = "middle", fill: str = "b
 
 
 def _svg(parts: Sequence[str], height: float) -> str:
-    size = f"{LEFT + WIDTH + 20} {TOP + height + 46:.0f}"
+    size = f"{LEFT + WIDTH + 32} {TOP + height + 46:.0f}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="11">'
     return f'{head}<rect width="100%" height="100%" fill="white"/>{"".join(parts)}</svg>\n'

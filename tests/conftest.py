@@ -90,8 +90,17 @@ def postgres_at_head(postgres_server: str) -> str:
 def postgres_url(postgres_at_head: str) -> str:
     engine = create_engine(postgres_at_head)
     with engine.begin() as connection:
-        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
-        connection.execute(text(f"TRUNCATE {tables} RESTART IDENTITY"))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+        # TRUNCATE makes each table and index anew, which takes longer where they hold little.
+        large = connection.execute(
+            text("SELECT relname FROM pg_stat_user_tables WHERE pg_relation_size(relid) > 1000000")
+        ).scalars()
+        if names := ", ".join(large):
+            connection.execute(text(f"TRUNCATE {names} CASCADE"))
+        used = connection.execute(text("SELECT sequencename FROM pg_sequences WHERE last_value IS NOT NULL")).scalars()
+        for sequence in used.all():
+            connection.execute(text(f"ALTER SEQUENCE {sequence} RESTART"))
     engine.dispose()
     return postgres_at_head
 

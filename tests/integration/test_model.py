@@ -373,7 +373,7 @@ class Model:
         if lease is None or lease.receiver in INSIDE or lease.in_doubt or at_once.outcome != "ok":
             return settled
         for owed in [owed for event in published for owed in event.owed]:
-            if owed.receiver in INSIDE and owed.receiver not in self.breakers:
+            if owed.receiver in INSIDE and owed.receiver not in (*self.breakers, *self.paused):
                 owed.state, owed.attempts, owed.token, owed.outcome, owed.settled_at = "done", 1, 1, "ok", now
                 owed.leased_at, owed.leased_by = now, lease.leased_by
                 owed.end_try(1, "ok", now)

@@ -3,7 +3,8 @@
 from app.clock import iso
 from app.db.columns import Base, Money, UtcTime, table
 from app.db.database import SCHEMA_REVISION, Database
-from app.db.dialect import Dialect, Listener, dialect_of
+from app.db.dialect import Dialect, dialect_of
+from app.db.listener import Listener
 from app.db.prepared import Prepared, Reader, Runner, money, reader_of, utc
 from app.db.sqlite import driver_module as sqlite_module
 from app.db.sqlite_file import pin as pin_file

@@ -1,22 +1,25 @@
-"""The dialect: what SQLite and PostgreSQL do differently, behind one protocol.
+"""The dialect: what SQLite and PostgreSQL do differently, behind one interface.
 
-``sqlite.py`` and ``postgresql.py`` implement it. Nothing outside this folder asks which one it is.
+``sqlite.py`` and ``postgresql.py`` implement it; each inherits what only the other one has to do. Nothing outside this
+folder asks which one it is.
 """
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Select
 from sqlalchemy.exc import DisconnectionError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from app.db.listener import Listener
 from app.db.postgresql_health import Connections
 from app.errors import DatabaseUnavailable, DatabaseUnusable, TransactionLost
 
@@ -47,21 +50,7 @@ class Unanswered(Exception):
     """An answer did not come in time. It says nothing of the trouble, which an error before it may have told."""
 
 
-class Listener(Protocol):
-    """A connection that hears notifications. Its methods raise DatabaseUnavailable once it is lost."""
-
-    def fileno(self) -> int: ...
-
-    def check(self) -> None:
-        """Ask the server whether it is there. Notifications that come with the answer make ``fileno`` ready no more."""
-
-    def drain(self) -> None:
-        """Take off the connection what arrived."""
-
-    def close(self) -> None: ...
-
-
-class Dialect(Protocol):
+class Dialect:
     """One database, behind its engine."""
 
     name: str
@@ -77,18 +66,19 @@ class Dialect(Protocol):
     one_writer: bool
     """Whether all processes share one write lock."""
 
-    @property
-    def file(self) -> Path | None:
-        """The database's file on this machine; None where a server keeps it."""
+    file: Path | None = None
+    """The database's file on this machine; None where a server keeps it."""
 
     # Transactions
 
     @property
     def write_contention(self) -> float:
         """How often of late another process held the write lock when this one wanted it, from 0 to 1."""
+        return 0.0
 
     def write_queue(self) -> AbstractContextManager[None]:
         """Around a write transaction: where all processes share one write lock, they queue for it here."""
+        return contextlib.nullcontext()
 
     def deadline(self, seconds: float) -> AbstractContextManager[None]:
         """In the block, this thread waits no longer for the database, all in all, where that can be had.
@@ -96,7 +86,9 @@ class Dialect(Protocol):
         Then what waits raises an error that is transient. Nobody can give up a disk: SQLite's waits have an end of
         their own, and where the disk hangs they have none.
         """
+        return NO_DEADLINE
 
+    @abstractmethod
     def begin_write(self, driver: Any) -> None:
         """Begin a write transaction on the driver's connection."""
 
@@ -107,6 +99,7 @@ class Dialect(Protocol):
     def after_fork(self) -> None:
         """Let go of what is the parent's."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close what is open; the next use opens it again."""
 
@@ -119,37 +112,45 @@ class Dialect(Protocol):
 
     def try_lock_keys(self, driver: Any, keys: Iterable[str]) -> set[str]:
         """Those of the keys that could be had at once; they are held until the transaction ends. A key that shares its
-        hash with another may be refused."""
+        hash with another may be refused. A single writer has them all."""
+        return set(keys)
 
     def lock_table(self, driver: Any, table: str) -> None:
         """Wait for the transactions that have locked rows of the table, and keep others from doing so until this one
         ends. Reading goes on. A single writer need not."""
 
+    @abstractmethod
     def execute(self, driver: Any, sql: str, values: list[Any]) -> Any:
         """Run a prepared statement. Returns the cursor."""
 
+    @abstractmethod
     def insert_together(self, driver: Any, inserts: list[tuple[str, list[Any]]]) -> None:
         """Run these INSERTs, each with its values: as one statement where there is a network between."""
 
+    @abstractmethod
     def trouble(self, error: BaseException) -> Trouble | None:
         """What the error means; None where it is none of this database's: a Python error, or a value that its driver
         refuses before anything is sent. An error that the table does not name counts as SERVER."""
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether the database is in trouble and the trouble passes."""
+        return self.trouble(error) in PASSING
 
     def cure(self, error: BaseException) -> str | None:
         """An operator's cure for an error of the database; None where none is known."""
 
+    @abstractmethod
     def session_settings(self, session: Session) -> dict[str, str]:
         """The session's settings that the service relies on, as the database reports them."""
 
     def weaknesses(self, session: Session) -> list[str]:
         """Weaknesses of the server's configuration that break promises, each with its cure."""
+        return []
 
     def connections(self, session: Session) -> Connections | None:
         """How many the service may open, beside how many it can have; None where nothing limits them."""
 
+    @abstractmethod
     def version(self, session: Session) -> str:
         """Of the database in use, with its name."""
 
@@ -161,21 +162,27 @@ class Dialect(Protocol):
 
     # SQL
 
+    @abstractmethod
     def insert(self, table: Any) -> Any:
         """An INSERT into a table or a model that has ``on_conflict_do_nothing`` and ``on_conflict_do_update``."""
 
     def raw_text(self, column: Any) -> Any:
         """A text column in a form that can be read even where the text is damaged: bytes or text."""
+        return column
 
+    @abstractmethod
     def plus_cents(self, amount: Any, cents: Any) -> Any:
         """The amount with so many cents added to it, exactly."""
 
+    @abstractmethod
     def in_cents(self, amount: Any) -> Any:
         """A Money column in hundredths, as an integer: sums of it are exact."""
 
+    @abstractmethod
     def transaction_id(self) -> Any:
         """The id of the running transaction, for a column that ``in_commit_order`` sorts by."""
 
+    @abstractmethod
     def in_commit_order(self, page: Select[Any], transaction_id: Any, position: Any, after: tuple[int, int]) -> Any:
         """The page's rows as they were committed, from behind ``after``, a (transaction_id, position).
 
@@ -184,6 +191,7 @@ class Dialect(Protocol):
 
     # Between processes
 
+    @abstractmethod
     def exclusive(self, timeout_seconds: float) -> AbstractContextManager[Connection]:
         """A connection in a transaction that changes the schema; no other process' can run beside it."""
 

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -18,7 +17,6 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     DateTime,
-    Engine,
     Numeric,
     Select,
     Text,
@@ -37,7 +35,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
 from app.db import postgresql_health
-from app.db.dialect import PASSING, Listener, Trouble, driver_error, trouble_without_code
+from app.db.dialect import Dialect, Trouble, driver_error, trouble_without_code
+from app.db.listener import Listener
 from app.errors import DatabaseUnavailable, DatabaseUnusable
 
 log = logging.getLogger(__name__)
@@ -139,11 +138,9 @@ DEAF = (
 )
 
 
-class PostgreSQL:
+class PostgreSQL(Dialect):
     name = "postgresql"
     one_writer = False
-    file: Path | None = None
-    write_contention = 0.0
 
     def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
         self.snapshot: dict[str, Any] = {"isolation_level": "REPEATABLE READ"}
@@ -245,19 +242,10 @@ class PostgreSQL:
 
         return deadline(seconds)
 
-    def write_queue(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
     def begin_write(self, driver: Any) -> None:
         """psycopg begins a transaction with its first statement."""
         if self.pooled:
             self._set(driver, self._limits, is_local=True)
-
-    def check_file(self) -> None:
-        """Nothing: the server knows its files."""
-
-    def after_fork(self) -> None:
-        """Nothing of its own is open."""
 
     def close(self) -> None:
         self.engine.dispose()
@@ -289,13 +277,6 @@ class PostgreSQL:
             return trouble_without_code(error, driver)
         return (TROUBLE.get(state) or TROUBLE.get(state[:2]) or (Trouble.SERVER,))[0]
 
-    def is_transient(self, error: BaseException) -> bool:
-        return self.trouble(error) in PASSING
-
-    def cure(self, error: BaseException) -> str | None:
-        """None: the server's words say what is wrong."""
-        return None
-
     def session_settings(self, session: Session) -> dict[str, str]:
         driver: Any = session.connection().connection.dbapi_connection
         self.begin_write(driver)
@@ -322,15 +303,8 @@ class PostgreSQL:
         found: datetime = session.execute(text("SELECT clock_timestamp()")).scalar_one()
         return found
 
-    def defect(self) -> str | None:
-        return None
-
     def insert(self, table: Any) -> Any:
         return postgresql.insert(table)
-
-    def raw_text(self, column: Any) -> Any:
-        """As it is: the server stores no text that is damaged."""
-        return column
 
     def plus_cents(self, amount: Any, cents: Any) -> Any:
         return amount + cast(cents, Numeric(20, 2)) / 100
@@ -381,7 +355,7 @@ class PostgreSQL:
 
         What a pooler's connection still listens to afterwards is a channel on which nothing else is said.
         """
-        listener = _Listener(self.engine)
+        listener = Listener(self.engine)
         try:
             if self.pooled:
                 listener.listen(PROBE_CHANNEL)
@@ -407,50 +381,6 @@ def _numbered(*inserts: str) -> str:
         sql = f"WITH {', '.join(f'insert_{number} AS ({each})' for number, each in enumerate(before))} {sql}"
     numbers = itertools.count(1)
     return re.sub("%[s%]", lambda found: f"${next(numbers)}" if found[0] == "%s" else "%", sql)
-
-
-class _Listener:
-    """LISTEN on a connection of its own, made as all others are."""
-
-    def __init__(self, engine: Engine) -> None:
-        pooled = engine.raw_connection()
-        driver: Any = pooled.driver_connection
-        pooled.detach()
-        self._connection = driver
-
-    def listen(self, channel: str) -> None:
-        import psycopg
-
-        self._connection.autocommit = True
-        self._connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
-
-    def hears(self, seconds: float) -> bool:
-        """Whether a notification comes within that time."""
-        return any(True for _ in self._connection.notifies(timeout=seconds, stop_after=1))
-
-    def fileno(self) -> int:
-        if self._connection.closed:
-            raise DatabaseUnavailable("the connection that listens is closed")
-        return int(self._connection.fileno())
-
-    def check(self) -> None:
-        import psycopg
-
-        try:
-            self._connection.execute("SELECT 1")
-        except psycopg.Error as error:
-            raise DatabaseUnavailable from error
-
-    def drain(self) -> None:
-        import psycopg
-
-        try:
-            list(self._connection.notifies(timeout=0))
-        except psycopg.Error as error:
-            raise DatabaseUnavailable from error
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def _half(timeout_seconds: float) -> float:

@@ -5,7 +5,7 @@ import fcntl
 import importlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeDecorator
 
 from app.clock import iso
-from app.db.dialect import NO_DEADLINE, PASSING, Listener, Trouble, driver_error, trouble_without_code
+from app.db.dialect import Dialect, Trouble, driver_error, trouble_without_code
 from app.db.sqlite_file import DBMOVED, DatabaseFile, is_pinned
 from app.db.write_queue import WriteQueue
 from app.errors import DatabaseUnavailable, DatabaseUnusable, SchemaBehind
@@ -85,14 +85,14 @@ BUSY_SECONDS = 1.0
 """How long one try to begin, or to read, waits for SQLite's lock."""
 
 
-class SQLite:
+class SQLite(Dialect):
     name = "sqlite"
     one_writer = True
 
     def __init__(self, url: URL, timeout_seconds: float, pool_size: int) -> None:
         self.snapshot: dict[str, Any] = {"sqlite_begin": "DEFERRED"}
         self.autocommit: dict[str, Any] = {}
-        self.file = Path(url.database or "").absolute()
+        self.file: Path = Path(url.database or "").absolute()
         self._write_queue = WriteQueue(self.file)
         self._database_file = DatabaseFile(self.file, driver_module(), self._open_anchor)
         self._busy_milliseconds = int(1000 * min(timeout_seconds, BUSY_SECONDS))
@@ -153,19 +153,6 @@ class SQLite:
         self._database_file.close()
         self._write_queue.close()
 
-    def deadline(self, seconds: float) -> contextlib.AbstractContextManager[None]:
-        return NO_DEADLINE
-
-    def lock_keys(self, driver: Any, keys: Iterable[str]) -> None:
-        """Nothing: a transaction that writes is alone."""
-
-    def try_lock_keys(self, driver: Any, keys: Iterable[str]) -> set[str]:
-        """All, for the same reason."""
-        return set(keys)
-
-    def lock_table(self, driver: Any, table: str) -> None:
-        """Nothing, for the same reason."""
-
     def execute(self, driver: Any, sql: str, values: list[Any]) -> Any:
         return driver.execute(sql, values)
 
@@ -178,9 +165,6 @@ class SQLite:
         if code is None:
             return trouble_without_code(error, driver_module())
         return TROUBLE.get(code & 0xFF, (Trouble.SERVER,))[0]
-
-    def is_transient(self, error: BaseException) -> bool:
-        return self.trouble(error) in PASSING
 
     def cure(self, error: BaseException) -> str | None:
         code = _code(error)
@@ -211,17 +195,8 @@ class SQLite:
         names = wanted_pragmas(self._busy_milliseconds)
         return {name: str(session.execute(text(f"PRAGMA {name}")).scalar_one()) for name in names}
 
-    def weaknesses(self, session: Session) -> list[str]:
-        return []
-
-    def connections(self, session: Session) -> None:
-        """A file has as many as are opened."""
-
     def version(self, session: Session) -> str:
         return f"SQLite {driver_module().sqlite_version}"
-
-    def server_time(self, session: Session) -> datetime | None:
-        return None
 
     def defect(self) -> str | None:
         version = driver_module().sqlite_version_info
@@ -270,12 +245,6 @@ class SQLite:
                 if broken := connection.execute(text("PRAGMA foreign_key_check")).fetchall():
                     raise SchemaBehind(f"the upgrade would leave rows without their parent: {broken[:3]}")
             engine.dispose()
-
-    def notify(self, channel: str) -> None:
-        """All processes are on this machine."""
-
-    def listen(self, channel: str) -> Listener | None:
-        return None
 
 
 class _Compiler(SQLiteCompiler):

@@ -1,8 +1,7 @@
 """The engine that BUS_ENGINE names."""
 
 from app.bus import Bus
-from app.engine.inprocess import InProcessEngine
-from app.engine.interface import Engine
+from app.engine.inprocess import Engine
 from config import Settings
 
 
@@ -12,4 +11,4 @@ def make_engine(bus: Bus, settings: Settings) -> Engine:
         from app.engine.celery.engine import CeleryEngine
 
         return CeleryEngine(bus, settings)
-    return InProcessEngine(bus, settings)
+    return Engine(bus, settings)

@@ -8,12 +8,12 @@ from app.bus import Role
 from app.engine.celery.configure import make_celery
 from app.engine.celery.queue import ReceiverQueue
 from app.engine.celery.relay import Relay
-from app.engine.inprocess import InProcessEngine
+from app.engine.inprocess import Engine
 from app.engine.inprocess.worker import Worker
 from app.signal import subscriptions
 
 
-class CeleryEngine(InProcessEngine):
+class CeleryEngine(Engine):
     """Starts, wakes and stops a relay as its base does a worker of threads. Receivers run in Celery's workers."""
 
     def _new_worker(self, *given: Any, **options: Any) -> Worker:

@@ -1,5 +1,5 @@
 """The in-process engine: deliveries run in threads of this process."""
 
-from app.engine.inprocess.engine import InProcessEngine
+from app.engine.inprocess.engine import Engine
 
-__all__ = ["InProcessEngine"]
+__all__ = ["Engine"]

@@ -10,11 +10,12 @@ from typing import Any
 from app.bus import Bus, lifecycle
 from app.engine.inprocess.wakeup import Wakeup
 from app.engine.inprocess.wakeup_sender import WakeupSender
+from app.engine.inprocess.watchdog import Watchdog
 from app.engine.inprocess.worker import Worker
 from config import Settings
 
 
-class InProcessEngine:
+class Engine:
     """Dispatches in threads of this process while it is started. Where it is not, it wakes those who dispatch."""
 
     def __init__(self, bus: Bus, settings: Settings) -> None:
@@ -23,7 +24,7 @@ class InProcessEngine:
         self.worker: Worker | None = None
         self._stopped = threading.Event()
         self.end_process: Callable[[], object] = partial(os._exit, 1)
-        """What the watchdog does when nothing else helps. Who watches the process, as gunicorn does, starts another."""
+        """Called when only the end of the process helps. Who watches the process, as gunicorn does, starts another."""
         self._others = WakeupSender(bus.database)
         self._lock = threading.Lock()
         lifecycle.deliveries_due.connect(self.wake, sender=bus)
@@ -31,37 +32,34 @@ class InProcessEngine:
 
     @property
     def alive(self) -> bool:
+        """Whether it is started, and none of its own threads has ended."""
         worker = self.worker
         return worker is not None and worker.alive
 
     def start(self, *, anyway: bool = False, waits: bool = True) -> Worker:
-        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already.
+        """Dispatch in this process, in threads, until ``stop()``. Does nothing when it does so already. Raises nothing:
+        what can't be reached is tried again.
 
-        ``anyway`` and ``waits`` are for where mail went otherwise before: see Worker.
+        ``anyway``: also where mail went otherwise before. ``waits``: where that is refused, look again now and then;
+        else end, with ``Worker.refusal``.
         """
         with self._lock:
             if self.worker is None:
-                self.worker = self._new_worker(
+                worker = self.worker = self._new_worker(
                     self.bus.options,
                     Wakeup(self.bus.database),
                     poll_seconds=self.settings.poll_seconds,
-                    receiver_timeout=self.settings.receiver_timeout,
-                    end_process=self.end_process,
                     wake_others=partial(self._others.wake, everywhere=True),
                     prune=partial(self.bus.prune, batches=1),
                     anyway=anyway,
                     waits=waits,
                 )
-                self.worker.start()
+                worker.start()
+                _start_thread("watchdog", Watchdog(worker, self.settings.receiver_timeout, self.end_process).run)
                 self._stopped = threading.Event()
-                name = self.worker.dispatcher.name
-                threading.Thread(
-                    target=self.bus.watch.run, args=[self._stopped, name], name="dispatcher-watch", daemon=True
-                ).start()
+                _start_thread("watch", self.bus.watch.run, self._stopped, worker.dispatcher.name)
                 if (learning := self.bus.learning) is not None:
-                    threading.Thread(
-                        target=learning.run, args=[self._stopped, name], name="dispatcher-learning", daemon=True
-                    ).start()
+                    _start_thread("learning", learning.run, self._stopped, worker.dispatcher.name)
             return self.worker
 
     def _new_worker(self, *given: Any, **options: Any) -> Worker:
@@ -75,6 +73,8 @@ class InProcessEngine:
         return worker is None or worker.stop(self.settings.shutdown_seconds)
 
     def check(self) -> str | None:
+        """Ask what it needs beside the database. Returns in words what answered; None where it needs nothing. Raises
+        BrokerUnavailable."""
         return None
 
     def wake(self, _: object = None, everywhere: bool = False) -> None:
@@ -98,7 +98,11 @@ class InProcessEngine:
             self.start()
 
 
-_engines: "weakref.WeakSet[InProcessEngine]" = weakref.WeakSet()
+def _start_thread(name: str, run: Callable[..., object], *arguments: Any) -> None:
+    threading.Thread(target=run, args=arguments, name=f"dispatcher-{name}", daemon=True).start()
+
+
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
 def _after_fork() -> None:

@@ -4,16 +4,13 @@ A thread can't be ended. A supervisor, such as gunicorn or systemd, starts anoth
 """
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 
-from app.bus import Dispatcher, Lease, lifecycle
-from app.bus.invoke import Answer, Failure, is_transactional
+from app.bus import Lease, lifecycle
+from app.bus.invoke import Failure, is_transactional
 from app.engine.inprocess.stopwatch import LOOK_SECONDS, Stopwatch
-from app.engine.inprocess.wakeup import Wakeup
-from app.signal import ReceiverOptions
+from app.engine.inprocess.worker import STOP_GRACE_SECONDS, Worker
 from app.states import Outcome
 
 MOST_HANGING = 10
@@ -22,61 +19,24 @@ MOST_HANGING = 10
 LAST_LINE_SECONDS = 1.0
 """Time that the line about the process' end has: a log that nobody reads shall not keep it from ending."""
 
-STOP_GRACE_SECONDS = 0.5
-"""Time that a stop allows for settling, beyond its wait for receivers."""
-
-
-class Watched(Protocol):
-    """The worker, as a watchdog sees it."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    @property
-    def stopping(self) -> bool: ...
-
-    present_round: object
-    wakeup: Wakeup
-
-    def at_work(self) -> list[Lease]: ...
-
-    def write_off(self, lease: Lease) -> bool: ...
-
-    def hand_back(self, *answers: tuple[Lease, Answer]) -> None: ...
-
-    def stop(self, seconds: float) -> bool: ...
-
-    def reporting_faults(self) -> AbstractContextManager[None]: ...
-
 
 class Watchdog:
-    """Looks after a worker's threads, its own loop among them. ``start()``, and ``end()`` with the worker."""
+    """Looks after a worker's threads, its own loop among them.
 
-    def __init__(
-        self,
-        worker: Watched,
-        dispatcher: Dispatcher,
-        options: Mapping[str, ReceiverOptions],
-        *,
-        receiver_timeout: float,
-        end_process: Callable[[], object],
-    ) -> None:
-        self._worker, self._dispatcher, self._options = worker, dispatcher, options
+    ``receiver_timeout`` is how many seconds a receiver may take that has no other limit in its options;
+    ``end_process`` is called when only the process' end helps, and does not return.
+    """
+
+    def __init__(self, worker: Worker, receiver_timeout: float, end_process: Callable[[], object]) -> None:
+        self._worker, self._dispatcher = worker, worker.dispatcher
         self._receiver_timeout, self._end_process = receiver_timeout, end_process
         self._stopwatch: Stopwatch[object] = Stopwatch()
         self._hanging: list[Lease] = []
         """Those whose threads were written off."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher-watchdog", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def end(self) -> None:
-        self._ended.set()
-
-    def _run(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
+    def run(self) -> None:
+        """Look until the worker has ended."""
+        while not self._worker.ended.wait(LOOK_SECONDS):
             with self._worker.reporting_faults():
                 self._look()
 
@@ -95,7 +55,7 @@ class Watchdog:
                 self._give_process_up(f"the dispatcher itself has been stuck for {seconds:.0f} s")
 
     def _look_after_receiver(self, lease: Lease, seconds: float) -> None:
-        if seconds > (self._options[lease.receiver].timeout_seconds or self._receiver_timeout):
+        if seconds > (self._worker.options[lease.receiver].timeout_seconds or self._receiver_timeout):
             self._give_up_on(lease, seconds)
         elif self._stopwatch.is_worth_a_warning(lease):
             lifecycle.report(lifecycle.receiver_still_runs, self._dispatcher.sender, lease=lease, seconds=seconds)
@@ -112,7 +72,7 @@ class Watchdog:
             others_can_settle = not self._dispatcher.database.dialect.one_writer
             self._give_process_up(f"{what}, and holds a transaction open", orderly=others_can_settle)
             return
-        final = self._options[lease.receiver].hold_unknown
+        final = self._worker.options[lease.receiver].hold_unknown
         detail = f"the receiver has not returned after {seconds:.0f} s"
         self._worker.hand_back((lease, Failure(Outcome.UNKNOWN, detail, final)))
         self._worker.wakeup.wake()

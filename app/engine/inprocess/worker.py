@@ -21,7 +21,6 @@ from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBe
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
 from app.engine.inprocess.unsettled import Settler
 from app.engine.inprocess.wakeup import Wakeup
-from app.engine.inprocess.watchdog import STOP_GRACE_SECONDS, Watchdog
 from app.errors import DatabaseUnavailable
 from app.signal import ReceiverOptions, subscriptions
 
@@ -53,16 +52,15 @@ MOST_UNSTORED = 20
 REFUSED_SECONDS = 2.0
 """Between looks whether a dispatcher that refuses to start may start now."""
 
+STOP_GRACE_SECONDS = 0.5
+"""Time that a stop allows for settling, beyond its wait for receivers."""
+
 SIGN_OFF_SECONDS = 1.0
 """Time that a stop allows for the dispatcher's removal from those that are alive."""
 
 
 class Worker:
-    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up.
-
-    ``receiver_timeout`` is how many seconds a receiver may take that has no other limit in its options;
-    ``end_process`` is called when only the process' end helps, and does not return.
-    """
+    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
 
     def __init__(
         self,
@@ -71,8 +69,6 @@ class Worker:
         wakeup: Wakeup,
         *,
         poll_seconds: float,
-        receiver_timeout: float,
-        end_process: Callable[[], object],
         wake_others: Callable[[], None],
         prune: Callable[[], int],
         anyway: bool = False,
@@ -98,14 +94,13 @@ class Worker:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._stop_by = float("inf")
-        self._ended = threading.Event()
+        self.ended = threading.Event()
         self._next_look = 0.0
         self._next_prune = time.monotonic() + random.uniform(0, PRUNE_SECONDS)  # noqa: S311 - no secret
         self._database_lost = False
         self._saturated = False
         self._loop = threading.Thread(target=self._run, name="dispatcher", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="dispatcher-heartbeat", daemon=True)
-        self._watchdog = Watchdog(self, dispatcher, options, receiver_timeout=receiver_timeout, end_process=end_process)
         self.present_round: object = None
         """Another one each time that the loop comes round; None while it waits."""
 
@@ -122,7 +117,6 @@ class Worker:
         self.wakeup.open()
         self._loop.start()
         self._heart.start()
-        self._watchdog.start()
 
     def stop(self, seconds: float) -> bool:
         """Claim no more, give back what was not begun, wait for receivers that run. Returns whether all ended.
@@ -138,8 +132,7 @@ class Worker:
         signing_off = threading.Thread(target=self._sign_off, name="dispatcher-sign-off", daemon=True)
         signing_off.start()
         signing_off.join(SIGN_OFF_SECONDS)
-        self._ended.set()
-        self._watchdog.end()
+        self.ended.set()
         self.wakeup.close()
         if self._signed_on:
             name = self.dispatcher.name
@@ -309,7 +302,7 @@ class Worker:
     def hand_back(self, *answers: tuple[Lease, Answer]) -> None:
         """To the loop, which settles them."""
         with self._lock:
-            if not self._ended.is_set():
+            if not self.ended.is_set():
                 self._answers.add(*answers)
                 return
         self.dispatcher.settle(list(answers))  # stop() did not wait so long, but the lease may hold still
@@ -369,7 +362,7 @@ class Worker:
     # Heartbeat, outages and faults
 
     def _beat(self) -> None:
-        while not self._ended.wait(self.dispatcher.heartbeat_seconds):
+        while not self.ended.wait(self.dispatcher.heartbeat_seconds):
             self._beat_once()
 
     def _beat_once(self) -> None:

@@ -19,7 +19,7 @@ from app.fields import Text
 from app.http import Problem
 from app.request_models import RequestModel
 from app.retry import ExponentialBackoff, Gate, LearnedPolicy, Phase, Scope
-from app.retry.shown import Shown, known, learned
+from app.retry.shown import Shown, learned
 
 SHOWN_WAITS = 12
 """Of the plain rule."""
@@ -126,7 +126,7 @@ def _chosen(query: RetrySearch, policy: LearnedPolicy, choices: list[Shown], dow
             return _of_gate(policy, down[0].gate)
         return choices[0] if choices else Shown(policy, Scope.BACKEND, "unreachable", next(iter(bus().mails), ""))
     shown = Shown(policy, query.scope, query.kind, query.receiver)
-    if policy.table and (shown.scope, shown.kind) not in known(policy.table):
+    if policy.table and shown.entry is None:
         detail = gettext("The retry policy knows no such kind of failures. Choose one on the page Retries.")
         raise Problem(HTTPStatus.NOT_FOUND, detail)
     return shown

@@ -6,18 +6,16 @@ read the table with the standard library alone.
 
 from app.retry.causes import Cause, Scope, classify
 from app.retry.costs import Costs
-from app.retry.gate import Change, Failed, Gate, Noted, Phase, Tried
-from app.retry.learned import Decision, LearnedPolicy, Obstacle
+from app.retry.gate import Change, Failed, Gate, Noted, Phase
+from app.retry.learned import LearnedPolicy, Obstacle
 from app.retry.policy import PROBE_MAXIMUM, ExponentialBackoff, Policy, probe_wait
-from app.retry.table import Entry, Table
+from app.retry.table import Table
 
 __all__ = [
     "PROBE_MAXIMUM",
     "Cause",
     "Change",
     "Costs",
-    "Decision",
-    "Entry",
     "ExponentialBackoff",
     "Failed",
     "Gate",
@@ -28,7 +26,6 @@ __all__ = [
     "Policy",
     "Scope",
     "Table",
-    "Tried",
     "classify",
     "probe_wait",
 ]

@@ -55,6 +55,9 @@ BY_DETAIL = {(2, 2): Cause("mailbox full"), (7, 1): Cause("greylisted")}
 """By an enhanced code's second and third number."""
 BY_SUBJECT = {1: ADDRESS, 2: MAILBOX}
 """By an enhanced code's second number: about the recipient's address, or the recipient's mailbox."""
+BY_KIND = {
+    cause.kind: cause for cause in (*BY_OUTCOME.values(), *BY_CODE.values(), *BY_SUBJECT.values(), *BY_DETAIL.values())
+}
 
 
 def classify(outcome: str, code: int | None = None, enhanced: str | None = None) -> Cause:
@@ -72,8 +75,7 @@ def classify(outcome: str, code: int | None = None, enhanced: str | None = None)
 
 def named(kind: str) -> Cause:
     """The cause with this name; one of which nothing more is known where there is none."""
-    known = (*BY_OUTCOME.values(), *BY_CODE.values(), *BY_SUBJECT.values(), *BY_DETAIL.values())
-    return next((cause for cause in known if cause.kind == kind), Cause(kind))
+    return BY_KIND.get(kind) or Cause(kind)
 
 
 def _numbers(enhanced: str | None) -> tuple[int, int, int]:

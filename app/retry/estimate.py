@@ -64,18 +64,11 @@ class Estimate:
         return np.asarray(np.sqrt(np.concatenate(([0.0], np.cumsum(variance)))))
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """Transitions at the resolution of the estimate: ``row``, its place among those that were given; from one edge,
-    and to another."""
+def at_edges(age_from: Floats, age_to: Floats, gone: Any) -> tuple[Ints, Ints, Ints]:
+    """Transitions at the resolution of the estimate: the place of each among those that were given; from one edge, and
+    to another.
 
-    row: Ints
-    start: Ints
-    end: Ints
-
-
-def at_edges(age_from: Floats, age_to: Floats, gone: Any) -> Passed:
-    """Ages are in seconds. Intervals are widened to edges, which loses detail but does not mislead.
+    Ages are in seconds. Intervals are widened to edges, which loses detail but does not mislead.
 
     A success just after an edge was planned for it and came later by jitter or a busy machine: it counts there. A
     failure in the bucket of the one before tells nothing, and is left out.
@@ -90,13 +83,14 @@ def at_edges(age_from: Floats, age_to: Floats, gone: Any) -> Passed:
     after = before + (age_to > EDGE_SECONDS[before] + NEAR * WIDTH[np.minimum(before, BUCKETS - 1)])
     end = np.where(gone, np.maximum(after, start + 1), before)
     inside = (start < BUCKETS) & (end > start) & (end <= BUCKETS)
-    return Passed(row[inside], start[inside], end[inside])
+    return row[inside], start[inside], end[inside]
 
 
 def count(age_from: Floats, age_to: Floats, gone: Any, weight: Floats) -> Counts:
     """Merge transitions: equal ones are one cell, so the cost of an estimate does not grow with their number."""
-    passed, size = at_edges(age_from, age_to, gone), BUCKETS + 1
-    cell, gone, weight = passed.start * size + passed.end, np.asarray(gone, dtype=bool)[passed.row], weight[passed.row]
+    size = BUCKETS + 1
+    row, start, end = at_edges(age_from, age_to, gone)
+    cell, gone, weight = start * size + end, np.asarray(gone, dtype=bool)[row], weight[row]
 
     def table(which: Any) -> Floats:
         sums = np.bincount(cell[which], weights=weight[which], minlength=size * size)

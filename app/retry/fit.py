@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from app.retry import prior
-from app.retry.causes import BY_CODE, BY_DETAIL, BY_OUTCOME, BY_SUBJECT, Cause, Scope
+from app.retry.causes import BY_KIND, Cause, Scope
 from app.retry.costs import Costs
 from app.retry.estimate import Estimate, Floats, at_edges, count, estimate
 from app.retry.guard import Judgement
@@ -26,11 +26,7 @@ TRUST_LEAST, TRUST_MOST = 4.0, 16.0
 TRUST_ENDS = 25.0
 """A learned wait is at most ``trust(ends)`` times the prior's at the same age: 4, and more after many ends."""
 
-CAUSES: dict[str, Cause] = {
-    cause.kind: cause
-    for cause in (*BY_OUTCOME.values(), *BY_CODE.values(), *BY_SUBJECT.values(), *BY_DETAIL.values())
-    if not cause.final
-}
+CAUSES = {kind: cause for kind, cause in BY_KIND.items() if not cause.final}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +177,6 @@ def _judge(
     judgement = Judgement(before.drift, before.drift_since, before.expected, before.seen, before.judged)
     recent = (columns[3] > fitted_at) & (columns[3] <= now)
     age_from, age_to, gone, at = (column[recent] for column in columns)
-    passed = at_edges(age_from, age_to, gone)
-    for row, start, end in zip(passed.row, passed.start, passed.end, strict=True):
+    for row, start, end in zip(*at_edges(age_from, age_to, gone), strict=True):
         judgement.take(before.gone_by(start, end), believed.gone_by(start, end), bool(gone[row]), float(at[row]))
     return judgement

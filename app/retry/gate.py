@@ -17,7 +17,7 @@ import math
 from dataclasses import asdict, dataclass, field, replace
 
 from app.retry import prior, suspicion
-from app.retry.causes import BY_CODE, BY_OUTCOME, Cause, Scope
+from app.retry.causes import BY_KIND, BY_OUTCOME, Cause, Scope
 from app.retry.costs import Costs
 from app.retry.learned import SHORTEST_SECONDS, Decision, LearnedPolicy, Obstacle
 from app.retry.rate import MEASURED_SECONDS, SLOWEST, Rate
@@ -252,8 +252,7 @@ class Gate:
             return Noted(own=not (cause.backend or cause.rate))
         self.probing_until = failed.at
         if not cause.backend or (cause_named(self.kind).connection and not cause.connection):
-            back = self._back(failed.began, failed.at)
-            return Noted(back.change, back.tried, own=not cause.rate)
+            return replace(self._back(failed.began, failed.at), own=not cause.rate)
         if self.fell_at is not None:
             self.drain_rate, self.fell_at = max(SLOWEST, HALVED * min(self.fell_at, self.drain_rate or math.inf)), None
         self.rate.restore()
@@ -268,8 +267,8 @@ class Gate:
             self.run = Run()
         cause = failed.cause
         alarms = self.false_alarms.get(cause.kind, 0.0)
-        probability = suspicion.probability_alone(policy.table, self.receiver, cause, alarms)
-        anybodys, weight = cause.connection and not cause.silent, suspicion.evidence(probability)
+        weight = suspicion.evidence(policy.table, self.receiver, cause, alarms)
+        anybodys = cause.connection and not cause.silent
         self.run.add(failed.delivery_id, failed.began, failed.at, weight, anybodys=anybodys)
         threshold = suspicion.THRESHOLD / (2 if self.phase is Phase.RAMP else 1)
         if not self.run.proves(cause, threshold):
@@ -315,6 +314,5 @@ class Gate:
 
 
 def cause_named(kind: str) -> Cause:
-    """Of those that can be the backend's."""
-    by_code = BY_CODE.get(int(kind)) if kind.isdigit() else None
-    return by_code or BY_OUTCOME.get(kind, BY_OUTCOME["unreachable"])
+    """Of an open gate; before it ever opened it has no kind."""
+    return BY_KIND.get(kind, BY_OUTCOME["unreachable"])

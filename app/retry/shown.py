@@ -12,7 +12,7 @@ from app.retry.ages import EDGES
 from app.retry.causes import Scope, named
 from app.retry.guard import ALARM
 from app.retry.learned import Decision, LearnedPolicy, Obstacle
-from app.retry.table import Entry, Table
+from app.retry.table import Entry
 
 BAND = 2.0
 """Standard deviations of the cumulated hazard, above and below it."""
@@ -84,19 +84,6 @@ class Shown:
 def learned(policy: LearnedPolicy) -> list[Shown]:
     """Those of which a table has an entry of its own, the most attempts first."""
     entries = policy.table.entries if policy.table else {}
-    shown = [_shown(policy, key) for key in entries]
-    return sorted((each for each in shown if each.receiver), key=_transitions, reverse=True)
-
-
-def _shown(policy: LearnedPolicy, key: str) -> Shown:
-    scope, kind, receiver = key.split("/", 2)
-    return Shown(policy, Scope(scope), kind, receiver)
-
-
-def _transitions(shown: Shown) -> int:
-    return shown.entry.transitions if shown.entry else 0
-
-
-def known(table: Table | None) -> set[tuple[str, str]]:
-    """The scopes and kinds that a table tells apart."""
-    return {(scope, kind) for scope, kind, _ in (key.split("/", 2) for key in (table.entries if table else ()))}
+    keys = sorted(entries, key=lambda key: entries[key].transitions, reverse=True)
+    parts = (key.split("/", 2) for key in keys)
+    return [Shown(policy, Scope(scope), kind, receiver) for scope, kind, receiver in parts if receiver]

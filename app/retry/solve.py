@@ -11,12 +11,9 @@ Age only grows, so the sweep from the last edge to the first is exact: Bellman's
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.retry.ages import LEVELS
-from app.retry.estimate import EDGE_SECONDS, Floats
-
-Ints = NDArray[np.int64]
+from app.retry.estimate import EDGE_SECONDS, Floats, Ints
 
 INSIDE: Ints = np.array((2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
 """So many attempts within one bucket are considered."""

@@ -51,12 +51,8 @@ class Run:
         return self.evidence >= threshold and len(self.messages) >= cause.in_a_row
 
 
-def probability_alone(table: Table | None, receiver: str, cause: Cause, false_alarms: float) -> float:
-    """P(an attempt fails so | the backend is up). Each failure of a false alarm counts as one more that was seen."""
+def evidence(table: Table | None, receiver: str, cause: Cause, false_alarms: float) -> float:
+    """-log P(an attempt fails so | the backend is up). A failure of a false alarm counts as one more that was seen."""
     failures, answers = (table.lone.get(receiver, {}).get(cause.kind, (0.0, 0.0))) if table else (0.0, 0.0)
     failures, answers = failures + false_alarms, answers + false_alarms
-    return min(0.99, (cause.lone_share * PRIOR_ATTEMPTS + failures) / (PRIOR_ATTEMPTS + answers))
-
-
-def evidence(probability: float) -> float:
-    return -math.log(probability)
+    return -math.log(min(0.99, (cause.lone_share * PRIOR_ATTEMPTS + failures) / (PRIOR_ATTEMPTS + answers)))

@@ -8,7 +8,7 @@ from app.retry.fit import fit
 from app.retry.gate import WIDE_OPEN, Change, Failed, Gate, Noted, Phase
 from app.retry.learned import LearnedPolicy
 from app.retry.rate import FORGOTTEN_SECONDS, SLOWEST, Rate
-from app.retry.suspicion import THRESHOLD, evidence, probability_alone
+from app.retry.suspicion import THRESHOLD, evidence
 from app.retry.table import Table
 
 NOW = 1_800_000_000.0
@@ -108,9 +108,9 @@ def test_what_often_fails_alone_needs_a_longer_run(lone: float, run: int) -> Non
 
 
 def test_false_alarms_raise_what_it_takes() -> None:
-    quiet = probability_alone(None, RECEIVER, DEFERRED, 0.0)
-    alarmed = probability_alone(None, RECEIVER, DEFERRED, 20.0)
-    assert evidence(alarmed) < evidence(quiet) / 2
+    quiet = evidence(None, RECEIVER, DEFERRED, 0.0)
+    alarmed = evidence(None, RECEIVER, DEFERRED, 20.0)
+    assert alarmed < quiet / 2
     played = Played()
     for n in range(3):
         played.fails(n, n, DEFERRED)
@@ -374,7 +374,7 @@ def test_it_survives_its_row() -> None:
 def test_the_threshold_is_more_than_one_lone_failure_of_any_kind_weighs() -> None:
     """Unless it is known to be rarer than one in ninety."""
     for cause in (UNREACHABLE, TIMEOUT, DEFERRED):
-        assert evidence(probability_alone(None, RECEIVER, cause, 0.0)) < THRESHOLD
+        assert evidence(None, RECEIVER, cause, 0.0) < THRESHOLD
 
 
 def test_throttling_replies_of_a_backend_that_takes_nothing_are_an_outage() -> None:

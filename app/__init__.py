@@ -46,7 +46,7 @@ def create_app(
     app.extensions.update(settings=settings, database=database)
     bus = Bus(app, database, policy=policy, settings=settings, options=receivers.options(settings))
     app.extensions["bus"] = bus
-    app.extensions["engine"] = make_engine(bus, settings)
+    app.extensions["engine"] = make_engine(bus)
 
     logs.init_app(app)
     metrics.init_app(app)

@@ -528,8 +528,8 @@ MUTANTS = (
         "4",
         "an answer stays in the worker's list while the database is away",
         "app/engine/inprocess/unsettled.py",
-        "                self.answers.separate(answers)\n",
-        "                self.answers.settled(answers)\n",
+        "                self._separate(answers)\n",
+        "                self._settled(answers)\n",
         (f"{WORKER}the_dispatcher_outlives_a_database_that_goes_away[sqlite]",),
     ),
     Mutant(
@@ -579,8 +579,8 @@ MUTANTS = (
         "5",
         "a Celery worker's process goes on where one answer can't be stored",
         "app/engine/celery/runner.py",
-        "len(self._settler.answers) >= MOST_UNSTORED:\n",
-        "len(self._settler.answers):\n",
+        "len(self._answers) >= MOST_UNSTORED:\n",
+        "len(self._answers):\n",
         ("integration/test_engines.py::test_an_answer_that_cannot_be_stored_holds_up_no_other[celery-sqlite]",),
     ),
     Mutant(

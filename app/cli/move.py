@@ -10,7 +10,7 @@ import click
 from app import current
 from app.cli import output
 from app.cli.bus import bus_group
-from app.db.move import Moved, move
+from app.db.move import Sums, move
 
 
 @bus_group.command("move")
@@ -26,7 +26,7 @@ def move_command(source: str, target: str, as_json: bool) -> None:
     with ExitStack() as stack:
         moved = move(source, target, lambda rows: _progress(stack, rows))
     if as_json:
-        output.document({"rows": moved.rows, "sums": moved.sums})
+        output.document({"rows": {table: sums["rows"] for table, sums in moved.items()}, "sums": moved})
         return
     for text in _told(moved):
         output.line(text)
@@ -38,12 +38,12 @@ def _progress(stack: ExitStack, rows: int) -> Callable[[int], Any]:
     return stack.enter_context(bar).update
 
 
-def _told(moved: Moved) -> list[str]:
-    orders, users, states = moved.sums["orders"], moved.sums["users"], moved.sums["deliveries"]["state"]
+def _told(moved: dict[str, Sums]) -> list[str]:
+    orders, users, states = moved["orders"], moved["users"], moved["deliveries"]["state"]
     by_state = ", ".join(f"{number:,} {state}" for state, number in states.items()) or "none"
     count, spent = users["orders_count"][1] or 0, _amount(users["total_spent"])
     return [
-        f"moved {sum(moved.rows.values()):,} rows of {len(moved.rows)} tables; counts and sums agree:",
+        f"moved {sum(each['rows'] for each in moved.values()):,} rows of {len(moved)} tables; counts and sums agree:",
         f"orders      {orders['rows']:,}, worth {_amount(orders['total_price'])}",
         f"users       {users['rows']:,}, with {count:,} orders worth {spent}",
         f"deliveries  {by_state}",

@@ -78,11 +78,6 @@ class Database:
         return self.dialect.name == "sqlite"
 
     @property
-    def write_contention(self) -> float:
-        """How often of late another process held the write lock when this one wanted it, from 0 to 1."""
-        return self.dialect.write_contention
-
-    @property
     def trouble(self) -> DatabaseUnavailable | None:
         """The latest error of the writes that wait; None where the latest write was committed."""
         error = self.group_commit.trouble

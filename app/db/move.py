@@ -7,7 +7,6 @@ either whole or empty, whatever fails or is killed in between.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from app.db.database import SCHEMA_REVISION, Database
 from app.db.dialect import Dialect
 from app.db.prepared import Prepared, Reader, utc
 from app.db.sqlite import driver_module
+from app.db.sqlite_backup import STOP_ALL
 from app.errors import AppError, DatabaseUnavailable, MoveFailed
 
 ROWS_PER_REPORT = 10_000
@@ -29,22 +29,12 @@ ROWS_PER_REPORT = 10_000
 LONGEST_WORD = 16
 """Characters of a column that holds words, such as a state: its rows are counted by word."""
 
-VERSION_TABLE = "alembic_version"
-
 Sums = dict[str, Any]
-"""Of one table: by column, what was counted and summed."""
+"""Of one table: by column, what was counted and summed; and by "rows" their number."""
 
 
-@dataclass(frozen=True)
-class Moved:
-    """Rows that were copied, by table; ``sums`` as they were found in the file, and again in the target."""
-
-    rows: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, Sums] = field(default_factory=dict)
-
-
-def move(source_url: str, target_url: str, begin: Callable[[int], Callable[[int], object]]) -> Moved:
-    """Copy all tables, and the numbers that come next.
+def move(source_url: str, target_url: str, begin: Callable[[int], Callable[[int], object]]) -> dict[str, Sums]:
+    """Copy all tables, and the numbers that come next. Returns by table what is in the file, and now in the target.
 
     ``begin`` is called with how many rows there are; what it returns, now and then, with how many were copied since.
     Raises MoveFailed; then the target is empty.
@@ -77,16 +67,11 @@ def _held(source: URL) -> Iterator[Reader]:
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("BEGIN IMMEDIATE")
         except driver.Error as error:
-            raise MoveFailed(f"{file} can't be had alone ({error}); {_cure(file)}") from error
+            cure = STOP_ALL if os.access(file, os.W_OK) else "run this as the user that the service runs as"
+            raise MoveFailed(f"{file} can't be had alone ({error}); {cure}") from error
         reader = Reader(connection, Database(source.render_as_string()).dialect)
         _check_revision(reader, file)
         yield reader
-
-
-def _cure(file: Path) -> str:
-    if not os.access(file, os.W_OK):
-        return "run this as the user that the service runs as"
-    return "stop the service, and every dispatcher, command and shell that uses it, first"
 
 
 def _check_revision(reader: Reader, file: Path) -> None:
@@ -135,13 +120,11 @@ def _prepared(target: Database) -> Iterator[Connection]:
 
 def _copy(
     reader: Reader, target: Database, connection: Connection, begin: Callable[[int], Callable[[int], object]]
-) -> Moved:
+) -> dict[str, Sums]:
     writer = Reader(connection.connection.dbapi_connection, target.dialect)
     tables = Base.metadata.sorted_tables
     _check_names(reader)
-    rows = {each.name: reader.driver.execute(f"SELECT count(*) FROM {each.name}").fetchone()[0] for each in tables}  # noqa: S608 - our own names
-    report = begin(sum(rows.values()))
-    moved = Moved(rows)
+    report = begin(sum(reader.driver.execute(f"SELECT count(*) FROM {each.name}").fetchone()[0] for each in tables))  # noqa: S608 - our own names
     constraints = _drop_foreign_keys(connection)
     for table in tables:
         _copy_table(reader, writer, table, report)
@@ -149,14 +132,13 @@ def _copy(
         connection.execute(text(constraint))
     for table in tables:
         _continue_numbers(reader, connection, table)
-        moved.sums[table.name] = _compared(table, sums(reader, table), sums(writer, table))
-    return moved
+    return {table.name: _compared(table, sums(reader, table), sums(writer, table)) for table in tables}
 
 
 def _check_names(reader: Reader) -> None:
     """Raises MoveFailed where the file has a table or a column that the code does not know: it would be left behind."""
     listed = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'"
-    there = {name for (name,) in reader.driver.execute(listed)} - {VERSION_TABLE}
+    there = {name for (name,) in reader.driver.execute(listed)} - {"alembic_version"}
     known = {table.name: set(table.columns.keys()) for table in Base.metadata.sorted_tables}
     columns = {name: {row[1] for row in reader.driver.execute(f"PRAGMA table_info({name})")} for name in known}
     differ = [name for name in sorted(known) if columns[name] != known[name]]

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.db.database import MIGRATIONS as MIGRATIONS
@@ -129,11 +128,16 @@ def migrating(database: Database) -> Iterator[Any]:
 
     Raises SchemaAhead, or SchemaBehind for what Alembic complains of, DatabaseUnavailable when there is no database.
     """
+    from alembic.config import Config
     from alembic.util import CommandError
 
+    config = Config(cmd_opts=Namespace(quiet=True))  # it would print what it does
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
     try:
         with database.dialect.exclusive(database.timeout) as connection:
-            yield _config(connection)
+            config.attributes["connection"] = connection
+            yield config
     except CommandError as error:
         database.check_schema()  # of a revision that it does not know, Alembic says no more than that
         raise SchemaBehind(str(error)) from error
@@ -141,13 +145,3 @@ def migrating(database: Database) -> Iterator[Any]:
         if not database.dialect.is_transient(error):
             raise
         raise unavailable(database.dialect, error) from error
-
-
-def _config(connection: Connection) -> Any:
-    from alembic.config import Config
-
-    config = Config(cmd_opts=Namespace(quiet=True))  # it would print what it does
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config

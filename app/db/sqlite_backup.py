@@ -12,8 +12,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
-from typing import IO, Any
 from urllib.parse import quote
 
 from app.db.database import SCHEMA_REVISION, Database
@@ -27,6 +25,8 @@ PAGES_PER_STEP = 4096
 
 SHARED_LOCK = (510, 0x40000002)
 """Length and offset of the bytes on which every connection to a file in WAL mode holds a lock (SQLite's os_unix.c)."""
+
+STOP_ALL = "stop the service, and every dispatcher, command and shell that uses it, first"
 
 Progress = Callable[[int, int], None]
 """Called with how many pages are copied, and how many there are."""
@@ -108,7 +108,8 @@ def restoring(database: Database, source: Path, progress: Progress) -> Iterator[
                 f"{SCHEMA_REVISION}; restore it with the newer version of the code"
             )
         if contents.revision < SCHEMA_REVISION:
-            _upgrade(database, part)
+            with closing(Database(database.url.set(database=os.fspath(part)).render_as_string())) as copy:
+                upgrade(copy)
         sync(part)
         yield Restore(file, part, contents)
 
@@ -157,25 +158,13 @@ def _checked(file: Path) -> Contents:
         found = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if found != "ok":
             raise BackupFailed(f"the database is damaged ({found.splitlines()[-1]}); take an earlier backup")
-        return _contents(copy, driver)
-
-
-def _contents(copy: Any, driver: ModuleType) -> Contents:
-    try:
-        revision = copy.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-        orders, newest = copy.execute("SELECT count(*), max(created_at) FROM orders").fetchone()
-        unfinished = copy.execute("SELECT count(*) FROM deliveries WHERE state IN ('ready', 'leased')").fetchone()[0]
-    except (driver.OperationalError, TypeError) as error:
-        raise BackupFailed(f"it is no database of this service ({error}); name another file") from error
-    return Contents(revision, orders, newest, unfinished)
-
-
-def _upgrade(database: Database, file: Path) -> None:
-    copy = Database(database.url.set(database=os.fspath(file)).render_as_string())
-    try:
-        upgrade(copy)
-    finally:
-        copy.close()
+        unfinished = "SELECT count(*) FROM deliveries WHERE state IN ('ready', 'leased')"
+        try:
+            (revision,) = copy.execute("SELECT version_num FROM alembic_version").fetchone()
+            orders, newest = copy.execute("SELECT count(*), max(created_at) FROM orders").fetchone()
+            return Contents(revision, orders, newest, copy.execute(unfinished).fetchone()[0])
+        except (driver.OperationalError, TypeError) as error:
+            raise BackupFailed(f"it is no database of this service ({error}); name another file") from error
 
 
 def _empty_wal(file: Path) -> None:
@@ -198,18 +187,12 @@ def _alone(file: Path) -> Iterator[bool]:
         yield False
         return
     with file.open("r+b") as opened:
-        _lock(opened, file)
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, *SHARED_LOCK)
+        except BlockingIOError as error:
+            raise BackupFailed(f"a process has {file} open; {STOP_ALL}") from error
         yield True
 
 
 def _holds_anything(file: Path) -> bool:
     return file.exists() and file.stat().st_size > 0
-
-
-def _lock(opened: IO[bytes], file: Path) -> None:
-    try:
-        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, *SHARED_LOCK)
-    except BlockingIOError as error:
-        raise BackupFailed(
-            f"a process has {file} open; stop the service, and every dispatcher, command and shell that uses it, first"
-        ) from error

@@ -12,6 +12,6 @@ reports ``lifecycle.deliveries_due``, and engines listen.
 """
 
 from app.engine.choice import make_engine
-from app.engine.inprocess import Engine
+from app.engine.inprocess.engine import Engine
 
 __all__ = ["Engine", "make_engine"]

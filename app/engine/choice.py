@@ -1,14 +1,13 @@
 """The engine that BUS_ENGINE names."""
 
 from app.bus import Bus
-from app.engine.inprocess import Engine
-from config import Settings
+from app.engine.inprocess.engine import Engine
 
 
-def make_engine(bus: Bus, settings: Settings) -> Engine:
+def make_engine(bus: Bus) -> Engine:
     """Nothing of Celery is imported for another engine."""
-    if settings.bus_engine == "celery":
+    if bus.settings.bus_engine == "celery":
         from app.engine.celery.engine import CeleryEngine
 
-        return CeleryEngine(bus, settings)
-    return Engine(bus, settings)
+        return CeleryEngine(bus)
+    return Engine(bus)

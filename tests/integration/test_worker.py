@@ -338,7 +338,7 @@ def test_a_stop_while_the_database_is_away_waits_for_the_receiver_all_the_same(
 def test_under_write_contention_deliveries_are_put_off_and_yet_done(
     shop: LiveShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Database, "write_contention", 1.0)
+    monkeypatch.setattr(type(shop.database.dialect), "write_contention", 1.0)
     shop.engine.start()
     until(lambda: alive_dispatchers(shop) == 1)
     begun = time.monotonic()

@@ -14,7 +14,6 @@ from app.engine.celery.engine import CeleryEngine
 from app.engine.celery.runner import Runner
 from app.engine.inprocess.worker import Worker
 from app.signal import subscriptions
-from config import Settings
 
 
 class CarriedEngine(CeleryEngine):
@@ -22,19 +21,20 @@ class CarriedEngine(CeleryEngine):
 
     _carriers: "list[Carrier]"
 
-    def __init__(self, bus: Bus, settings: Settings) -> None:
-        super().__init__(bus, settings)
+    def __init__(self, bus: Bus) -> None:
+        super().__init__(bus)
         self._carriers = []
 
     def start(self, *, anyway: bool = False, waits: bool = True) -> Worker:
-        with Connection(self.settings.celery_broker_url) as connection:  # RabbitMQ fails where several make one at once
+        url = self.bus.settings.celery_broker_url
+        with Connection(url) as connection:  # RabbitMQ fails where several make one at once
             for receiver in subscriptions():
                 queue_of(receiver).bind(connection.default_channel).declare()
         running = super().start(anyway=anyway, waits=waits)
         if not self._carriers:
             options = self.bus.options
             self._carriers = [
-                Carrier(self.bus, self.settings, receiver)
+                Carrier(self.bus, receiver)
                 for receiver, each in subscriptions().items()
                 for _ in range(1 if each.transactional else options[receiver].concurrency)
             ]
@@ -55,9 +55,9 @@ class CarriedEngine(CeleryEngine):
 class Carrier:
     """A thread that takes messages to one receiver. What it has begun it ends at a stop, as a worker does."""
 
-    def __init__(self, bus: Bus, settings: Settings, receiver: str) -> None:
-        self.runner = Runner(bus, settings)
-        self._url, self._receiver = settings.celery_broker_url, receiver
+    def __init__(self, bus: Bus, receiver: str) -> None:
+        self.runner = Runner(bus)
+        self._url, self._receiver = bus.settings.celery_broker_url, receiver
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"carrier-{receiver}", daemon=True)
 

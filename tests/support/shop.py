@@ -76,7 +76,7 @@ class Shop:
         if settings.bus_engine == "celery":
             from tests.support.carriers import CarriedEngine  # here: Celery need not be installed
 
-            self.app.extensions["engine"] = CarriedEngine(self.bus, settings)
+            self.app.extensions["engine"] = CarriedEngine(self.bus)
         self.engine = self.app.extensions["engine"]
         self.mailer = self.app.extensions["mailer"]
         self.client = self.app.test_client()

@@ -6,12 +6,13 @@ delivery back.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from celery import Celery
 from kombu import Exchange, Queue
 
-from app.signal import ReceiverOptions, subscriptions
+from app.bus import Bus
+from app.signal import subscriptions
 from config import Settings
 
 PREFIX = "orders."
@@ -64,32 +65,30 @@ def queue_of(receiver: str) -> Queue:
     return Queue(name, exchange, routing_key=name, durable=True, queue_arguments={"x-queue-type": "quorum"})
 
 
-def add_tasks(
-    celery: Celery, settings: Settings, options: Mapping[str, ReceiverOptions], carry: Callable[[int, int], str]
-) -> None:
+def add_tasks(celery: Celery, bus: Bus, carry: Callable[[int, int], str]) -> None:
     """A task for each receiver, by its name, so that Flower and Celery's log tell them apart.
 
     Its soft limit is the receiver's own time limit. The hard one leaves the database time to take and to settle.
     """
     for receiver, subscription in subscriptions().items():
-        soft = time_limit(settings, options, receiver)
-        task = celery.task(carry, name=receiver, soft_time_limit=soft, time_limit=hard_limit(settings, soft))
-        task.concurrency = None if subscription.transactional else options[receiver].concurrency
-    celery.conf.worker_concurrency = processes_needed(options)
+        limits = {"soft_time_limit": time_limit(bus, receiver), "time_limit": hard_limit(bus, receiver)}
+        task = celery.task(carry, name=receiver, **limits)
+        task.concurrency = None if subscription.transactional else bus.options[receiver].concurrency
+    celery.conf.worker_concurrency = processes_needed(bus)
 
 
-def processes_needed(options: Mapping[str, ReceiverOptions]) -> int:
+def processes_needed(bus: Bus) -> int:
     """Of a worker, where nobody says how many: as many as there are processors, and enough that receivers which wait
     for others (mail's) never occupy all."""
-    waiting = sum(options[name].concurrency for name, each in subscriptions().items() if not each.transactional)
+    waiting = sum(bus.options[name].concurrency for name, each in subscriptions().items() if not each.transactional)
     return max(os.cpu_count() or 1, waiting + 1)
 
 
-def time_limit(settings: Settings, options: Mapping[str, ReceiverOptions], receiver: str) -> float:
+def time_limit(bus: Bus, receiver: str) -> float:
     """How many seconds the receiver may take."""
-    return options[receiver].timeout_seconds or settings.receiver_timeout
+    return bus.options[receiver].timeout_seconds or bus.settings.receiver_timeout
 
 
-def hard_limit(settings: Settings, soft: float) -> float:
+def hard_limit(bus: Bus, receiver: str) -> float:
     """After so many seconds the process that has taken a delivery is killed; its lease then runs out."""
-    return soft + 2 * settings.database_timeout
+    return time_limit(bus, receiver) + 2 * bus.settings.database_timeout

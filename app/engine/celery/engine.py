@@ -8,7 +8,7 @@ from app.bus import Role
 from app.engine.celery.configure import make_celery
 from app.engine.celery.queue import ReceiverQueue
 from app.engine.celery.relay import Relay
-from app.engine.inprocess import Engine
+from app.engine.inprocess.engine import Engine
 from app.engine.inprocess.worker import Worker
 from app.signal import subscriptions
 
@@ -17,7 +17,7 @@ class CeleryEngine(Engine):
     """Starts, wakes and stops a relay as its base does a worker of threads. Receivers run in Celery's workers."""
 
     def _new_worker(self, *given: Any, **options: Any) -> Worker:
-        return Relay(self.bus.dispatcher(Role.RELAY), *given, queue=self._queues(), **options)
+        return Relay(self.bus, self.bus.dispatcher(Role.RELAY), *given, queue=self._queues(), **options)
 
     def check(self) -> str | None:
         open_queue = self._queues()
@@ -32,4 +32,5 @@ class CeleryEngine(Engine):
 
     def _queues(self) -> Callable[[str], ReceiverQueue]:
         """Not before every receiver is connected."""
-        return partial(ReceiverQueue, make_celery(self.settings), expiration=self.settings.lease_seconds)
+        settings = self.bus.settings
+        return partial(ReceiverQueue, make_celery(settings), expiration=settings.lease_seconds)

@@ -26,11 +26,11 @@ class Processes:
         self, settings: Settings, app: Flask, make_app: Callable[[], Flask], refuse: Callable[[object], object]
     ) -> None:
         """``app`` is the worker's own, which knows the receivers. ``refuse`` is given why the worker must not start."""
-        self._settings, self._app, self._make_app, self._refuse = settings, app, make_app, refuse
+        self._app, self._make_app, self._refuse = app, make_app, refuse
         self._runner: Runner | None = None
         self._pid = 0
         self.celery: Celery = make_celery(settings)
-        add_tasks(self.celery, settings, app.extensions["bus"].options, self._carry)
+        add_tasks(self.celery, app.extensions["bus"], self._carry)
         signals.worker_init.connect(self._check)
         signals.worker_process_init.connect(self._start)
         signals.worker_process_shutdown.connect(self._stop)
@@ -65,6 +65,6 @@ class Processes:
 
     def _find_runner(self) -> Runner:
         if self._runner is None or self._pid != os.getpid():
-            self._runner, self._pid = Runner(self._make_app().extensions["bus"], self._settings), os.getpid()
+            self._runner, self._pid = Runner(self._make_app().extensions["bus"]), os.getpid()
             self._runner.start()
         return self._runner

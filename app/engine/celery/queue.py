@@ -122,17 +122,19 @@ class ReceiverQueue:
         self._channel = connection.channel()
         self._queue.bind(self._channel).declare()
         self._producer = self._celery.amqp.Producer(self._channel, auto_declare=False)
-        self._published, self._waiting = 0, 0
+        self._published = 0
         self._unconfirmed.clear()
         if is_amqp(self._celery):
             self._channel.confirm_select()
-            self._channel.events["basic_ack"].add(self._confirmed)
+            self._channel.events["basic_ack"].add(self._settle)
             self._channel.events["basic_nack"].add(self._not_confirmed)
         self._waiting = self._count()
 
     def _count(self) -> int:
         """To declare a queue that is there counts what waits in it, and who takes from it."""
-        found = self._channel.queue_declare(queue=self._queue.name, durable=True, **_arguments(self._queue))
+        found = self._channel.queue_declare(
+            queue=self._queue.name, durable=True, auto_delete=False, arguments=self._queue.queue_arguments
+        )
         self.is_taken = bool(found.consumer_count) or not is_amqp(self._celery)
         return int(found.message_count)
 
@@ -159,9 +161,6 @@ class ReceiverQueue:
                 raise TimeoutError(f"it has not confirmed {len(self._unconfirmed)} messages in {CONFIRM_SECONDS:g} s")
             self._connection.drain_events(timeout=left)
 
-    def _confirmed(self, tag: int, multiple: bool) -> None:
-        self._settle(tag, multiple)
-
     def _not_confirmed(self, tag: int, multiple: bool) -> None:
         self._refused += self._settle(tag, multiple)
 
@@ -172,10 +171,6 @@ class ReceiverQueue:
 
 def is_amqp(celery: Celery) -> bool:
     return str(celery.conf.broker_url).startswith("amqp")
-
-
-def _arguments(queue: Any) -> dict[str, Any]:
-    return {"auto_delete": False, "arguments": queue.queue_arguments}
 
 
 def _words(error: BaseException) -> str:

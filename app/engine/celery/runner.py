@@ -12,13 +12,12 @@ from typing import Any
 
 from app.bus import Bus, Lease, LeaseEnd, Role, lifecycle
 from app.bus.invoke import Answer, NotBegun, is_transactional, undone
-from app.engine.celery.configure import hard_limit, time_limit
+from app.engine.celery.configure import hard_limit
 from app.engine.celery.limits import TimeLimit
-from app.engine.inprocess.unsettled import Settler
+from app.engine.inprocess.unsettled import UnsettledAnswers
 from app.engine.inprocess.worker import RETRY_SECONDS
 from app.errors import DatabaseUnavailable
 from app.states import DeliveryState
-from config import Settings
 
 MOST_UNSTORED = 5
 """Answers of one process that can't be stored: with so many it is hardly the answers' fault. With fewer the process
@@ -32,14 +31,14 @@ class Runner:
     them nothing else is taken.
     """
 
-    def __init__(self, bus: Bus, settings: Settings) -> None:
-        self.bus, self.settings = bus, settings
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
         self.end_process: Callable[[], object] = partial(os._exit, 1)
         self._limit = TimeLimit()
         self.dispatcher = bus.dispatcher(Role.WORKER)
         invoker = self.dispatcher.invoker
         self.dispatcher.invoker = replace(invoker, context=partial(self._limited, invoker.context))
-        self._settler = Settler(self.dispatcher)
+        self._answers = UnsettledAnswers(self.dispatcher)
         self._settling = threading.Lock()
         self._present: tuple[Lease, float] | None = None
         """What it is at, and since when, by the monotonic clock."""
@@ -63,7 +62,7 @@ class Runner:
             if self._signed_on:
                 self.dispatcher.sign_off()
         if self._signed_on:
-            unfinished = len(self._settler.answers)
+            unfinished = len(self._answers)
             name = self.dispatcher.name
             lifecycle.report(lifecycle.dispatcher_stopped, self.dispatcher.sender, name=name, unfinished=unfinished)
 
@@ -81,7 +80,7 @@ class Runner:
             self._limit.end_if_terminated()
 
     def _carry(self, delivery_id: int, lease_token: int) -> str:
-        if not self._signed_on or len(self._settler.answers) >= MOST_UNSTORED:
+        if not self._signed_on or len(self._answers) >= MOST_UNSTORED:
             return "left"
         lease = self.dispatcher.take(delivery_id, lease_token)
         if lease is None:
@@ -100,7 +99,7 @@ class Runner:
             except DatabaseUnavailable as error:  # its work is undone together with its record
                 answer = undone(error) if self._can_write(error) else NotBegun()
             except BaseException as error:
-                self._settler.report_unstored(lease, error, 1)
+                self._answers.report_unstored(lease, error, 1)
                 answer = undone(error)
             else:
                 return "settled"
@@ -108,9 +107,9 @@ class Runner:
             answer = self.dispatcher.invoke(lease)
             if answer is None:
                 return "lost"
-        self._settler.answers.add((lease, answer))
+        self._answers.add((lease, answer))
         self._settle()
-        return "unsettled" if len(self._settler.answers) else "settled"
+        return "unsettled" if len(self._answers) else "settled"
 
     def _can_write(self, error: DatabaseUnavailable) -> bool:
         """Whether the database can be written to all the same: then what failed waits, because it would fail at once
@@ -126,8 +125,8 @@ class Runner:
     def _settle(self) -> None:
         """All that waits, and is due."""
         with self._settling:
-            while not self._settler.answers.seconds_until_due():
-                self._settler.settle_and_claim({})
+            while not self._answers.seconds_until_due():
+                self._answers.settle_and_claim({})
 
     @contextlib.contextmanager
     def _limited(self, context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
@@ -153,21 +152,20 @@ class Runner:
                     self._settle()
 
     def _pause(self) -> float:
-        waits = not self._signed_on or self._database_lost or len(self._settler.answers)
+        waits = not self._signed_on or self._database_lost or len(self._answers)
         return RETRY_SECONDS if waits else self.dispatcher.heartbeat_seconds
 
     def _at_work(self) -> list[Lease]:
         present = self._present
-        return ([present[0]] if present else []) + [lease for lease, _ in self._settler.answers.all()]
+        return ([present[0]] if present else []) + [lease for lease, _ in self._answers.all()]
 
     def _look_after_process(self) -> None:
         """Celery's worker kills it at the hard limit; but that may be dead itself."""
         if (present := self._present) is None:
             return
         lease, began = present
-        limit = hard_limit(self.settings, time_limit(self.settings, self.bus.options, lease.receiver))
         seconds = time.monotonic() - began
-        if seconds > limit + self.dispatcher.heartbeat_seconds:
+        if seconds > hard_limit(self.bus, lease.receiver) + self.dispatcher.heartbeat_seconds:
             reason = f"{lease.receiver} has not returned for order {lease.order_id} after {seconds:.0f} s"
             lifecycle.report(lifecycle.process_given_up, self.dispatcher.sender, reason=reason)
             self.end_process()

@@ -8,19 +8,16 @@ from functools import partial
 from typing import Any
 
 from app.bus import Bus, lifecycle
-from app.engine.inprocess.wakeup import Wakeup
 from app.engine.inprocess.wakeup_sender import WakeupSender
 from app.engine.inprocess.watchdog import Watchdog
 from app.engine.inprocess.worker import Worker
-from config import Settings
 
 
 class Engine:
     """Dispatches in threads of this process while it is started. Where it is not, it wakes those who dispatch."""
 
-    def __init__(self, bus: Bus, settings: Settings) -> None:
+    def __init__(self, bus: Bus) -> None:
         self.bus = bus
-        self.settings = settings
         self.worker: Worker | None = None
         self._stopped = threading.Event()
         self.end_process: Callable[[], object] = partial(os._exit, 1)
@@ -45,17 +42,10 @@ class Engine:
         """
         with self._lock:
             if self.worker is None:
-                worker = self.worker = self._new_worker(
-                    self.bus.options,
-                    Wakeup(self.bus.database),
-                    poll_seconds=self.settings.poll_seconds,
-                    wake_others=partial(self._others.wake, everywhere=True),
-                    prune=partial(self.bus.prune, batches=1),
-                    anyway=anyway,
-                    waits=waits,
-                )
+                wake_others = partial(self._others.wake, everywhere=True)
+                worker = self.worker = self._new_worker(wake_others, anyway=anyway, waits=waits)
                 worker.start()
-                _start_thread("watchdog", Watchdog(worker, self.settings.receiver_timeout, self.end_process).run)
+                _start_thread("watchdog", Watchdog(worker, self.end_process).run)
                 self._stopped = threading.Event()
                 _start_thread("watch", self.bus.watch.run, self._stopped, worker.dispatcher.name)
                 if (learning := self.bus.learning) is not None:
@@ -63,14 +53,14 @@ class Engine:
             return self.worker
 
     def _new_worker(self, *given: Any, **options: Any) -> Worker:
-        return Worker(self.bus.dispatcher(), *given, **options)
+        return Worker(self.bus, self.bus.dispatcher(), *given, **options)
 
     def stop(self) -> bool:
         """Stop dispatching here, waiting ``shutdown_seconds`` for running receivers. Returns whether all ended."""
         with self._lock:
             worker, self.worker = self.worker, None
             self._stopped.set()
-        return worker is None or worker.stop(self.settings.shutdown_seconds)
+        return worker is None or worker.stop(self.bus.settings.shutdown_seconds)
 
     def check(self) -> str | None:
         """Ask what it needs beside the database. Returns in words what answered; None where it needs nothing. Raises

@@ -24,13 +24,15 @@ class Separated:
 
 
 class UnsettledAnswers:
-    """Answers, each kept until it is stored, however long that fails and whatever the reason. For any thread.
+    """Stores answers by a dispatcher; each is kept until then, however long that fails and whatever the reason. For any
+    thread.
 
     They are stored together. After a failure each of them is tried by itself, so that one which can't be stored holds
     up no other; that one is tried again after 1, 2, 4 and more seconds, up to LONGEST_WAIT_SECONDS.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
         self._fresh: list[tuple[Lease, Answer]] = []
         self._separated: dict[Lease, Separated] = {}
         self._lock = threading.Lock()
@@ -51,8 +53,8 @@ class UnsettledAnswers:
         with self._lock:
             self._fresh += answers
 
-    def take(self) -> tuple[list[tuple[Lease, Answer]], bool]:
-        """What is to be stored next, and whether that is one by itself. All are kept until they are ``settled``."""
+    def _take(self) -> tuple[list[tuple[Lease, Answer]], bool]:
+        """What is to be stored next, and whether that is one by itself. All are kept until they are settled."""
         with self._lock:
             if self._separated:
                 now = time.monotonic()
@@ -61,7 +63,7 @@ class UnsettledAnswers:
                         return [(lease, each.answer)], True
             return self._fresh[:], False
 
-    def settled(self, answers: list[tuple[Lease, Answer]]) -> None:
+    def _settled(self, answers: list[tuple[Lease, Answer]]) -> None:
         """They are stored, or were lost to another dispatcher."""
         gone = {lease for lease, _ in answers}
         with self._lock:
@@ -69,21 +71,12 @@ class UnsettledAnswers:
             for lease in gone:
                 self._separated.pop(lease, None)
 
-    def separate(self, answers: list[tuple[Lease, Answer]]) -> None:
+    def _separate(self, answers: list[tuple[Lease, Answer]]) -> None:
         """Their transaction failed: try each by itself, at once."""
         with self._lock:
             for lease, answer in answers:
                 self._separated.setdefault(lease, Separated(answer))
             self._fresh = [each for each in self._fresh if each[0] not in self._separated]
-
-    def step_back(self, lease: Lease, answer: Answer) -> int:
-        """It could not be stored by itself: let the others go first. Returns how often that has happened."""
-        self.separate([(lease, answer)])
-        with self._lock:
-            each = self._separated[lease]
-            each.due = time.monotonic() + min(2.0**each.failures, LONGEST_WAIT_SECONDS)
-            each.failures += 1
-            return each.failures
 
     def seconds_until_due(self) -> float:
         """Until something can be tried; infinite where nothing waits."""
@@ -93,27 +86,19 @@ class UnsettledAnswers:
             soonest = min((each.due for each in self._separated.values()), default=float("inf"))
         return max(0.0, soonest - time.monotonic())
 
-
-class Settler:
-    """Stores answers by a dispatcher, and keeps what can't be stored."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self.dispatcher = dispatcher
-        self.answers = UnsettledAnswers()
-
     def settle_and_claim(self, capacity: Mapping[str, int], alone: bool = False) -> tuple[bool, list[Lease]]:
         """Settle what waits, and claim. What can't be stored waits on, whatever the reason.
 
         Returns whether anything was settled or claimed, and the new leases. Raises DatabaseUnavailable, and whatever
         else kept the transaction from its end.
         """
-        answers, by_itself = self.answers.take()
+        answers, by_itself = self._take()
         try:
             wanted = {} if by_itself else capacity
             _, claimed, unstored = self.dispatcher.settle_and_claim(answers, wanted, alone=alone)
         except BaseException as error:
             if not by_itself:
-                self.answers.separate(answers)
+                self._separate(answers)
                 raise
             self._step_back(*answers[0], error)
             if isinstance(error, DatabaseUnavailable):
@@ -122,14 +107,18 @@ class Settler:
         for each in unstored:
             self._step_back(each.lease, each.answer, each.error)
         left = {each.lease for each in unstored}
-        self.answers.settled([each for each in answers if each[0] not in left])
+        self._settled([each for each in answers if each[0] not in left])
         return bool(answers or claimed), claimed
 
     def _step_back(self, lease: Lease, answer: Answer, error: BaseException) -> None:
-        """Say so, the more rarely the more often it has failed."""
-        failures = self.answers.step_back(lease, answer)
-        if failures.bit_count() == 1:
-            self.report_unstored(lease, error, failures)
+        """It could not be stored by itself: others go first. Say so, the more rarely the more often it has failed."""
+        self._separate([(lease, answer)])
+        with self._lock:
+            each = self._separated[lease]
+            each.due = time.monotonic() + min(2.0**each.failures, LONGEST_WAIT_SECONDS)
+            each.failures += 1
+        if each.failures.bit_count() == 1:
+            self.report_unstored(lease, error, each.failures)
 
     def report_unstored(self, lease: Lease, error: BaseException, failures: int) -> None:
         sender = self.dispatcher.sender

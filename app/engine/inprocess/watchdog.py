@@ -21,15 +21,13 @@ LAST_LINE_SECONDS = 1.0
 
 
 class Watchdog:
-    """Looks after a worker's threads, its own loop among them.
+    """Looks after a worker's threads, its own loop among them."""
 
-    ``receiver_timeout`` is how many seconds a receiver may take that has no other limit in its options;
-    ``end_process`` is called when only the process' end helps, and does not return.
-    """
-
-    def __init__(self, worker: Worker, receiver_timeout: float, end_process: Callable[[], object]) -> None:
-        self._worker, self._dispatcher = worker, worker.dispatcher
-        self._receiver_timeout, self._end_process = receiver_timeout, end_process
+    def __init__(self, worker: Worker, end_process: Callable[[], object]) -> None:
+        """``end_process`` is called when only the process' end helps, and does not return."""
+        self._worker, self._dispatcher, self._end_process = worker, worker.dispatcher, end_process
+        self._receiver_timeout = worker.bus.settings.receiver_timeout
+        """How many seconds a receiver may take that has no other limit in its options."""
         self._stopwatch: Stopwatch[object] = Stopwatch()
         self._hanging: list[Lease] = []
         """Those whose threads were written off."""
@@ -55,7 +53,7 @@ class Watchdog:
                 self._give_process_up(f"the dispatcher itself has been stuck for {seconds:.0f} s")
 
     def _look_after_receiver(self, lease: Lease, seconds: float) -> None:
-        if seconds > (self._worker.options[lease.receiver].timeout_seconds or self._receiver_timeout):
+        if seconds > (self._worker.bus.options[lease.receiver].timeout_seconds or self._receiver_timeout):
             self._give_up_on(lease, seconds)
         elif self._stopwatch.is_worth_a_warning(lease):
             lifecycle.report(lifecycle.receiver_still_runs, self._dispatcher.sender, lease=lease, seconds=seconds)
@@ -72,7 +70,7 @@ class Watchdog:
             others_can_settle = not self._dispatcher.database.dialect.one_writer
             self._give_process_up(f"{what}, and holds a transaction open", orderly=others_can_settle)
             return
-        final = self._worker.options[lease.receiver].hold_unknown
+        final = self._worker.bus.options[lease.receiver].hold_unknown
         detail = f"the receiver has not returned after {seconds:.0f} s"
         self._worker.hand_back((lease, Failure(Outcome.UNKNOWN, detail, final)))
         self._worker.wakeup.wake()

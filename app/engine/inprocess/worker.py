@@ -11,18 +11,18 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
-from app.bus import Dispatcher, Lease, lifecycle
+from app.bus import Bus, Dispatcher, Lease, lifecycle
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.dispatcher import BATCH
 from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Failure, NotBegun, undone
 from app.engine.inprocess.pool import STALLED_SECONDS, ReceiverPool
-from app.engine.inprocess.unsettled import Settler
+from app.engine.inprocess.unsettled import UnsettledAnswers
 from app.engine.inprocess.wakeup import Wakeup
 from app.errors import DatabaseUnavailable
-from app.signal import ReceiverOptions, subscriptions
+from app.signal import subscriptions
 
 TRANSACTIONAL = "(transactional)"
 """The pool of all receivers that run in a transaction."""
@@ -60,36 +60,32 @@ SIGN_OFF_SECONDS = 1.0
 
 
 class Worker:
-    """Runs a dispatcher until it is stopped. ``poll_seconds`` is the safety net beneath the wake-up."""
+    """Runs a dispatcher until it is stopped."""
 
     def __init__(
         self,
+        bus: Bus,
         dispatcher: Dispatcher,
-        options: Mapping[str, ReceiverOptions],
-        wakeup: Wakeup,
-        *,
-        poll_seconds: float,
         wake_others: Callable[[], None],
-        prune: Callable[[], int],
-        anyway: bool = False,
-        waits: bool = True,
+        *,
+        anyway: bool,
+        waits: bool,
     ) -> None:
         """``anyway``: deliver also where mail went otherwise before; see ``delivers_by``. ``waits``: where it refuses
         to, look again now and then; else it ends."""
+        self.bus = bus
         self.dispatcher = dispatcher
-        self.options = options
-        self.wakeup = wakeup
-        self.poll_seconds = poll_seconds
+        self.wakeup = Wakeup(bus.database)
+        self.poll_seconds = bus.settings.poll_seconds
+        """The safety net beneath the wake-up."""
         self.wake_others = wake_others
-        self.prune = prune
         self.anyway = anyway
         self.waits = waits
         self.refusal: str | None = None
         """Why it does not deliver."""
         self._signed_on = False
         self._pools: dict[str, ReceiverPool] = {}
-        self._settler = Settler(dispatcher)
-        self._answers = self._settler.answers
+        self._answers = UnsettledAnswers(dispatcher)
         """From receivers' threads."""
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -219,7 +215,7 @@ class Worker:
 
     def _settle_and_claim(self, capacity: dict[str, int], alone: bool = False) -> bool:
         """Returns whether anything was settled or claimed."""
-        worked, claimed = self._settler.settle_and_claim(capacity, alone)
+        worked, claimed = self._answers.settle_and_claim(capacity, alone)
         self._hand_out(claimed)
         return worked
 
@@ -235,7 +231,7 @@ class Worker:
 
     def _defer_to_requests(self) -> None:
         """Under write contention wait a little: orders come first, and deliveries catch up."""
-        if (contention := self.dispatcher.database.write_contention) > HIGH_CONTENTION:
+        if (contention := self.dispatcher.database.dialect.write_contention) > HIGH_CONTENTION:
             self._stopping.wait(DEFER_SECONDS * contention)
 
     def _share_load(self, *, saturated: bool) -> None:
@@ -253,7 +249,7 @@ class Worker:
             self.dispatcher.pull_back()
             self._hand_out(self.dispatcher.claim_without_receiver())
         if now >= self._next_prune:
-            count = self.prune()
+            count = self.bus.prune(batches=1)
             self._next_prune = now + (1 if count else PRUNE_SECONDS)
             if count:
                 lifecycle.report(lifecycle.events_pruned, self.dispatcher.sender, count=count)
@@ -286,7 +282,7 @@ class Worker:
     def _new_pool(self, name: str) -> ReceiverPool:
         if name == TRANSACTIONAL:
             return ReceiverPool(name, 1, self._deliver_transactional, self.wakeup.wake, batch=BATCH)
-        options = self.options[name]
+        options = self.bus.options[name]
         prefetch = 0 if options.hold_unknown else PREFETCH
         return ReceiverPool(name, options.concurrency, self._invoke, self.wakeup.wake, prefetch=prefetch)
 
@@ -319,7 +315,7 @@ class Worker:
                 self.dispatcher.abandon(batch[n:])
                 return
             if (error := self._try_transactional([lease])) is not None:
-                self._settler.report_unstored(lease, error, 1)
+                self._answers.report_unstored(lease, error, 1)
                 self.hand_back((lease, undone(error)))
 
     def _try_transactional(self, batch: list[Lease]) -> BaseException | None:

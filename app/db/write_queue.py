@@ -93,17 +93,12 @@ class WriteQueue:
 def _lock(file: int, deadline: float, first_pause: float = 0) -> bool:
     """Whether the lock was to be had by then."""
     pause = max(first_pause, PAUSE_SECONDS)
-    while not _try_lock(file):
-        if time.monotonic() > deadline:
-            return False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
         time.sleep(pause)
         pause = PAUSE_SECONDS
-    return True
-
-
-def _try_lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

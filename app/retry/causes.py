@@ -4,6 +4,7 @@ Reply codes are those of RFC 5321, enhanced ones those of RFC 3463. This is the 
 """
 
 import enum
+import re
 from dataclasses import dataclass
 
 
@@ -50,10 +51,10 @@ BY_OUTCOME = {
     "deferred": Cause("deferred", backend=True, in_a_row=3, lone_share=0.05),
 }
 BY_CODE = {code: Cause(str(code), backend=True, in_a_row=3, lone_share=0.05) for code in (450, 451, 452)}
-MAILBOX, ADDRESS = Cause("mailbox"), Cause("address")
+ENHANCED = re.compile(r"[0-9]+\.([0-9]+)\.([0-9]+)")
 BY_DETAIL = {(2, 2): Cause("mailbox full"), (7, 1): Cause("greylisted")}
 """By an enhanced code's second and third number."""
-BY_SUBJECT = {1: ADDRESS, 2: MAILBOX}
+BY_SUBJECT = {1: Cause("address"), 2: Cause("mailbox")}
 """By an enhanced code's second number: about the recipient's address, or the recipient's mailbox."""
 BY_KIND = {
     cause.kind: cause for cause in (*BY_OUTCOME.values(), *BY_CODE.values(), *BY_SUBJECT.values(), *BY_DETAIL.values())
@@ -67,7 +68,8 @@ def classify(outcome: str, code: int | None = None, enhanced: str | None = None)
     What names a recipient is never the backend's; 4.7.1 is how greylisting says "the first time".
     """
     if outcome == "deferred":
-        _, subject, detail = _numbers(enhanced)
+        found = ENHANCED.fullmatch(enhanced or "")
+        subject, detail = map(int, found.groups()) if found else (0, 0)
         by_enhanced = BY_DETAIL.get((subject, detail)) or BY_SUBJECT.get(subject)
         return by_enhanced or BY_CODE.get(code or 0) or BY_OUTCOME["deferred"]
     return BY_OUTCOME.get(outcome, BY_OUTCOME["bug"])
@@ -76,10 +78,3 @@ def classify(outcome: str, code: int | None = None, enhanced: str | None = None)
 def named(kind: str) -> Cause:
     """The cause with this name; one of which nothing more is known where there is none."""
     return BY_KIND.get(kind) or Cause(kind)
-
-
-def _numbers(enhanced: str | None) -> tuple[int, int, int]:
-    parts = (enhanced or "").split(".")
-    if len(parts) == 3 and all(part.isascii() and part.isdigit() for part in parts):
-        return int(parts[0]), int(parts[1]), int(parts[2])
-    return 0, 0, 0

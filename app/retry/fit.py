@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from app.retry import prior
+from app.retry.ages import LEVELS
 from app.retry.causes import BY_KIND, Cause, Scope
 from app.retry.costs import Costs
 from app.retry.estimate import Estimate, Floats, at_edges, count, estimate
@@ -106,10 +107,9 @@ def _solve_prior(scope: Scope, cause: Cause, costs: Costs) -> Solution:
 
 
 def _solve(hazard: Floats, scope: Scope, cause: Cause, costs: Costs, longest: Floats | None = None) -> Solution:
-    alone = scope is Scope.MESSAGE
-    levels: dict[str, Any] = {"levels": (1,)} if alone else {}
-    cost = costs.of_attempt(copies=cause.copies)
-    return solve(hazard, attempt_cost=cost, beta=costs.beta, may_give_up=alone, longest=longest, **levels)
+    alone, cost = scope is Scope.MESSAGE, costs.of_attempt(copies=cause.copies)
+    levels = (1,) if alone else LEVELS
+    return solve(hazard, attempt_cost=cost, beta=costs.beta, may_give_up=alone, levels=levels, longest=longest)
 
 
 def _entry(found: Estimate, solution: Solution, **more: Any) -> Entry:

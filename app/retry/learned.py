@@ -51,8 +51,6 @@ class Decision:
     """Of the table; 0 where none was at hand."""
     ends: int = 0
     """Obstacles of this kind whose end the table has seen; 0: by the prior alone."""
-    prior_wait: float | None = None
-    """What the prior alone would wait for one delivery."""
     explored: bool = False
     """Whether it is an earlier look than planned, to learn."""
 
@@ -114,22 +112,14 @@ class LearnedPolicy:
         bucket = min(bucket_of(obstacle.age), BUCKETS - 1)
         steps = entry.plan[level][bucket]
         if not steps:
-            return Decision(obstacle, None, 0.0, table.version, entry.ends, entry.prior_wait[bucket])
+            return Decision(obstacle, None, 0.0, table.version, entry.ends)
         age = max(0.0, obstacle.age)
         wait, explored = planned_wait(steps, bucket, age), False
         if alone and self.explores:
             if age == 0:
                 wait, explored = self._look_earlier(wait, entry.ends, obstacle.cause, table.costs)
             wait *= 1 + JITTER * self.rng.random()
-        return Decision(
-            obstacle,
-            wait,
-            entry.gone_between(age, age + wait),
-            table.version,
-            entry.ends,
-            entry.prior_wait[bucket],
-            explored,
-        )
+        return Decision(obstacle, wait, entry.gone_between(age, age + wait), table.version, entry.ends, explored)
 
     def _by_prior(self, obstacle: Obstacle) -> Decision:
         t0 = prior.scale(obstacle.scope, obstacle.cause)
@@ -139,7 +129,7 @@ class LearnedPolicy:
         chance = -math.expm1(prior.cumulated_hazard(age, t0) - prior.cumulated_hazard(age + wait, t0))
         if obstacle.scope is Scope.MESSAGE and self.explores:
             wait *= 1 + JITTER * self.rng.random()
-        return Decision(obstacle, wait, chance, 0, prior_wait=wait)
+        return Decision(obstacle, wait, chance, 0)
 
     def _look_earlier(self, wait: float, ends: int, cause: Cause, costs: Costs) -> tuple[float, bool]:
         """Sometimes: else the attempts could never show that such obstacles go away sooner than is believed.

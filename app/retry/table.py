@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from typing import Any
 
 from app.retry.ages import BUCKETS, EDGES, LEVELS, bucket_of
@@ -46,10 +47,7 @@ class Entry:
     cumulated: tuple[float, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        sums = [0.0]
-        for each in self.hazard:
-            sums.append(sums[-1] + each)
-        object.__setattr__(self, "cumulated", tuple(sums))
+        object.__setattr__(self, "cumulated", tuple(accumulate(self.hazard, initial=0.0)))
 
     def gone_by(self, start: int, end: int) -> float:
         """The probability that an obstacle that is there at the one edge is gone at the other; by their indices."""

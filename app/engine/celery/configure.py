@@ -74,14 +74,10 @@ def add_tasks(celery: Celery, bus: Bus, carry: Callable[[int, int], str]) -> Non
         limits = {"soft_time_limit": time_limit(bus, receiver), "time_limit": hard_limit(bus, receiver)}
         task = celery.task(carry, name=receiver, **limits)
         task.concurrency = None if subscription.transactional else bus.options[receiver].concurrency
-    celery.conf.worker_concurrency = processes_needed(bus)
-
-
-def processes_needed(bus: Bus) -> int:
-    """Of a worker, where nobody says how many: as many as there are processors, and enough that receivers which wait
-    for others (mail's) never occupy all."""
+    # Processes of a worker, where nobody says how many: as many as there are processors, and enough that receivers
+    # which wait for others (mail's) never occupy all.
     waiting = sum(bus.options[name].concurrency for name, each in subscriptions().items() if not each.transactional)
-    return max(os.cpu_count() or 1, waiting + 1)
+    celery.conf.worker_concurrency = max(os.cpu_count() or 1, waiting + 1)
 
 
 def time_limit(bus: Bus, receiver: str) -> float:

@@ -1,6 +1,7 @@
 """The Celery engine of one application: where it is started, a relay."""
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -23,11 +24,8 @@ class CeleryEngine(Engine):
         open_queue = self._queues()
         waiting = {}
         for receiver in subscriptions():
-            queue = open_queue(receiver)
-            try:
+            with closing(open_queue(receiver)) as queue:
                 waiting[receiver] = queue.count()
-            finally:
-                queue.close()
         return f"{queue.url} answers; messages wait: {', '.join(f'{n} to {name}' for name, n in waiting.items())}"
 
     def _queues(self) -> Callable[[str], ReceiverQueue]:

@@ -155,7 +155,7 @@ class LearnedRetries:
         age = seconds(lease.leased_at) - seconds(obstacle.since)
         decision = self.policy.decide(Obstacle(lease.receiver, Scope.MESSAGE, cause, age))
         if failure.final or decision.wait is None:
-            return NextTry(None, decision.sentence() if decision.gives_up else None, obstacle)
+            return NextTry(None, decision.sentence() if decision.wait is None else None, obstacle)
         due_at = max(transaction.now, lease.leased_at + timedelta(seconds=min(decision.wait, self.maximum)))
         return NextTry(due_at, decision.sentence(), obstacle)
 

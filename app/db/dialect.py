@@ -1,6 +1,6 @@
-"""The dialect: what SQLite and PostgreSQL do differently, behind one interface.
+"""The dialect: what SQLite and PostgreSQL do differently, behind one base class.
 
-``sqlite.py`` and ``postgresql.py`` implement it; each inherits what only the other one has to do. Nothing outside this
+``sqlite.py`` and ``postgresql.py`` extend it; each inherits what only the other one has to do. Nothing outside this
 folder asks which one it is.
 """
 

@@ -54,10 +54,6 @@ class Decision:
     explored: bool = False
     """Whether it is an earlier look than planned, to learn."""
 
-    @property
-    def gives_up(self) -> bool:
-        return self.wait is None
-
     def sentence(self) -> str:
         """For a person, in one sentence."""
         what, source = self._what(), self._source()

@@ -67,7 +67,7 @@ def test_a_failure_has_one_cause(
 
 def test_a_refusal_is_given_up_at_once(cold: Table) -> None:
     for table in (None, cold):
-        assert policy(table).decide(of_message(0.0, classify("refused", 550, "5.1.1"))).gives_up
+        assert policy(table).decide(of_message(0.0, classify("refused", 550, "5.1.1"))).wait is None
 
 
 @pytest.mark.parametrize("age", [0.0, 1.0, 59.0, 3600.0, 300_000.0])
@@ -92,8 +92,8 @@ def test_a_backend_is_never_given_up(table: str | None, cold: Table) -> None:
 
 
 def test_a_message_is_given_up_at_the_horizon(cold: Table) -> None:
-    assert not policy(cold).decide(of_message(HORIZON / 2)).gives_up
-    assert policy(cold).decide(of_message(HORIZON)).gives_up
+    assert policy(cold).decide(of_message(HORIZON / 2)).wait is not None
+    assert policy(cold).decide(of_message(HORIZON)).wait is None
 
 
 @pytest.mark.parametrize("age", [-1e9, -0.1])
@@ -106,8 +106,7 @@ def test_a_clock_that_jumps_back_counts_as_age_0(cold: Table, age: float) -> Non
 def test_attempt_310_comes_no_sooner_than_its_age_says(cold: Table) -> None:
     """There is no number of attempts in the state, so none overflows: ten million are as good as one."""
     age, attempts = 0.0, 0
-    while not (decision := policy(cold, attempts).decide(of_message(age))).gives_up:
-        assert decision.wait is not None
+    while (decision := policy(cold, attempts).decide(of_message(age))).wait is not None:
         assert decision.wait >= SHORTEST_SECONDS
         age, attempts = age + decision.wait, attempts + 1
     assert 50 < attempts < 500

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.bus.queries import EndedAttempt
-from app.console.figures import Latency, percentile
+from app.console.figures import Latency, latency_of
 from app.states import Outcome
 
 WIDTH, HEIGHT = 560, 170
@@ -65,7 +65,7 @@ def buckets(
     """``count`` buckets up to ``now``. Each attempt stands for ``stride``; the receivers ``timed`` give the latency."""
     begin, width = now - within, within / count
     done, failed = [0] * count, [0] * count
-    took: list[list[float]] = [[] for _ in range(count)]
+    counted: list[list[EndedAttempt]] = [[] for _ in range(count)]
     for each in attempts:
         number = min((each.ended_at - begin) // width, count - 1)  # now belongs to the last
         if number < 0 or each.ended_at > now:
@@ -75,13 +75,8 @@ def buckets(
             continue
         done[number] += stride
         if each.receiver in timed:
-            took[number].append((each.ended_at - each.owed_at).total_seconds())
-    return [Bucket(begin + n * width, done[n], failed[n], _latency(took[n])) for n in range(count)]
-
-
-def _latency(took: list[float]) -> Latency | None:
-    took.sort()
-    return Latency(percentile(took, 50), percentile(took, 99)) if took else None
+            counted[number].append(each)
+    return [Bucket(begin + n * width, done[n], failed[n], latency_of(counted[n])) for n in range(count)]
 
 
 def throughput(found: Sequence[Bucket]) -> Throughput:

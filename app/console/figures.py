@@ -10,7 +10,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -27,6 +27,7 @@ from app.signal import subscriptions
 from app.states import Outcome
 
 Kind = TypeVar("Kind")
+Row = TypeVar("Row", LatestEvent, EndedAttempt)
 
 FRESH_SECONDS = 0.3
 """Whether figures that are older still hold is looked up when somebody asks."""
@@ -97,12 +98,11 @@ class Figures:
     def latency(self, receiver: str) -> Latency | None:
         """None where nothing was done lately."""
         since = self.at - LATENCY_WITHIN
-        took = sorted(
-            (each.ended_at - each.owed_at).total_seconds()
+        return latency_of(
+            each
             for each in self.attempts
             if each.receiver == receiver and each.outcome == Outcome.OK and each.ended_at >= since
         )
-        return Latency(percentile(took, 50), percentile(took, 99)) if took else None
 
     def recorded(self, event_type: str) -> list[int]:
         """The latest positions of events of the type, oldest first."""
@@ -112,6 +112,12 @@ class Figures:
         """The latest attempts that came through, oldest first."""
         found = [e.attempt_id for e in self.attempts if e.receiver == receiver and e.outcome == Outcome.OK]
         return found[:PASSED][::-1]
+
+
+def latency_of(attempts: Iterable[EndedAttempt]) -> Latency | None:
+    """None where there are none."""
+    took = sorted((each.ended_at - each.owed_at).total_seconds() for each in attempts)
+    return Latency(percentile(took, 50), percentile(took, 99)) if took else None
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
@@ -195,12 +201,13 @@ def compute(bus: Bus, before: Figures | None = None) -> Figures:
     """``before`` are earlier ones: what they have of the latest is not read again. Raises DatabaseUnavailable."""
     now = bus.database.clock.now()
     with bus.database.read() as session:
-        events = _latest_events(session, before.events if before else [])
-        attempts = _ended_attempts(session, before.attempts if before else [])
+        events = _newest(session, queries.latest_events, before.events if before else [])
+        attempts = _newest(session, queries.ended_attempts, before.attempts if before else [])
         rate = _rate(attempts, now)
         receivers = status.of_receivers(session, now, _lease(bus), subscriptions(), rate, most=MOST_COUNTED)
         dispatchers = queries.dispatchers(session, now, _silence(bus))
-        orders, steps = newest_orders(session)
+        orders = list_orders(session, limit=NEWEST_ORDERS).orders
+        steps = queries.steps(session, [order.order_id for order in orders])
     found = Figures(
         at=now,
         receivers={each.receiver: each for each in receivers},
@@ -221,27 +228,16 @@ def _silence(bus: Bus) -> timedelta:
     return heartbeats.silence(bus.settings.ready_lag_seconds)
 
 
-def _latest_events(session: Session, known: list[LatestEvent]) -> list[LatestEvent]:
-    after = max(0, known[0].position - OVERLAP) if known else 0
-    fresh = queries.latest_events(session, MOST_LOOKED_AT, after)
-    return (fresh + [each for each in known if each.position <= after])[:MOST_LOOKED_AT]
-
-
-def _ended_attempts(session: Session, known: list[EndedAttempt]) -> list[EndedAttempt]:
-    after = max(0, known[0].attempt_id - OVERLAP) if known else 0
-    fresh = queries.ended_attempts(session, MOST_LOOKED_AT, after)
-    return (fresh + [each for each in known if each.attempt_id <= after])[:MOST_LOOKED_AT]
+def _newest(session: Session, read: Callable[[Session, int, int], list[Row]], known: list[Row]) -> list[Row]:
+    """The newest first; a row begins with its number. Of those that are known only the last ones are read again."""
+    after = max(0, known[0][0] - OVERLAP) if known else 0
+    return (read(session, MOST_LOOKED_AT, after) + [each for each in known if each[0] <= after])[:MOST_LOOKED_AT]
 
 
 def _rate(attempts: Sequence[EndedAttempt], now: datetime) -> Rate:
     """How many came through lately, of each receiver: these pages say it by ``Figures.ended_a_minute``."""
     lately = [each for each in attempts if each.outcome == Outcome.OK and each.ended_at > now - RATE_WITHIN]
     return Rate(Counter(each.receiver for each in lately), RATE_WITHIN.total_seconds())
-
-
-def newest_orders(session: Session) -> tuple[Sequence[Order], dict[str, list[Step]]]:
-    orders = list_orders(session, limit=NEWEST_ORDERS).orders
-    return orders, queries.steps(session, [order.order_id for order in orders])
 
 
 def _version(figures: Figures) -> str:
@@ -259,9 +255,5 @@ def _version(figures: Figures) -> str:
     return hashlib.sha256(repr(tuple(shown)).encode()).hexdigest()[:24]
 
 
-def _without_rate(found: ReceiverStatus) -> tuple[Any, ...]:
-    return (
-        *(found.receiver, found.is_connected, found.waiting, found.in_flight, found.retrying, found.next_try_at),
-        *(found.oldest_waits_since, found.dead, found.skipped, found.breaker, found.pause, found.is_exact),
-        found.held_back,
-    )
+def _without_rate(found: ReceiverStatus) -> ReceiverStatus:
+    return dataclasses.replace(found, skipped_among=0, skipped_because=None, ended=0, drained_in_seconds=None)

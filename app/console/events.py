@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from flask import current_app
@@ -15,15 +14,15 @@ from werkzeug.exceptions import NotFound
 from app.bus import queries
 from app.clock import iso
 from app.cloud_events import cloud_event
-from app.console import access
+from app.console.access import N_
 from app.console.downloads import ROWS_AT_ONCE, Pages, send_json
 from app.console.pages import next_page, page, read_filter
-from app.console.wiring import Receiver, wiring
+from app.console.wiring import wiring
 from app.current import database
 from app.fields import BigInt, Identifier, Moment, PageSize, Text
 from app.orders import is_identifier
 from app.request_models import RequestModel
-from app.signal import SIGNALS, DurableSignal
+from app.signal import SIGNALS
 
 MOST_LOOKED_AT = 20_000
 """So many of the newest events are looked at for those of a type."""
@@ -31,7 +30,6 @@ MOST_LOOKED_AT = 20_000
 LATEST = 1000
 """Of so many events the catalogue tells what was published, and shows the newest of each type."""
 
-N_ = access.N_
 MEANINGS = (
     N_("An order was taken."),
     N_("A person asked for the order's notification again: a new mail."),
@@ -54,11 +52,8 @@ class EventQuery(RequestModel):
     cursor: BigInt | None = Field(None)
 
     def filters(self) -> dict[str, Any]:
-        return {
+        return self.model_dump(include={"order_id", "since", "until"}) | {
             "event_type": self.type,
-            "order_id": self.order_id,
-            "since": self.since,
-            "until": self.until,
             "most": MOST_LOOKED_AT,
         }
 
@@ -116,43 +111,24 @@ def show_event(event_id: str) -> ResponseReturnValue:
     )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A type of event in the catalogue."""
-
-    name: str
-    signal: str
-    meaning: str
-    version: int
-    fields: list[tuple[str, str]]
-    """Names and types."""
-    receivers: list[Receiver]
-    publishers: list[Receiver]
-    example: Any
-    """The newest event of the type, among the LATEST; None where there is none."""
-
-
 def show_catalogue() -> ResponseReturnValue:
     with database().read() as session:
         latest = queries.feed_backwards(session, limit=LATEST).events
     wires = wiring({(event.source, event.type) for event in latest})
     newest = {event.type: event for event in reversed(latest)}
-    entries = [_entry(name, signal, wires.receivers, newest.get(name)) for name, signal in SIGNALS.items()]
+    entries = [
+        {
+            "name": name,
+            "signal": signal,
+            "meaning": gettext(described) if (described := meaning(signal.event_type)) else "",
+            "fields": [(field.name, _type(field.type)) for field in dataclasses.fields(signal.event_type)],
+            "receivers": [each for each in wires.receivers if name in each.takes],
+            "publishers": [each for each in wires.receivers if name in each.publishes],
+            "example": newest.get(name),
+        }
+        for name, signal in SIGNALS.items()
+    ]
     return page("catalogue.html", entries=entries, readable=queries.readable)
-
-
-def _entry(name: str, signal: DurableSignal, receivers: tuple[Receiver, ...], example: Any) -> Entry:
-    described = meaning(signal.event_type)
-    return Entry(
-        name=name,
-        signal=signal.name,
-        meaning=gettext(described) if described else "",
-        version=signal.event_type.version,
-        fields=[(field.name, _type(field.type)) for field in dataclasses.fields(signal.event_type)],
-        receivers=[each for each in receivers if name in each.takes],
-        publishers=[each for each in receivers if name in each.publishes],
-        example=example,
-    )
 
 
 def meaning(event_type: type) -> str:

@@ -3,10 +3,9 @@
 import dataclasses
 import hashlib
 from datetime import datetime
-from http import HTTPStatus
 from typing import Any
 
-from flask import flash, make_response, redirect, request, url_for
+from flask import flash, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext, ngettext
 from pydantic import Field
@@ -14,7 +13,7 @@ from pydantic import Field
 from app.bus import Act, Filter, acts, operate
 from app.bus.acts import ActView
 from app.console import access, background, in_words
-from app.console.pages import link_to, page, read_filter
+from app.console.pages import go_to, live_part, page, read_filter
 from app.current import bus, database
 from app.errors import ActNotFound
 from app.fields import MAX_BIGINT, BigInt
@@ -45,7 +44,7 @@ def _listed(query: ActsQuery) -> dict[str, Any]:
         found, cursor = acts.list_acts(
             session, database().clock.now(), before=query.cursor, limit=PAGE_SIZE, counted_at_most=COUNTED_IN_A_LIST
         )
-    following = link_to("show_acts", cursor=cursor) if cursor else None
+    following = url_for("console.show_acts", cursor=cursor) if cursor else None
     return {"acts": found, "query": query, "following": following, "in_words": in_words}
 
 
@@ -61,8 +60,7 @@ def show_act_live(act_id: int) -> ResponseReturnValue:
 def _shown(act_id: int) -> dict[str, Any]:
     """Of an act on very many deliveries, what became of them is counted where that is asked for."""
     most = None if request.args.get("count") == "1" else acts.COUNTED_IN_LISTS
-    with database().read() as session:
-        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=most)
+    found = _find(act_id, most)
     left_to = found.progress.left_to if found.progress else ()
     return {
         "act": found,
@@ -82,22 +80,17 @@ def _by() -> str:
     return operate.name_of(access.operator())
 
 
-def _checked(act_id: int) -> int:
-    """Raises ActNotFound for a number that no column holds, and a driver refuses."""
+def _find(act_id: int, counted_at_most: int | None = 0) -> ActView:
+    """Raises ActNotFound, also for a number that no column holds, and a driver refuses."""
     if act_id > MAX_BIGINT:
         raise ActNotFound
-    return act_id
+    with database().read() as session:
+        return acts.find_act(session, act_id, database().clock.now(), counted_at_most=counted_at_most)
 
 
 def _live(template: str, values: dict[str, Any]) -> ResponseReturnValue:
-    """The page's live part; 304 while nothing has changed."""
     html = page(template, **values)
-    tag = hashlib.sha256(html.encode()).hexdigest()[:24]
-    response = make_response("" if request.if_none_match.contains_weak(tag) else html)
-    if request.if_none_match.contains_weak(tag):
-        response.status_code = HTTPStatus.NOT_MODIFIED
-    response.set_etag(tag, weak=True)
-    return response
+    return live_part(hashlib.sha256(html.encode()).hexdigest()[:24], html)
 
 
 # What can be done with one
@@ -106,8 +99,7 @@ def _live(template: str, values: dict[str, Any]) -> ResponseReturnValue:
 def abort_act(act_id: int) -> ResponseReturnValue:
     """What waits for its try becomes again what it was: at once, or in the background where there is much of it."""
     by = _by()
-    with database().read() as session:
-        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=0)
+    found = _find(act_id)
     of_this_application = bus()
     if found.deliveries > operate.BATCH:
         background.run(f"abort of act {act_id}", lambda: of_this_application.abort(act_id, by))
@@ -123,16 +115,15 @@ def abort_act(act_id: int) -> ResponseReturnValue:
             if count
             else gettext("Nothing of it was left to take back.")
         )
-    return _to(act_id)
+    return go_to("show_act", act_id=act_id)
 
 
 def go_on(act_id: int) -> ResponseReturnValue:
     """With one's own act that was left in the middle: its process had died. It touches what was counted then."""
-    with database().read() as session:
-        found = acts.find_act(session, _checked(act_id), database().clock.now(), counted_at_most=0)
+    found = _find(act_id)
     if found.state != "left" or found.acted_by != _by() or found.action not in operate.ACTIONS:
         flash(gettext("Only who began it can go on with it, and only where it was left in the middle."))
-        return _to(act_id)
+        return go_to("show_act", act_id=act_id)
     wanted = Act(
         found.action, _filter(found.filter), found.acted_by, found.reason, found.over_seconds, counted_at=found.acted_at
     )
@@ -144,7 +135,7 @@ def go_on(act_id: int) -> ResponseReturnValue:
     else:
         background.carry_out(bus(), chosen)
         flash(gettext("It goes on."))
-    return _to(act_id)
+    return go_to("show_act", act_id=act_id)
 
 
 def _filter(kept: dict[str, Any]) -> Filter:
@@ -152,7 +143,3 @@ def _filter(kept: dict[str, Any]) -> Filter:
     moment = {"older_than": datetime.fromisoformat(older_than)} if older_than else {}
     names = {each.name for each in dataclasses.fields(Filter)}
     return Filter(**{name: value for name, value in kept.items() if name in names} | moment)
-
-
-def _to(act_id: int) -> ResponseReturnValue:
-    return redirect(url_for("console.show_act", act_id=act_id), HTTPStatus.SEE_OTHER)

@@ -6,9 +6,9 @@ An act is counted first, on a page of its own. It then touches only the counted 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from flask import flash, redirect, request, url_for
+from flask import flash, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext, ngettext
 from pydantic import Field
@@ -17,7 +17,7 @@ from app.bus import Act, Filter, acts, explain, operate, status
 from app.bus.operate import Chosen
 from app.clock import iso
 from app.console import access, background, in_words, why
-from app.console.pages import link_to, page, read_filter, read_form
+from app.console.pages import go_to, page, read_filter, read_form
 from app.current import bus, database, settings
 from app.fields import ID_RULE, BigInt, Identifier, Moment, Text
 from app.http import Problem
@@ -48,7 +48,6 @@ OVER_SECONDS = (60, 600, 3600, 6 * 3600)
 """A retry's choices of the time that its tries are spread over."""
 
 State = Literal["waiting", "leased", "retrying", "dead", "discarded"]
-Lax = Annotated[int, Field(ge=1)]
 
 
 class Selection(RequestModel):
@@ -91,7 +90,7 @@ class Answer(Question):
     """An act that somebody wants, once it was counted."""
 
     because: Text | None = Field(None, max_length=1000, description="at most 1000 characters")
-    over: Lax | None = Field(None, description="a number of seconds")
+    over: int | None = Field(None, ge=1, description="a number of seconds")
     probe: Literal["1"] | None = Field(None, description="1, or left out")
     counted: BigInt = Field(description="the number that was counted")
     counted_at: Moment = Field(description="when it was counted")
@@ -126,7 +125,7 @@ def show_deliveries() -> ResponseReturnValue:
         groups=groups,
         complete=complete,
         most=MOST_GROUPED,
-        following=cursor and link_to("show_deliveries", **query.fields(), view=query.view, cursor=cursor),
+        following=cursor and url_for("console.show_deliveries", **query.fields(), view=query.view, cursor=cursor),
         states=list(STATES),
         outcomes=[outcome for outcome in Outcome if outcome is not Outcome.OK],
         names=[each.receiver for each in receivers],
@@ -245,10 +244,10 @@ def act() -> ResponseReturnValue:
         return _ask(answer, gettext("There are more than were counted. This is the new number."), dict(request.form))
     if not len(chosen) and chosen.act_id is None:
         flash(gettext("Nothing of it is left: all of it was tried, or changed, since it was counted."))
-        return redirect(url_for("console.show_deliveries", **answer.fields()), HTTPStatus.SEE_OTHER)
+        return go_to("show_deliveries", **answer.fields())
     if not wanted.which.given() and answer.sure is None:
         return page("act_ask.html", question=answer, count=len(chosen), given=dict(request.form), sure=True)
-    return redirect(url_for("console.show_act", act_id=_carry_out(chosen)), HTTPStatus.SEE_OTHER)
+    return go_to("show_act", act_id=_carry_out(chosen))
 
 
 def _carry_out(chosen: Chosen) -> int:

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from flask import Flask, Response, current_app, request
+from flask import Blueprint, Flask, Response, current_app, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, NotFound
 
 from app.console import access
-from app.console.blueprint import blueprint
 from app.console.sessions import ConsoleSessions
 from app.console.turns import HEADER, Turns
 from app.errors import AppError
@@ -72,14 +71,12 @@ the endpoint. A GET asks for the right to look, a POST for the right to operate;
 
 def init_app(app: Flask) -> None:
     """Add the console to an application whose extensions hold ``bus``, ``database`` and ``settings``."""
-    if not blueprint._got_registered_once:  # one blueprint serves every application of a process
-        _add_routes()
     app.session_interface = ConsoleSessions()
+    app.config.update(SESSION_COOKIE_NAME="console", SESSION_COOKIE_SAMESITE="Strict")
     app.extensions["console_turns"] = Turns(app.extensions["database"].clock.monotonic)
-    app.register_blueprint(blueprint)
-
-
-def _add_routes() -> None:
+    blueprint = Blueprint(
+        "console", __name__, template_folder="templates", static_folder="static", static_url_path="/console/static"
+    )
     for method, path, function in ROUTES:
         endpoint = function.partition(".")[2]
         blueprint.add_url_rule(path, endpoint, later(function), methods=[method])
@@ -88,6 +85,7 @@ def _add_routes() -> None:
     blueprint.register_error_handler(HTTPException, later("pages.answer_error"))
     blueprint.register_error_handler(AppError, later("pages.answer_error"))
     blueprint.app_errorhandler(NotFound)(_answer_not_found)
+    app.register_blueprint(blueprint)
 
 
 def later(name: str) -> Callable[..., Any]:

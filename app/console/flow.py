@@ -2,12 +2,13 @@
 
 import secrets
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from flask import current_app, flash, make_response, redirect, request, url_for
+from flask import current_app, flash, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext, ngettext
 
@@ -15,9 +16,9 @@ from app.bus.queries import Step
 from app.bus.status import ReceiverStatus, short
 from app.clock import iso, uuid7
 from app.console import demo, diagram, languages
-from app.console.diagram import Line, Node, Picture, Pipe
+from app.console.diagram import Line, Node, Pipe
 from app.console.figures import MOST_COUNTED, Figures, FiguresCache, Latency
-from app.console.pages import link_to, page, read_form, seen, wrong_fields
+from app.console.pages import go_to, live_part, page, read_form, seen, wrong_fields
 from app.console.turns import Turns
 from app.console.wiring import Receiver, Wiring, wiring
 from app.current import bus, database
@@ -37,11 +38,7 @@ LONGEST_REASON = 120
 """Characters of a reason that the picture shows; its pages show the rest."""
 
 
-def show_flow() -> ResponseReturnValue:
-    return _page()
-
-
-def _page(given: dict[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
+def show_flow(given: Mapping[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
     found = _figures().now()  # whoever has just placed an order sees it, also without a script
     prefilled = {"order_id": f"w{secrets.randbelow(10**6):06}", "user_id": "42", "total_price": "19.99", "email": ""}
     return page(
@@ -60,12 +57,7 @@ def show_live() -> ResponseReturnValue:
     turns: Turns = current_app.extensions["console_turns"]
     found = _figures().latest(turns.longer_seconds() / 2)
     rendered = _rendered(found, (str(languages.choose_locale()), explains()))
-    if request.if_none_match.contains_weak(rendered.tag):
-        response = make_response("", HTTPStatus.NOT_MODIFIED)
-    else:
-        response = make_response(rendered.html)
-    response.set_etag(rendered.tag, weak=True)
-    return response
+    return live_part(rendered.tag, rendered.html)
 
 
 @dataclass(frozen=True)
@@ -117,12 +109,11 @@ def place_orders() -> ResponseReturnValue:
     """One order, or twenty that have its values; what is wrong is said beside its field."""
     count = TWENTY if request.form.get("count") == str(TWENTY) else 1
     try:
-        order = read_form(NewOrder, *FIELDS)
-        placed = _place(order, count)
+        placed = _place(read_form(NewOrder, *FIELDS), count)
     except Problem as problem:
-        return _page(_given(), wrong_fields(problem)), HTTPStatus.UNPROCESSABLE_ENTITY
+        return show_flow(request.form, wrong_fields(problem)), HTTPStatus.UNPROCESSABLE_ENTITY
     except OrderConflict:
-        return _page(_given(), {"order_id": gettext("exists, with other content")}), HTTPStatus.CONFLICT
+        return show_flow(request.form, {"order_id": gettext("exists, with other content")}), HTTPStatus.CONFLICT
     if placed:
         flash(
             ngettext(
@@ -132,10 +123,6 @@ def place_orders() -> ResponseReturnValue:
     else:
         flash(gettext("This very order was stored before: nothing happens twice."))
     return _back()
-
-
-def _given() -> dict[str, str]:
-    return {name: request.form.get(name, "") for name in FIELDS}
 
 
 def _place(order: NewOrder, count: int) -> int:
@@ -188,8 +175,7 @@ def _demand_demo() -> None:
 
 
 def _back() -> ResponseReturnValue:
-    explain = "1" if request.form.get("explain") == "1" else None
-    return redirect(url_for("console.show_flow", explain=explain), HTTPStatus.SEE_OTHER)
+    return go_to("show_flow", explain="1" if request.form.get("explain") == "1" else None)
 
 
 # The picture
@@ -201,27 +187,30 @@ def _live(found: Figures) -> dict[str, Any]:
     return {
         "figures": found,
         "explain": explains(),
-        "pictures": (("wide", picture.drawn(diagram.wide)), ("narrow", picture.drawn(diagram.narrow))),
+        "pictures": [
+            ("wide", diagram.wide(picture.nodes, picture.pipes)),
+            ("narrow", diagram.narrow(picture.nodes, picture.pipes)),
+        ],
         "verdict": verdict(found),
         "rows": [(order, steps_of(found, found.steps.get(order.order_id, []))) for order in found.orders],
     }
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How the service is, in a sentence."""
+class Sign:
+    """How something is: a tone, a shape, and words."""
 
     tone: str
     shape: str
     text: str
+    more: str = ""
 
 
-def verdict(found: Figures) -> Verdict:
+def verdict(found: Figures) -> Sign:
+    """How the service is, in a sentence."""
     statuses = found.receivers.values()
     if not found.dispatchers:
-        return Verdict(
-            "bad", "✕", gettext("No dispatcher is at work. Orders are taken and kept; nothing is delivered.")
-        )
+        return Sign("bad", "✕", gettext("No dispatcher is at work. Orders are taken and kept; nothing is delivered."))
     if held := [each for each in statuses if each.is_held_up]:
         names = ", ".join(seen(each.receiver) for each in held)
         waiting = sum(each.waiting for each in held)
@@ -231,9 +220,9 @@ def verdict(found: Figures) -> Verdict:
             waiting,
             names=names,
         )
-        return Verdict("warn", "◼", text)
+        return Sign("warn", "◼", text)
     if retrying := sum(each.retrying for each in statuses):
-        return Verdict(
+        return Sign(
             "warn",
             "↻",
             ngettext(
@@ -243,7 +232,7 @@ def verdict(found: Figures) -> Verdict:
             ),
         )
     if dead := sum(each.dead for each in statuses):
-        return Verdict(
+        return Sign(
             "bad",
             "✕",
             ngettext(
@@ -253,10 +242,10 @@ def verdict(found: Figures) -> Verdict:
             ),
         )
     if waiting := sum(each.waiting + each.in_flight for each in statuses):
-        return Verdict(
+        return Sign(
             "accent", "●", ngettext("%(num)d delivery is on its way.", "%(num)d deliveries are on their way.", waiting)
         )
-    return Verdict("ok", "✓", gettext("All is delivered. Nothing waits."))
+    return Sign("ok", "✓", gettext("All is delivered. Nothing waits."))
 
 
 class _Picture:
@@ -271,25 +260,15 @@ class _Picture:
         self._missing()
         self._unheard()
 
-    def drawn(self, layout: Any) -> Picture:
-        picture: Picture = layout(self.nodes, self.pipes)
-        return picture
-
     def _say(self, text: str, file: str) -> list[Line]:
         return [Line("say", text), Line("code", file)] if self.explain else []
 
     def _sources(self) -> None:
         first, *others = self.wires.sources
-        href, found = link_to("show_orders") or "", self.found
         lines = [
             Line("role", gettext("source")),
             Line("name", "POST /api/create_order" if first == "OrderCreated" else first),
-            Line(
-                "row",
-                gettext("%(event)s a minute", event=first),
-                self._number(found.events_a_minute(first)),
-                key=f"events:{first}",
-            ),
+            self._events_row(first, gettext("%(event)s a minute", event=first)),
         ]
         lines += self._say(
             gettext(
@@ -297,15 +276,13 @@ class _Picture:
             ),
             "app/api/orders.py",
         )
-        self.nodes.append(Node("source", 0, lines, href))
+        self.nodes.append(Node("source", 0, lines, url_for("console.show_orders")))
         self.pipes.append(self._pipe("source", "outbox", [first]))
         if others:
             lines = [Line("role", gettext("source")), Line("name", gettext("People: commands, this console"))]
-            lines += [
-                Line("row", each, self._number(found.events_a_minute(each)), key=f"events:{each}") for each in others
-            ]
+            lines += map(self._events_row, others)
             lines += self._say(gettext("Whatever records an event in a transaction is a source."), "app/events.py")
-            self.nodes.append(Node("people", 0, lines, link_to("show_events") or ""))
+            self.nodes.append(Node("people", 0, lines, url_for("console.show_events")))
             self.pipes.append(self._pipe("people", "outbox", others))
 
     def _pipe(self, start: str, end: str, types: list[str]) -> Pipe:
@@ -314,26 +291,20 @@ class _Picture:
 
     def _outbox(self) -> None:
         statuses = self.found.receivers.values()
-        dead, retrying = sum(each.dead for each in statuses), sum(each.retrying for each in statuses)
         oldest = min((each.oldest_waits_since for each in statuses if each.oldest_waits_since), default=None)
         lines = [
             Line("role", gettext("bus")),
             Line("name", gettext("Outbox and dispatcher")),
-            *(
-                Line("row", word, self._number(count) + more, tone, key=key)
-                for word, count, more, tone, key in (
-                    (gettext("waiting"), sum(each.waiting for each in statuses), "", "", "waiting"),
-                    (gettext("in flight"), sum(each.in_flight for each in statuses), "", "", "in_flight"),
-                    (gettext("retrying"), retrying, _more(retrying), "warn", "retrying"),
-                    (gettext("dead"), dead, _more(dead), "bad", "dead"),
-                )
-            ),
+            _row(gettext("waiting"), sum(each.waiting for each in statuses), key="waiting"),
+            _row(gettext("in flight"), sum(each.in_flight for each in statuses), key="in_flight"),
+            _row(gettext("retrying"), sum(each.retrying for each in statuses), "warn", "retrying", MOST_COUNTED),
+            _row(gettext("dead"), sum(each.dead for each in statuses), "bad", "dead", MOST_COUNTED),
         ]
         if oldest:
-            lines.append(Line("row", gettext("oldest waits for"), "0 s", since=iso(oldest)))
+            lines.append(_age(gettext("oldest waits for"), oldest))
         if self.found.dispatchers:
             newest = max(self.found.dispatchers, key=lambda each: each.started_at)
-            lines.append(Line("row", gettext("dispatcher, running for"), "0 s", since=iso(newest.started_at)))
+            lines.append(_age(gettext("dispatcher, running for"), newest.started_at))
         else:
             lines.append(Line("state", gettext("no dispatcher is at work"), "✕", "bad"))
         lines += self._say(
@@ -343,7 +314,7 @@ class _Picture:
             "app/bus/outbox.py",
         )
         tone = "" if self.found.dispatchers else "bad"
-        self.nodes.append(Node("outbox", 1, lines, link_to("show_deliveries") or "", tone))
+        self.nodes.append(Node("outbox", 1, lines, url_for("console.show_deliveries"), tone))
 
     def _receiver(self, receiver: Receiver) -> None:
         status = self.found.receivers.get(receiver.name)
@@ -356,7 +327,7 @@ class _Picture:
             ]
         else:
             lines = [Line("role", gettext("published, and back through the bus to")), Line("name", receiver.name)]
-            lines += [self._events_row(each) for each in receiver.takes]
+            lines += map(self._events_row, receiver.takes)
         if status is not None:
             lines += self._state(status, depth)
         lines += self._say(
@@ -366,7 +337,7 @@ class _Picture:
             receiver.file,
         )
         held = status is not None and (status.breaker or status.pause)
-        href = link_to("show_deliveries", receiver=receiver.name) or ""
+        href = url_for("console.show_deliveries", receiver=receiver.name)
         self.nodes.append(Node(receiver.name, min(depth, 2) + 1, lines, href, "warn" if held else ""))
         delivered = self.found.delivered(receiver.name)
         tone = "held" if held else "busy" if self.found.ended_a_minute(receiver.name) else ""
@@ -377,9 +348,8 @@ class _Picture:
             if common and other.name != receiver.name and self.wires.depth[other.name] < depth:
                 self.pipes.append(self._pipe(other.name, receiver.name, common))
 
-    def _events_row(self, event_type: str) -> Line:
-        count = self.found.events_a_minute(event_type)
-        return Line("row", event_type, self._number(count), "" if count else "dim", key=f"events:{event_type}")
+    def _events_row(self, event_type: str, word: str | None = None) -> Line:
+        return _row(word or event_type, self.found.events_a_minute(event_type), key=f"events:{event_type}")
 
     def _state(self, status: ReceiverStatus, depth: int) -> list[Line]:
         """Its state as a word with a shape, and what is behind it."""
@@ -388,15 +358,13 @@ class _Picture:
             lines.append(Line("state", gettext("this process has no such receiver"), "✕", "bad"))
         elif pause := status.pause:
             lines.append(Line("state", gettext("paused by %(name)s", name=seen(pause.paused_by)), "‖", "warn"))
-            lines += [
-                Line("note", seen(pause.reason)[:LONGEST_REASON]),
-                Line("row", gettext("for"), "0 s", since=iso(pause.paused_at)),
-            ]
+            lines.append(Line("note", seen(pause.reason)[:LONGEST_REASON]))
+            lines.append(_age(gettext("for"), pause.paused_at))
         elif breaker := status.breaker:
             lines.append(Line("state", gettext("its circuit breaker is open"), "◼", "warn"))
             if breaker.reason:
                 lines.append(Line("note", seen(short(breaker.reason))[:LONGEST_REASON]))
-            lines.append(Line("row", gettext("open for"), "0 s", since=iso(breaker.opened_at)))
+            lines.append(_age(gettext("open for"), breaker.opened_at))
             lines.append(Line("row", gettext("next probe in"), "0 s", until=iso(breaker.next_probe_at)))
         elif status.retrying:
             lines.append(Line("state", gettext("some failed, and are tried again"), "↻", "warn"))
@@ -404,33 +372,17 @@ class _Picture:
             lines.append(Line("state", gettext("delivers"), "✓", "ok"))
         if depth == 1:
             ended = self.found.ended_a_minute(status.receiver)
-            lines.append(
-                Line(
-                    "row",
-                    gettext("done a minute"),
-                    self._number(ended),
-                    "" if ended else "dim",
-                    key=f"done:{status.receiver}",
-                )
-            )
+            lines.append(_row(gettext("done a minute"), ended, key=f"done:{status.receiver}"))
             if latency := self.found.latency(status.receiver):
-                lines.append(
-                    Line(
-                        "row",
-                        gettext("p50 / p99 after order"),
-                        shown_latency(latency),
-                        key=f"latency:{status.receiver}",
-                    )
-                )
-        for word, count, more, tone in (
-            (gettext("waiting"), status.waiting, "", ""),
-            (gettext("retrying"), status.retrying, _more(status.retrying), "warn"),
-            (gettext("dead"), status.dead, _more(status.dead), "bad"),
-            (gettext("skipped of late"), status.skipped, _more(status.skipped), ""),
-        ):
-            if count:
-                lines.append(Line("row", word, self._number(count) + more, tone))
-        return lines
+                word = gettext("p50 / p99 after order")
+                lines.append(Line("row", word, shown_latency(latency), key=f"latency:{status.receiver}"))
+        rows = (
+            _row(gettext("waiting"), status.waiting),
+            _row(gettext("retrying"), status.retrying, "warn", most=MOST_COUNTED),
+            _row(gettext("dead"), status.dead, "bad", most=MOST_COUNTED),
+            _row(gettext("skipped of late"), status.skipped, most=MOST_COUNTED),
+        )
+        return lines + [each for each in rows if each.value != "0"]
 
     def _missing(self) -> None:
         """Receivers that have deliveries, and that no code here takes."""
@@ -442,7 +394,7 @@ class _Picture:
                     Line("name", seen(name)),
                     *self._state(status, 1),
                 ]
-                self.nodes.append(Node(name, 2, lines, link_to("show_deliveries", receiver=name) or "", "bad"))
+                self.nodes.append(Node(name, 2, lines, url_for("console.show_deliveries", receiver=name), "bad"))
                 self.pipes.append(Pipe("outbox", name, [], "held"))
 
     def _unheard(self) -> None:
@@ -451,16 +403,18 @@ class _Picture:
         for receiver in self.wires.receivers:
             if unheard := [each for each in receiver.publishes if each not in taken]:
                 lines = [Line("role", gettext("published, and kept: nobody takes it")), *map(self._events_row, unheard)]
-                self.nodes.append(Node(f"unheard:{receiver.name}", 3, lines, link_to("show_events") or ""))
+                self.nodes.append(Node(f"unheard:{receiver.name}", 3, lines, url_for("console.show_events")))
                 self.pipes.append(self._pipe(receiver.name, f"unheard:{receiver.name}", unheard))
 
-    def _number(self, number: int) -> str:
-        return languages.shown_number(number)
+
+def _row(word: str, count: int, tone: str = "", key: str = "", most: int | None = None) -> Line:
+    """A number; with a plus where ``most`` is where counting stops, and it may stand for more."""
+    more = "+" if most is not None and count >= most else ""
+    return Line("row", word, languages.shown_number(count) + more, tone, key=key)
 
 
-def _more(count: int) -> str:
-    """Behind a number that may stand for more."""
-    return "+" if count >= MOST_COUNTED else ""
+def _age(word: str, since: datetime) -> Line:
+    return Line("row", word, "0 s", since=iso(since))
 
 
 def shown_latency(latency: Latency) -> str:
@@ -473,40 +427,30 @@ def shown_latency(latency: Latency) -> str:
 # Where an order is
 
 
-@dataclass(frozen=True)
-class Reached:
-    """A step of an order: its tone, its shape, and what it is."""
-
-    tone: str
-    shape: str
-    text: str
-    more: str = ""
-
-
-def steps_of(found: Figures, steps: list[Step]) -> list[Reached]:
+def steps_of(found: Figures, steps: list[Step]) -> list[Sign]:
     """Stored, then each receiver of what came from outside; of those behind them only what is not done."""
-    shown = [Reached("ok", "✓", gettext("stored"))]
+    shown = [Sign("ok", "✓", gettext("stored"))]
     sources = {step.event_type for step in steps[:1]} | {"OrderCreated", "NotificationRequested"}
     told = [step for step in steps if step.event_type in sources or step.state != DeliveryState.DONE]
     return shown + [_reached(step, found.receivers.get(step.receiver)) for step in told]
 
 
-def _reached(step: Step, status: ReceiverStatus | None) -> Reached:
+def _reached(step: Step, status: ReceiverStatus | None) -> Sign:
     name, reason = _short_name(step.receiver), seen(short(step.reason or ""))
     match step.state:
         case DeliveryState.DONE:
-            return Reached("ok", "✓", name)
+            return Sign("ok", "✓", name)
         case DeliveryState.DEAD:
-            return Reached("bad", "✕", gettext("%(name)s given up", name=name), reason)
+            return Sign("bad", "✕", gettext("%(name)s given up", name=name), reason)
         case DeliveryState.DISCARDED:
-            return Reached("dim", "–", gettext("%(name)s not needed", name=name), reason)
+            return Sign("dim", "–", gettext("%(name)s not needed", name=name), reason)
         case DeliveryState.LEASED:
-            return Reached("accent", "●", gettext("%(name)s under way", name=name))
+            return Sign("accent", "●", gettext("%(name)s under way", name=name))
     if status is not None and (status.breaker or status.pause):
-        return Reached("warn", "◼", gettext("%(name)s waits", name=name))
+        return Sign("warn", "◼", gettext("%(name)s waits", name=name))
     if step.outcome:
-        return Reached("warn", "↻", gettext("%(name)s is tried again", name=name), reason)
-    return Reached("dim", "○", gettext("%(name)s waits", name=name))
+        return Sign("warn", "↻", gettext("%(name)s is tried again", name=name), reason)
+    return Sign("dim", "○", gettext("%(name)s waits", name=name))
 
 
 def _short_name(receiver: str) -> str:

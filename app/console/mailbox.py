@@ -12,21 +12,20 @@ from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flask import current_app, make_response
+from flask import current_app, make_response, url_for
 from flask.typing import ResponseReturnValue
-from flask_babel import gettext
 from pydantic import Field
 from sqlalchemy import select
+from werkzeug.exceptions import NotFound
 
 from app.bus.tables import StoredEvent
-from app.console.pages import link_to, page, read_filter, seen
+from app.console.mails import FRAME_POLICY
+from app.console.pages import page, read_filter, seen
 from app.current import database, settings
 from app.fields import Text
-from app.http import Problem
 from app.mail.envelope import readable
 from app.request_models import RequestModel
 
@@ -49,12 +48,6 @@ HTML_POLICY = (
     "frame-ancestors 'self'; sandbox"
 )
 """Of a mail's HTML, in its frame: its own look, and nothing else. No script runs, and nothing is loaded."""
-
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "frame-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-"""Of the page around it."""
 
 
 class MailQuery(RequestModel):
@@ -87,13 +80,13 @@ def show_mailbox() -> ResponseReturnValue:
         mails=mails,
         orders=_orders(each.event_id for each in mails if each.event_id),
         query=query,
-        following=link_to("show_mailbox", cursor=shown[-1]) if after + PAGE_SIZE < len(names) else None,
+        following=url_for("console.show_mailbox", cursor=shown[-1]) if after + PAGE_SIZE < len(names) else None,
         most=MOST_MAILS if len(names) >= MOST_MAILS else None,
     )
 
 
 def show_kept_mail(name: str) -> ResponseReturnValue:
-    """Raises Problem with 404."""
+    """Raises NotFound."""
     content = _demand(name)
     message = email.message_from_bytes(content)
     mail = _mail(name, content)
@@ -109,22 +102,18 @@ def show_kept_mail(name: str) -> ResponseReturnValue:
             is_cut=len(content) >= MOST_BYTES,
         )
     )
-    response.headers["Content-Security-Policy"] = PAGE_POLICY
+    response.headers["Content-Security-Policy"] = FRAME_POLICY
     return response
 
 
 def show_kept_html(name: str) -> ResponseReturnValue:
-    """The mail's HTML as it is, where nothing of it can do any harm. Raises Problem with 404."""
+    """The mail's HTML as it is, where nothing of it can do any harm. Raises NotFound."""
     html = _part(email.message_from_bytes(_demand(name)), "html")
     if html is None:
-        raise _nothing()
+        raise NotFound
     response = make_response(html)
     response.headers["Content-Security-Policy"] = HTML_POLICY
     return response
-
-
-def _nothing() -> Problem:
-    return Problem(HTTPStatus.NOT_FOUND, gettext("There is no such mail."))
 
 
 # What is in a mail
@@ -206,7 +195,7 @@ def _remembered() -> dict[str, Any]:
 def _demand(name: str) -> bytes:
     content = _content(name) if NAME.fullmatch(name) else None
     if content is None:
-        raise _nothing()
+        raise NotFound
     return content
 
 

@@ -1,11 +1,12 @@
 """Orders: the table, its downloads, and the story of one order, with what can be done about it."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flask import flash, redirect, url_for
+from flask import flash, request
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import Field
@@ -15,10 +16,9 @@ from app.bus import Act, Filter, acts, explain, operate, queries
 from app.bus.operate import ACTIONS
 from app.clock import iso
 from app.console import access, in_words, why
-from app.console.addresses import keep_address
 from app.console.downloads import ROWS_AT_ONCE, Pages, send_csv, send_json
 from app.console.mails import is_sent
-from app.console.pages import next_page, page, read_filter, read_form, sought_address, wrong_fields
+from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
 from app.current import bus, database
 from app.errors import OrderNotFound
 from app.fields import MAX_BIGINT, Text
@@ -33,7 +33,7 @@ from app.orders import (
     list_orders,
     notification_reasons,
 )
-from app.request_models import DiscardReason, OrderQuery, ResendRequest
+from app.request_models import DiscardReason, EmailRequest, OrderQuery, ResendRequest
 from app.resend import resend
 from app.states import NotificationStatus, OrderStatus
 from app.validation import field_problem
@@ -143,12 +143,7 @@ def _as_row(order: Order) -> dict[str, Any]:
 # One order
 
 
-def show_order(order_id: str) -> ResponseReturnValue:
-    """Raises OrderNotFound."""
-    return _page(order_id)
-
-
-def _page(order_id: str, given: dict[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
+def show_order(order_id: str, given: Mapping[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
     """``wrong`` names fields as the page does: ``email``, or ``reason-`` and a delivery. Raises OrderNotFound."""
     if not is_identifier(order_id):
         raise OrderNotFound
@@ -181,19 +176,22 @@ def resend_notification(order_id: str) -> ResponseReturnValue:
     reason = read_form(ResendRequest, "reason").reason
     resend(bus(), order_id, by=access.operator(), reason=reason)
     flash(gettext("The notification is asked for again: a new mail follows."))
-    return _back(order_id)
+    return go_to("show_order", order_id=order_id)
 
 
 def set_order_email(order_id: str) -> ResponseReturnValue:
     """Set the address; an error stands beside the field. Raises OrderNotFound."""
     if not is_identifier(order_id):
         raise OrderNotFound
-    return keep_address(
-        lambda email: emails.set_order_email(bus(), order_id, email, by=access.operator()),
-        gettext("The address is kept: this order's mails go there from the next try on."),
-        _back(order_id),
-        lambda given, wrong: _page(order_id, given, wrong),
-    )
+    try:
+        email = read_form(EmailRequest, "email").email
+    except Problem as problem:
+        return show_order(order_id, request.form, wrong_fields(problem)), 422
+    if emails.set_order_email(bus(), order_id, email, by=access.operator()):
+        flash(gettext("The address is kept: this order's mails go there from the next try on."))
+    else:
+        flash(gettext("This was the address before."))
+    return go_to("show_order", order_id=order_id)
 
 
 def retry_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnValue:
@@ -205,7 +203,7 @@ def retry_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnValue
         flash(gettext("The delivery is due now."))
     else:
         flash(gettext("Nothing was changed: the delivery is done, or under way."))
-    return _back(order_id)
+    return go_to("show_order", order_id=order_id)
 
 
 def discard_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnValue:
@@ -215,13 +213,13 @@ def discard_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnVal
         reason = read_form(DiscardReason, "reason").reason
     except Problem as problem:
         field = f"reason-{delivery_id}"
-        return _page(order_id, wrong={field: wrong_fields(problem)["reason"]}), 422
+        return show_order(order_id, wrong={field: wrong_fields(problem)["reason"]}), 422
     act = Act("discard", Filter(delivery_id=delivery_id), access.operator(), reason)
     if state in ACTIONS["discard"] and bus().carry_out(bus().choose(act)).deliveries:
         flash(gettext("The delivery is given up for good."))
     else:
         flash(gettext("Nothing was changed: the delivery has ended, or is under way."))
-    return _back(order_id)
+    return go_to("show_order", order_id=order_id)
 
 
 def _state_of(order_id: str, delivery_id: int) -> str:
@@ -233,10 +231,6 @@ def _state_of(order_id: str, delivery_id: int) -> str:
     if not found:
         raise OrderNotFound
     return str(found[0].state)
-
-
-def _back(order_id: str) -> ResponseReturnValue:
-    return redirect(url_for("console.show_order", order_id=order_id), 303)
 
 
 # The waterfall

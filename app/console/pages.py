@@ -5,10 +5,11 @@ import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flask import current_app, make_response, render_template, request, url_for
+from flask import Response, make_response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import BaseModel
@@ -18,7 +19,7 @@ from app.addresses import checked_email
 from app.bus import queries, words
 from app.clock import iso
 from app.console import access, languages
-from app.console.blueprint import blueprint
+from app.console.access import N_
 from app.console.diagram import Line
 from app.current import database
 from app.errors import AppError, DatabaseUnavailable
@@ -26,8 +27,6 @@ from app.http import Problem, problem_of
 from app.validation import validate
 
 Model = TypeVar("Model", bound=BaseModel)
-
-N_ = access.N_
 
 NAVIGATION: tuple[tuple[str, Callable[[], str]], ...] = (
     ("console.show_flow", lambda: gettext("Flow")),
@@ -59,7 +58,6 @@ def for_every_page() -> dict[str, Any]:
         "lasting": lasting,
         "html_language": languages.html_language(),
         "is_chinese": languages.language() == "zh",
-        "link_to": link_to,
         "amount": languages.shown_amount,
         "moment": languages.shown_moment,
         "pretty": partial(json.dumps, indent=2, ensure_ascii=False),
@@ -91,11 +89,17 @@ def page(template: str, **values: Any) -> str:
     return render_template(f"console/{template}", **(for_every_page() | values))
 
 
-def link_to(endpoint: str, **values: Any) -> str | None:
-    """The address of a page of the console; None where there is no such page."""
-    if f"{blueprint.name}.{endpoint}" not in current_app.view_functions:
-        return None
-    return url_for(f"{blueprint.name}.{endpoint}", **values)
+def go_to(endpoint: str, **values: Any) -> ResponseReturnValue:
+    """The browser asks for that page of the console next."""
+    return redirect(url_for(f"console.{endpoint}", **values), HTTPStatus.SEE_OTHER)
+
+
+def live_part(tag: str, html: str | bytes) -> Response:
+    """A page's live part, whose ETag is ``tag``; 304 while nothing has changed."""
+    is_known = request.if_none_match.contains_weak(tag)
+    response = make_response(("", HTTPStatus.NOT_MODIFIED) if is_known else html)
+    response.set_etag(tag, weak=True)
+    return response
 
 
 def asset(name: str) -> str:
@@ -105,7 +109,7 @@ def asset(name: str) -> str:
 
 @lru_cache
 def _digest(name: str) -> str:
-    return hashlib.sha256((Path(str(blueprint.static_folder)) / name).read_bytes()).hexdigest()[:12]
+    return hashlib.sha256((Path(__file__).with_name("static") / name).read_bytes()).hexdigest()[:12]
 
 
 def _count_dead() -> int:
@@ -265,7 +269,7 @@ def next_page(endpoint: str, query: BaseModel, cursor: object | None) -> str | N
     if cursor is None:
         return None
     parameters = query.model_dump(mode="json", exclude_none=True, exclude_defaults=True) | {"cursor": cursor}
-    return link_to(endpoint, **parameters)
+    return url_for(f"console.{endpoint}", **parameters)
 
 
 def local_target(target: str | None) -> str:

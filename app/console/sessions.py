@@ -25,15 +25,6 @@ class ConsoleSessions(SecureCookieSessionInterface):
             app.secret_key = kept_key(settings.instance_path)
         return super().open_session(app, request)
 
-    def get_cookie_name(self, app: Flask) -> str:
-        return "console"
-
-    def get_cookie_httponly(self, app: Flask) -> bool:
-        return True
-
-    def get_cookie_samesite(self, app: Flask) -> str:
-        return "Strict"
-
     def get_cookie_secure(self, app: Flask) -> bool:
         return request.is_secure
 

@@ -1,18 +1,18 @@
 """Sign in, sign out, and the choice of the language."""
 
-from flask import redirect, request, session, url_for
+from flask import redirect, request, session
 from flask.typing import ResponseReturnValue
 
 from app.bus.operate import MOST_NAME_CHARACTERS
 from app.console import access, languages
-from app.console.pages import local_target, page
+from app.console.pages import go_to, local_target, page
 from app.current import settings
 from app.text import shortened
 
 
 def show_sign_in() -> ResponseReturnValue:
     if settings().console_password is None or (access.visitor() is not None and "next" not in request.args):
-        return redirect(url_for("console.show_flow"), 303)
+        return go_to("show_flow")
     return page("sign_in.html", target=request.args.get("next", ""), wrong=False, name="")
 
 
@@ -27,7 +27,7 @@ def sign_in() -> ResponseReturnValue:
 
 def sign_out() -> ResponseReturnValue:
     session.clear()
-    return redirect(url_for("console.show_sign_in"), 303)
+    return go_to("show_sign_in")
 
 
 def choose_language(language: str) -> ResponseReturnValue:

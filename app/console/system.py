@@ -1,11 +1,9 @@
 """System: dispatchers, receivers, throughput and latency, the settings, and the doctor's findings."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from typing import Any
 
-from flask import current_app, flash, redirect, url_for
+from flask import current_app, flash
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import Field
@@ -15,7 +13,7 @@ from app import doctor
 from app.bus import queries
 from app.bus.status import ReceiverStatus, Status
 from app.console import access, charts, in_words
-from app.console.pages import page, read_form
+from app.console.pages import go_to, lasting, page, read_form
 from app.current import bus, database, settings
 from app.fields import Text
 from app.request_models import PauseRequest, RequestModel
@@ -37,21 +35,6 @@ class Why(RequestModel):
     """Why something is done."""
 
     reason: Text | None = Field(None, max_length=1000, description="at most 1000 characters")
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of time, as charts and as numbers."""
-
-    name: str
-    ago: str
-    middle: str
-    buckets: list[charts.Bucket]
-    throughput: charts.Throughput
-    latency: charts.LatencyChart | None
-    done: int
-    failed: int
-    is_exact: bool
 
 
 def show_system() -> ResponseReturnValue:
@@ -82,20 +65,21 @@ def _held_up(found: Status) -> list[ReceiverStatus]:
     return [each for each in found.receivers if each.is_held_up and each.receiver not in told]
 
 
-def _window(session: Any, now: datetime, name: str, within: timedelta, count: int, timed: set[str]) -> Window:
+def _window(session: Any, now: datetime, name: str, within: timedelta, count: int, timed: set[str]) -> dict[str, Any]:
+    """A stretch of time, as charts and as numbers."""
     sample = queries.ended_since(session, now - within, MOST_LOOKED_AT)
     found = charts.buckets(sample.attempts, now, within, count, sample.stride, timed)
-    return Window(
-        name=name,
-        ago=gettext("%(time)s ago", time=in_words.seconds(int(within.total_seconds()))),
-        middle=gettext("%(time)s ago", time=in_words.seconds(int(within.total_seconds() / 2))),
-        buckets=found,
-        throughput=charts.throughput(found),
-        latency=charts.latency(found),
-        done=sum(each.done for each in found),
-        failed=sum(each.failed for each in found),
-        is_exact=sample.stride == 1,
-    )
+    return {
+        "name": name,
+        "ago": gettext("%(time)s ago", time=lasting(within)),
+        "middle": gettext("%(time)s ago", time=lasting(within / 2)),
+        "buckets": found,
+        "throughput": charts.throughput(found),
+        "latency": charts.latency(found),
+        "done": sum(each.done for each in found),
+        "failed": sum(each.failed for each in found),
+        "is_exact": sample.stride == 1,
+    }
 
 
 def _settings() -> list[tuple[str, str, bool]]:
@@ -130,7 +114,7 @@ def pause_receiver(receiver: str) -> ResponseReturnValue:
         flash(gettext("%(name)s is paused: nothing is delivered to it until somebody resumes it.", name=receiver))
     else:
         flash(gettext("%(name)s was paused before.", name=receiver))
-    return _back()
+    return go_to("show_system")
 
 
 def resume_receiver(receiver: str) -> ResponseReturnValue:
@@ -139,7 +123,7 @@ def resume_receiver(receiver: str) -> ResponseReturnValue:
         flash(gettext("%(name)s goes on.", name=receiver))
     else:
         flash(gettext("%(name)s is not paused.", name=receiver))
-    return _back()
+    return go_to("show_system")
 
 
 def probe_receiver(receiver: str) -> ResponseReturnValue:
@@ -147,8 +131,4 @@ def probe_receiver(receiver: str) -> ResponseReturnValue:
         flash(gettext("The next delivery to %(name)s is tried now: if it comes through, all go on.", name=receiver))
     else:
         flash(gettext("The circuit breaker of %(name)s is closed: nothing is to be probed.", name=receiver))
-    return _back()
-
-
-def _back() -> ResponseReturnValue:
-    return redirect(url_for("console.show_system"), HTTPStatus.SEE_OTHER)
+    return go_to("show_system")

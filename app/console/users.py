@@ -1,6 +1,8 @@
 """Users: the table, and one user's record beside the sums of the user's orders."""
 
-from flask import flash, redirect, request, url_for
+from collections.abc import Mapping
+
+from flask import flash, request
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext, ngettext
 from pydantic import Field
@@ -8,13 +10,13 @@ from pydantic import Field
 from app import orders
 from app.bus.operate import Chosen
 from app.console import access
-from app.console.addresses import keep_address
-from app.console.pages import next_page, page, read_filter, sought_address
+from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
 from app.current import bus, database, settings
 from app.errors import UserNotFound
 from app.fields import Identifier, PageSize, Text
+from app.http import Problem
 from app.orders import OrderSums, User
-from app.request_models import RequestModel
+from app.request_models import EmailRequest, RequestModel
 from app.states import NotificationStatus
 
 MOST_SUMMED = 10_000
@@ -55,12 +57,7 @@ def show_users() -> ResponseReturnValue:
     return page("users.html", rows=rows, query=query, following=next_page("show_users", query, cursor))
 
 
-def show_user(user_id: str) -> ResponseReturnValue:
-    """Raises UserNotFound."""
-    return _page(user_id)
-
-
-def _page(user_id: str, given: dict[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
+def show_user(user_id: str, given: Mapping[str, str] | None = None, wrong: dict[str, str] | None = None) -> str:
     """Raises UserNotFound where there is neither a record nor an order."""
     if not orders.is_identifier(user_id):
         raise UserNotFound
@@ -113,12 +110,15 @@ def set_user_email(user_id: str) -> ResponseReturnValue:
     """Set the address; an error stands beside the field. Raises UserNotFound."""
     if not orders.is_identifier(user_id):
         raise UserNotFound
-    return keep_address(
-        lambda email: orders.set_user_email(bus(), user_id, email, by=access.operator()),
-        gettext("The address is kept: mails of orders that have none of their own go there from now on."),
-        _back(user_id),
-        lambda given, wrong: _page(user_id, given, wrong),
-    )
+    try:
+        email = read_form(EmailRequest, "email").email
+    except Problem as problem:
+        return show_user(user_id, request.form, wrong_fields(problem)), 422
+    if orders.set_user_email(bus(), user_id, email, by=access.operator()):
+        flash(gettext("The address is kept: mails of orders that have none of their own go there from now on."))
+    else:
+        flash(gettext("This was the address before."))
+    return go_to("show_user", user_id=user_id)
 
 
 def send_skipped(user_id: str) -> ResponseReturnValue:
@@ -129,8 +129,4 @@ def send_skipped(user_id: str) -> ResponseReturnValue:
     chosen = _skipped(user_id).upto(int(upto) if upto.isascii() and upto.isdigit() else 0)
     touched = bus().carry_out(chosen).deliveries if len(chosen) else 0
     flash(ngettext("%(num)d mail is due now.", "%(num)d mails are due now.", touched))
-    return _back(user_id)
-
-
-def _back(user_id: str) -> ResponseReturnValue:
-    return redirect(url_for("console.show_user", user_id=user_id), 303)
+    return go_to("show_user", user_id=user_id)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from flask import Response, current_app
 from flask_babel import gettext
@@ -32,18 +32,13 @@ Cursor = TypeVar("Cursor")
 Row = Mapping[str, Any]
 
 
-class Pages(Generic[Cursor]):
+def all_pages(read: Callable[[Cursor | None], tuple[Sequence[Row], Cursor | None]]) -> Iterator[Sequence[Row]]:
     """The rows of a table. ``read(cursor)`` returns a page, and the next one's cursor: None after the last page."""
-
-    def __init__(self, read: Callable[[Cursor | None], tuple[Sequence[Row], Cursor | None]]) -> None:
-        self._read = read
-
-    def __iter__(self) -> Iterator[Sequence[Row]]:
-        rows, cursor = self._read(None)
+    rows, cursor = read(None)
+    yield rows
+    while cursor is not None:
+        rows, cursor = read(cursor)
         yield rows
-        while cursor is not None:
-            rows, cursor = self._read(cursor)
-            yield rows
 
 
 def send_csv(pages: Iterable[Sequence[Row]], columns: Sequence[str], name: str) -> Response:
@@ -59,14 +54,10 @@ def send_json(pages: Iterable[Sequence[Row]], name: str) -> Response:
 def _csv_parts(pages: Iterable[Sequence[Row]], columns: Sequence[str]) -> Iterator[str]:
     head: list[Sequence[str]] = [columns]
     for rows in pages:
-        yield _csv_lines(chain(head, ([guarded(row[name]) for name in columns] for row in rows)))
+        written = io.StringIO()
+        csv.writer(written).writerows(chain(head, ([guarded(row[name]) for name in columns] for row in rows)))
+        yield written.getvalue()
         head = []
-
-
-def _csv_lines(rows: Iterable[Sequence[str]]) -> str:
-    written = io.StringIO()
-    csv.writer(written).writerows(rows)
-    return written.getvalue()
 
 
 def guarded(value: object) -> str:

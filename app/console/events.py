@@ -15,7 +15,7 @@ from app.bus import queries
 from app.clock import iso
 from app.cloud_events import cloud_event
 from app.console.access import N_
-from app.console.downloads import ROWS_AT_ONCE, Pages, send_json
+from app.console.downloads import ROWS_AT_ONCE, all_pages, send_json
 from app.console.pages import next_page, page, read_filter
 from app.console.wiring import wiring
 from app.current import database
@@ -89,7 +89,7 @@ def download_events() -> ResponseReturnValue:
             found = queries.feed_backwards(session, before=before, limit=ROWS_AT_ONCE, **query.filters())
         return [_as_json(cloud_event(event._mapping, loads)) for event in found.events], found.cursor
 
-    return send_json(Pages(read), "events.json")
+    return send_json(all_pages(read), "events.json")
 
 
 def _as_json(event: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Orders: the table, its downloads, and the story of one order, with what can be done about it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from app.bus import Act, Filter, acts, explain, operate, queries
 from app.bus.operate import ACTIONS
 from app.clock import iso
 from app.console import access, in_words, why
-from app.console.downloads import ROWS_AT_ONCE, Pages, send_csv, send_json
+from app.console.downloads import ROWS_AT_ONCE, all_pages, send_csv, send_json
 from app.console.mails import is_sent
 from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
 from app.current import bus, database
@@ -122,7 +122,7 @@ def download_json() -> ResponseReturnValue:
     return send_json(_pages(), "orders.json")
 
 
-def _pages() -> Pages[str]:
+def _pages() -> Iterator[Sequence[Mapping[str, Any]]]:
     query, reader = read_filter(OrderSearch), database()
 
     def read(cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
@@ -132,7 +132,7 @@ def _pages() -> Pages[str]:
         rows = [exact] if exact and exact.user_id != query.filters().get("user_id") else []
         return [_as_row(order) for order in (*rows, *found.orders)], found.cursor
 
-    return Pages(read)
+    return all_pages(read)
 
 
 def _as_row(order: Order) -> dict[str, Any]:

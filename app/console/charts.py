@@ -26,12 +26,6 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Tick:
-    place: float
-    value: float
-
-
-@dataclass(frozen=True)
 class Bar:
     x: float
     width: float
@@ -46,7 +40,8 @@ class Throughput:
     """Bars: what was done, and on top of it what failed."""
 
     bars: Sequence[Bar]
-    ticks: Sequence[Tick]
+    ticks: Sequence[tuple[float, int]]
+    """Of the grid: y and number."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ class LatencyChart:
 
     p50: str
     p99: str
-    ticks: Sequence[Tick]
-    """In seconds."""
+    ticks: Sequence[tuple[float, float]]
+    """Of the grid: y and seconds."""
 
 
 def buckets(
@@ -85,16 +80,16 @@ def throughput(found: Sequence[Bucket]) -> Throughput:
     scale, step = (BOTTOM - TOP) / top, (RIGHT - LEFT) / len(found)
     bars = []
     for number, each in enumerate(found):
-        done, failed = each.done * scale, each.failed * scale
-        x = LEFT + number * step
-        y = BOTTOM - done
-        bars.append(Bar(round(x + 1, 1), round(step - 2, 1), _bar(y, done), _bar(y - failed, failed), each))
+        done, failed = stacked(BOTTOM, scale, each.done, each.failed)
+        bars.append(Bar(round(LEFT + number * step + 1, 1), round(step - 2, 1), done, failed, each))
     middle = [top // 2] if top % 2 == 0 else []
-    return Throughput(bars, [Tick(BOTTOM - value * scale, value) for value in (0, *middle, top)])
+    return Throughput(bars, [(BOTTOM - value * scale, value) for value in (0, *middle, top)])
 
 
-def _bar(y: float, height: float) -> tuple[float, float]:
-    return round(y, 1), round(height, 1)
+def stacked(bottom: float, scale: float, lower: int, upper: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Two bars, the upper on top of the lower, each as its y and its height."""
+    y = bottom - lower * scale
+    return (round(y, 1), round(lower * scale, 1)), (round(y - upper * scale, 1), round(upper * scale, 1))
 
 
 def _round_up(number: int) -> int:
@@ -120,7 +115,7 @@ def latency(found: Sequence[Bucket]) -> LatencyChart | None:
     return LatencyChart(
         p50=_path([(x, y(each.p50)) if each else None for x, each in places]),
         p99=_path([(x, y(each.p99)) if each else None for x, each in places]),
-        ticks=[Tick(y(10.0**power), 10.0**power) for power in range(lowest, highest + 1)],
+        ticks=[(y(10.0**power), 10.0**power) for power in range(lowest, highest + 1)],
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.bus.learning import Measured
+from app.console.charts import stacked
 from app.retry import Scope
 from app.retry.ages import HORIZON, LEVELS, level_of
 from app.retry.shown import Shown
@@ -164,11 +165,7 @@ def _bars(measured: Iterable[Measured]) -> tuple[list[Bar], int]:
     for age, (there, gone) in sorted(counted.items()):
         scale = (BARS_BOTTOM - BARS_TOP) / most
         left, right = _x(age), _x([*AGES, HORIZON][column_of(age) + 1])
-        y = BARS_BOTTOM - gone * scale
-        at_gone, at_there = (
-            (round(y, 1), round(gone * scale, 1)),
-            (round(y - there * scale, 1), round(there * scale, 1)),
-        )
+        at_gone, at_there = stacked(BARS_BOTTOM, scale, gone, there)
         bars.append(Bar(left, round(max(right - left - 1, 1), 1), at_gone, at_there))
     return bars, most
 
@@ -219,9 +216,6 @@ class State:
     y: float
     moves: Sequence[Move]
 
-    def share_gone(self) -> float:
-        return sum(move.share for move in self.moves if move.target is None)
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -250,7 +244,7 @@ def chain(measured: Iterable[Measured]) -> Chain:
     for state, found in sorted(counts.items()):
         attempts = sum(found.values())
         moves: list[Move] = []
-        for target in sorted(found, key=lambda age: -1 if age is None else age):
+        for target in (each for each in targets if each in found):
             share = found[target] / attempts
             moves.append(_move(target, found[target], share, y + LINE_HEIGHT * (len(moves) + 0.5), places[target]))
         middle = y + LINE_HEIGHT * len(moves) / 2

@@ -51,7 +51,7 @@ class Node:
     key: str
     column: int
     lines: Sequence[Line]
-    href: str = ""
+    href: str
     tone: str = ""
 
 

@@ -18,7 +18,7 @@ from app.clock import iso, uuid7
 from app.console import demo, diagram, languages
 from app.console.diagram import Line, Node, Pipe
 from app.console.figures import MOST_COUNTED, Figures, FiguresCache, Latency
-from app.console.pages import go_to, live_part, page, read_form, seen, wrong_fields
+from app.console.pages import Sign, go_to, live_part, page, read_form, seen, wrong_fields
 from app.console.turns import Turns
 from app.console.wiring import Receiver, Wiring, wiring
 from app.current import bus, database
@@ -194,16 +194,6 @@ def _live(found: Figures) -> dict[str, Any]:
         "verdict": verdict(found),
         "rows": [(order, steps_of(found, found.steps.get(order.order_id, []))) for order in found.orders],
     }
-
-
-@dataclass(frozen=True)
-class Sign:
-    """How something is: a tone, a shape, and words."""
-
-    tone: str
-    shape: str
-    text: str
-    more: str = ""
 
 
 def verdict(found: Figures) -> Sign:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -168,6 +169,16 @@ UNITS = {"s": N_("s"), "min": N_("min"), "h": N_("h"), "days": N_("days")}
 
 def unit_word(unit: str) -> str:
     return str(gettext(UNITS[unit]))
+
+
+@dataclass(frozen=True)
+class Sign:
+    """How something is: a tone, a shape, and words."""
+
+    tone: str
+    shape: str
+    text: str
+    more: str = ""
 
 
 STATE_WORDS: dict[str, tuple[str, str, str]] = {

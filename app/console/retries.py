@@ -3,20 +3,19 @@
 import math
 from dataclasses import dataclass
 from datetime import datetime
-from http import HTTPStatus
 
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import Field
+from werkzeug.exceptions import NotFound
 
 from app.bus import gates, learning
 from app.bus.troubles import REFUTED_WITHIN
 from app.console import policy_pictures, why
-from app.console.pages import page, read_filter
+from app.console.pages import Sign, page, read_filter
 from app.current import bus, database
 from app.db import Reader
 from app.fields import Text
-from app.http import Problem
 from app.request_models import RequestModel
 from app.retry import ExponentialBackoff, Gate, LearnedPolicy, Phase, Scope
 from app.retry.shown import Shown, learned
@@ -54,23 +53,14 @@ class Down:
         return (shown.receiver, shown.scope, shown.kind) == (self.gate.receiver, Scope.BACKEND, self.gate.kind)
 
 
-@dataclass(frozen=True)
-class Guard:
-    """Whether what a table predicts is what happens."""
-
-    tone: str
-    shape: str
-    word: str
-    forgotten_at: datetime | None
-    forget_before: datetime | None
-
-
 def show_retries() -> ResponseReturnValue:
-    """Raises Problem with 404 for an obstacle that the policy does not know, and with 422."""
+    """Raises NotFound for an obstacle that the policy does not know, and Problem with 422."""
     query = read_filter(RetrySearch)
     learns = bus().learning
     if learns is None:
-        return page("retries.html", plain=_plain(), why=why)
+        plain = bus().policy
+        waits = _waits(plain) if isinstance(plain, ExponentialBackoff) else None
+        return page("retries.html", plain=plain, waits=waits, why=why)
     learns.look()
     policy = learns.policy
     down = database().query(lambda reader: _down(reader, policy))
@@ -94,6 +84,8 @@ def show_retries() -> ResponseReturnValue:
         choices=[(each, guard(each)) for each in choices],
         shown=shown,
         guard=guard(shown),
+        forgotten_at=gates.moment(entry.forgotten_at) if entry and entry.forgotten_at else None,
+        forget_before=since,
         fitted_to_at=gates.moment(entry.fitted_at) if entry and entry.transitions else None,
         down=stands,
         heat=policy_pictures.heat_map(shown, (stands.age, stands.waiting) if stands else None),
@@ -127,36 +119,24 @@ def _chosen(query: RetrySearch, policy: LearnedPolicy, choices: list[Shown], dow
         return choices[0] if choices else Shown(policy, Scope.BACKEND, "unreachable", next(iter(bus().mails), ""))
     shown = Shown(policy, query.scope, query.kind, query.receiver)
     if policy.table and shown.entry is None:
-        detail = gettext("The retry policy knows no such kind of failures. Choose one on the page Retries.")
-        raise Problem(HTTPStatus.NOT_FOUND, detail)
+        raise NotFound
     return shown
 
 
-def guard(shown: Shown) -> Guard:
+def guard(shown: Shown) -> Sign:
+    """Whether what a table predicts is what happens."""
     entry = shown.entry
     if entry is None or not entry.fitted_at:
-        return Guard("dim", "○", gettext("nothing to judge"), None, None)
-    forgotten, before = (gates.moment(at) if at else None for at in (entry.forgotten_at, entry.forget_before))
-    if forgotten and database().clock.now() - forgotten < REFUTED_WITHIN:
-        return Guard("warn", "◼", gettext("fell back"), forgotten, before)
+        return Sign("dim", "○", gettext("nothing to judge"))
+    if entry.forgotten_at and database().clock.now() - gates.moment(entry.forgotten_at) < REFUTED_WITHIN:
+        return Sign("warn", "◼", gettext("fell back"))
     if not entry.judged:
-        return Guard("dim", "○", gettext("not judged yet"), forgotten, before)
-    return Guard("ok", "✓", gettext("holds"), forgotten, before)
+        return Sign("dim", "○", gettext("not judged yet"))
+    return Sign("ok", "✓", gettext("holds"))
 
 
-@dataclass(frozen=True)
-class Plain:
-    """The plain rule. ``waits`` are the longest waits after the first attempts, in seconds."""
-
-    attempts: int | None
-    maximum: float
-    waits: list[float]
-
-
-def _plain() -> Plain:
-    policy = bus().policy
-    if not isinstance(policy, ExponentialBackoff):
-        return Plain(None, policy.maximum, [])
+def _waits(policy: ExponentialBackoff) -> list[float]:
+    """The longest waits after the first attempts, in seconds."""
     waits = [min(policy.maximum, policy.base * 2.0**n) for n in range(min(policy.max_attempts - 1, SHOWN_WAITS))]
     rising = [wait for wait in waits if wait < policy.maximum]
-    return Plain(policy.max_attempts, policy.maximum, waits[: len(rising) + 1])
+    return waits[: len(rising) + 1]

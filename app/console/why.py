@@ -1,7 +1,5 @@
 """Reasons of attempts, in the reader's language: why a delivery is tried at its time and not before."""
 
-from dataclasses import dataclass
-
 from flask_babel import gettext
 
 from app.console.languages import language
@@ -10,21 +8,13 @@ from app.retry import why
 from app.retry.why import Parts, seconds_told
 
 
-@dataclass(frozen=True)
-class Told:
-    """A sentence."""
-
-    text: str
-    is_english: bool = False
-    """Whether it stays so on a page in another language: an earlier version wrote it."""
-
-
-def told(sentence: str) -> Told:
-    """A sentence of ``retry.why``. In English it is as it was stored."""
+def told(sentence: str) -> tuple[str, bool]:
+    """A sentence of ``retry.why``, and whether it stays English on a page in another language: an earlier version
+    wrote it. In English it is as it was stored."""
     if language() == "en":
-        return Told(sentence)
+        return sentence, False
     found = why.parts(sentence)
-    return Told(_said(found)) if found else Told(sentence, is_english=True)
+    return (_said(found), False) if found else (sentence, True)
 
 
 def _said(parts: Parts) -> str:

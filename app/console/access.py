@@ -60,10 +60,6 @@ class Visitor:
     operates: bool
     signed_in: bool
 
-    @property
-    def by(self) -> str:
-        return f"console:{self.name}"
-
 
 def guard() -> Response | None:
     """Refuse, or send to the sign-in page. Raises Problem with 401, 403 or 413's exception."""
@@ -99,7 +95,7 @@ def visitor() -> Visitor | None:
 def operator() -> str:
     """The operator's name, for acts."""
     found = visitor()
-    return found.by if found else "console"
+    return f"console:{found.name}" if found else "console"
 
 
 def _find_visitor(chosen: Settings) -> Visitor | None:

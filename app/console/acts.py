@@ -62,18 +62,15 @@ def _shown(act_id: int) -> dict[str, Any]:
     most = None if request.args.get("count") == "1" else acts.COUNTED_IN_LISTS
     found = _find(act_id, most)
     left_to = found.progress.left_to if found.progress else ()
+    has_left = found.ended_at is None or found.progress is None or found.progress.left > 0
     return {
         "act": found,
         "counts": request.args.get("count"),
         "hold_ups": bus().hold_ups(left_to) if left_to and found.state != "aborted" else [],
-        "may_abort": found.aborted_at is None and found.action in ("retry", "replay", "resend") and _has_left(found),
+        "may_abort": found.aborted_at is None and found.action in ("retry", "replay", "resend") and has_left,
         "may_go_on": found.state == "left" and found.action in operate.ACTIONS and found.acted_by == _by(),
         "in_words": in_words,
     }
-
-
-def _has_left(found: ActView) -> bool:
-    return found.ended_at is None or found.progress is None or found.progress.left > 0
 
 
 def _by() -> str:

@@ -39,8 +39,6 @@ def _carry_out(bus: Bus, started: Chosen) -> None:
         threading.Event().wait(AGAIN_SECONDS)
 
 
-def run(name: str, work: Callable[[], object]) -> threading.Thread:
+def run(name: str, work: Callable[[], object]) -> None:
     """In a thread that ends with the process."""
-    thread = threading.Thread(target=work, name=name, daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=work, name=name, daemon=True).start()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import CodeType
 
-from app.signal import SIGNALS, DurableSignal, Subscription
+from app.signal import SIGNALS, Subscription
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Wiring:
     """By the receiver's name: 1 where it takes what comes from outside, 2 where it takes what those publish."""
 
 
-def wiring(observed: Iterable[tuple[str, str]] = (), signals: Mapping[str, DurableSignal] = SIGNALS) -> Wiring:
+def wiring(observed: Iterable[tuple[str, str]] = ()) -> Wiring:
     """``observed`` are pairs of a source and a type of event: those whose source is a receiver's name count."""
     found: dict[str, Receiver] = {}
     subscribed: dict[str, list[tuple[str, Subscription]]] = {}
-    for event_type, signal in signals.items():
+    for event_type, signal in SIGNALS.items():
         for subscription in signal.subscriptions.values():
             subscribed.setdefault(subscription.name, []).append((event_type, subscription))
     seen = set(observed)
@@ -47,10 +47,10 @@ def wiring(observed: Iterable[tuple[str, str]] = (), signals: Mapping[str, Durab
         takes = tuple(event_type for event_type, _ in taken)
         names = {word for _, each in taken for word in _names(each.receiver) | _names(each.when_dead)}
         names |= {event_type for source, event_type in seen if source == name}
-        publishes = tuple(each for each in signals if each in names and each not in takes)
+        publishes = tuple(each for each in SIGNALS if each in names and each not in takes)
         found[name] = Receiver(name, takes, publishes, taken[0][1].transactional, _file(taken[0][1].receiver))
     published = {event_type for receiver in found.values() for event_type in receiver.publishes}
-    sources = tuple(event_type for event_type in signals if event_type not in published)
+    sources = tuple(event_type for event_type in SIGNALS if event_type not in published)
     depth = _depths(sources, found)
     return Wiring(sources, tuple(sorted(found.values(), key=lambda each: depth[each.name])), depth)
 

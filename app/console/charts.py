@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import groupby
 
 from app.bus.queries import EndedAttempt
 from app.console.figures import Latency, latency_of
@@ -121,14 +122,5 @@ def latency(found: Sequence[Bucket]) -> LatencyChart | None:
 
 def _path(points: Sequence[tuple[float, float] | None]) -> str:
     """A line with gaps where there is no point; a point that stands alone is a short dash."""
-    parts, pen = [], "M"
-    for number, point in enumerate(points):
-        if point is None:
-            pen = "M"
-            continue
-        parts.append(f"{pen}{point[0]} {point[1]}")
-        following = points[number + 1] if number + 1 < len(points) else None
-        if pen == "M" and following is None:
-            parts.append("h4")
-        pen = "L"
-    return " ".join(parts)
+    lines = ([f"{x} {y}" for x, y in filter(None, line)] for is_line, line in groupby(points, bool) if is_line)
+    return " ".join("M" + " L".join(line) + (" h4" if len(line) == 1 else "") for line in lines)

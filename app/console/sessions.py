@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from flask import Flask, Request, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
@@ -38,14 +39,10 @@ def kept_key(folder: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         return file.read_text("ascii")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = folder / f".{KEY_FILE}-{secrets.token_hex(8)}"
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:
-        made.write(secrets.token_urlsafe(48))
-        made.flush()
-        os.fsync(made.fileno())
-    try:
+    with NamedTemporaryFile("w", encoding="ascii", prefix=f".{KEY_FILE}-", dir=folder) as draft:
+        draft.write(secrets.token_urlsafe(48))
+        draft.flush()
+        os.fsync(draft.fileno())
         with contextlib.suppress(FileExistsError):  # another process was first: its key counts
-            os.link(draft, file)
-    finally:
-        draft.unlink()
+            os.link(draft.name, file)
     return file.read_text("ascii")

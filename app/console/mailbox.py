@@ -22,7 +22,7 @@ from sqlalchemy import select
 from werkzeug.exceptions import NotFound
 
 from app.bus.tables import StoredEvent
-from app.console.mails import FRAME_POLICY
+from app.console.mails import FRAME_POLICY, part
 from app.console.pages import page, read_filter, seen
 from app.current import database, settings
 from app.fields import Text
@@ -96,8 +96,8 @@ def show_kept_mail(name: str) -> ResponseReturnValue:
             mail=mail,
             order=_orders([mail.event_id] if mail.event_id else []).get(mail.event_id),
             headers=[(header, seen(value)) for header, value in _headers(message)],
-            text=_part(message, "plain"),
-            has_html=_part(message, "html") is not None,
+            text=part(message, "plain"),
+            has_html=part(message, "html") is not None,
             raw=content.decode(errors="replace"),
             is_cut=len(content) >= MOST_BYTES,
         )
@@ -108,7 +108,7 @@ def show_kept_mail(name: str) -> ResponseReturnValue:
 
 def show_kept_html(name: str) -> ResponseReturnValue:
     """The mail's HTML as it is, where nothing of it can do any harm. Raises NotFound."""
-    html = _part(email.message_from_bytes(_demand(name)), "html")
+    html = part(email.message_from_bytes(_demand(name)), "html")
     if html is None:
         raise NotFound
     response = make_response(html)
@@ -142,18 +142,6 @@ def _decoded(value: str) -> str:
         return str(make_header(decode_header(text)))
     except (LookupError, ValueError, HeaderParseError):
         return text
-
-
-def _part(message: Message, kind: str) -> str | None:
-    """The first text of this kind, ``plain`` or ``html``; None without one."""
-    for part in message.walk():
-        content = part.get_payload(decode=True) if part.get_content_type() == f"text/{kind}" else None
-        if isinstance(content, bytes):
-            try:
-                return content.decode(part.get_content_charset("utf-8"), "replace")
-            except LookupError:  # an unknown charset
-                return content.decode(errors="replace")
-    return None
 
 
 def _orders(event_ids: Iterable[str]) -> dict[str | None, str]:

@@ -4,7 +4,7 @@ import email
 import email.policy
 from dataclasses import dataclass
 from datetime import datetime
-from email.message import EmailMessage
+from email.message import Message
 from typing import Any
 
 from flask import Response, current_app, make_response
@@ -126,15 +126,19 @@ def _find_mail(sent: Sent) -> Mail | None:
 
 
 def read_mail(raw: bytes) -> Mail:
-    """The parts of a mail as a person reads it; without those that can't be read."""
+    """The parts of a mail as a person reads it."""
     message = email.message_from_bytes(raw, policy=email.policy.default)
     headers = [(name, str(message[name])) for name in HEADERS if message[name] is not None]
-    return Mail(headers, _part(message, "plain"), _part(message, "html"), raw.decode(errors="replace"))
+    return Mail(headers, part(message, "plain"), part(message, "html"), raw.decode(errors="replace"))
 
 
-def _part(message: EmailMessage, kind: str) -> str | None:
-    try:
-        part = message.get_body((kind,))
-        return None if part is None else str(part.get_content())
-    except (LookupError, ValueError, AttributeError):  # a charset that nobody knows, a part that is none
-        return None
+def part(message: Message, kind: str) -> str | None:
+    """The first text of this kind, ``plain`` or ``html``; None without one."""
+    for each in message.walk():
+        content = each.get_payload(decode=True) if each.get_content_type() == f"text/{kind}" else None
+        if isinstance(content, bytes):
+            try:
+                return content.decode(each.get_content_charset("utf-8"), "replace")
+            except (LookupError, ValueError):  # an unknown charset, or none at all
+                return content.decode(errors="replace")
+    return None

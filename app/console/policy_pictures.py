@@ -43,8 +43,6 @@ class Cell:
     tone: int | None
     x: int
     y: int
-    is_now: bool
-    """Whether the backend stands there at this moment."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +56,8 @@ class HeatMap:
     cells: Sequence[Cell]
     tones: Sequence[tuple[int, int, int]]
     """Of the legend: a tone, its place, and the shortest wait that has it."""
-
-    @property
-    def now(self) -> Cell | None:
-        return next((cell for cell in self.cells if cell.is_now), None)
+    now: Cell | None
+    """Where the backend stands at this moment."""
 
     def of_tone(self, tone: int | None) -> str:
         """The cells of this tone, as a path."""
@@ -76,14 +72,14 @@ class HeatMap:
 def heat_map(shown: Shown, now: tuple[float, int] | None = None) -> HeatMap:
     """Age × deliveries that wait → wait. ``now`` is the obstacle's age, and the number that wait behind it."""
     levels = LEVELS[::-1] if shown.scope is Scope.BACKEND else (1,)
-    stands = (column_of(now[0]), LEVELS[level_of(now[1])]) if now else None
+    stands = (AGES[column_of(now[0])], LEVELS[level_of(now[1])]) if now else None
     cells = []
     for row, waiting in enumerate(levels):
         for column, age in enumerate(AGES):
             wait = shown.decide(float(age), waiting).wait
             place = HEAT_LEFT + column * CELL_WIDTH, HEAT_TOP + row * CELL_HEIGHT
             tone = None if wait is None else tone_of(wait)
-            cells.append(Cell(age, waiting, wait, tone, *place, is_now=stands == (column, waiting)))
+            cells.append(Cell(age, waiting, wait, tone, *place))
     bottom = HEAT_TOP + len(levels) * CELL_HEIGHT
     return HeatMap(
         width=HEAT_LEFT + len(AGES) * CELL_WIDTH + 2,
@@ -92,6 +88,7 @@ def heat_map(shown: Shown, now: tuple[float, int] | None = None) -> HeatMap:
         levels=[(HEAT_TOP + row * CELL_HEIGHT + 17, waiting) for row, waiting in enumerate(levels)],
         cells=cells,
         tones=[(tone, HEAT_LEFT + 116 * tone, longest) for tone, longest in enumerate((0, *TONES))],
+        now=next((cell for cell in cells if (cell.age, cell.waiting) == stands), None),
     )
 
 

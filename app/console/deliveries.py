@@ -64,12 +64,11 @@ class Selection(RequestModel):
 
     @property
     def which(self) -> Filter:
-        return Filter(**self.fields(exclude={"state"}) | STATES.get(self.state or "", {}))
+        return Filter(**self.fields() | STATES.get(self.state or "", {}))
 
-    def fields(self, exclude: set[str] | None = None) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
         """Those that restrict, of Selection's own."""
-        found = self.model_dump(mode="json", include=set(Selection.model_fields) - (exclude or set()))
-        return {name: value for name, value in found.items() if value is not None}
+        return self.model_dump(mode="json", include=set(Selection.model_fields), exclude_none=True)
 
 
 class DeliverySearch(Selection):
@@ -126,9 +125,8 @@ def show_deliveries() -> ResponseReturnValue:
         complete=complete,
         most=MOST_GROUPED,
         following=cursor and url_for("console.show_deliveries", **query.fields(), view=query.view, cursor=cursor),
-        states=list(STATES),
+        states=STATES,
         outcomes=[outcome for outcome in Outcome if outcome is not Outcome.OK],
-        names=[each.receiver for each in receivers],
         may_act=query.state != "leased",
     )
 
@@ -221,13 +219,12 @@ def _ask(question: Question, told: str = "", given: dict[str, str] | None = None
         given=given or {},
         in_words=in_words,
         over=[seconds for seconds in OVER_SECONDS if seconds <= bus().policy.maximum],
-        sure=False,
     )
 
 
 def act() -> ResponseReturnValue:
     """Touch what was counted. Without a filter it is asked twice; where more matches than was counted, once more."""
-    answer = read_form(Answer, *Answer.model_fields)
+    answer = read_form(Answer)
     if answer.action == "discard" and not answer.because:
         return _ask(answer, gettext("Say why: it is kept with each delivery."), dict(request.form)), 422
     wanted = Act(

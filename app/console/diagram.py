@@ -7,7 +7,8 @@ node as high as its text.
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 
 PADDING = 14
@@ -34,14 +35,14 @@ SIZES = {"role": 12, "name": 14, "row": 13.5, "state": 13.5, "note": 12.5, "say"
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a node. ``since`` and ``until`` are moments in ISO 8601: a script keeps what stands there current."""
+    """A line of a node. ``since`` and ``until`` are moments: a script keeps what stands there current."""
 
     kind: str
     text: str
     value: str = ""
     tone: str = ""
-    since: str = ""
-    until: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
     key: str = ""
     """Names the number for tests and scripts."""
 
@@ -139,10 +140,7 @@ def _place(node: Node, x: float, width: float) -> Placed:
             inner - indent - (_width(line.value, SIZES[line.kind]) + 10 if line.value and line.kind != "state" else 0)
         )
         for number, text in enumerate(wrapped(line.text, room, SIZES[line.kind])):
-            first = number == 0
-            shown = Line(
-                line.kind, text, line.value * first, line.tone, line.since * first, line.until * first, line.key * first
-            )
+            shown = Line(line.kind, text, tone=line.tone) if number else replace(line, text=text)
             y += HEIGHTS[line.kind]
             lines.append(Placed(shown, x + PADDING + indent, y - 4, inner - indent))
         if line.kind == "name":

@@ -80,20 +80,17 @@ class Figures:
     version: str = ""
     """Of what is shown: the same where the pages would be the same, but for the ages in them."""
 
-    def events_a_minute(self, event_type: str) -> int:
-        return self._events_a_minute[event_type]
-
     @cached_property
-    def _events_a_minute(self) -> Counter[str]:
+    def events_a_minute(self) -> Counter[str]:
+        """By their type."""
         return a_minute([(each.occurred_at, each.type) for each in self.events], self.at)
 
-    def ended_a_minute(self, receiver: str) -> int:
-        """Attempts that came through."""
-        return self._ended_a_minute[receiver, Outcome.OK]
-
     @cached_property
-    def _ended_a_minute(self) -> Counter[tuple[str, str]]:
-        return a_minute([(each.ended_at, (each.receiver, each.outcome)) for each in self.attempts], self.at)
+    def done_a_minute(self) -> Counter[str | None]:
+        """Attempts that came through, by their receiver."""
+        return a_minute(
+            [(each.ended_at, each.receiver if each.outcome == Outcome.OK else None) for each in self.attempts], self.at
+        )
 
     def latency(self, receiver: str) -> Latency | None:
         """None where nothing was done lately."""
@@ -235,7 +232,7 @@ def _newest(session: Session, read: Callable[[Session, int, int], list[Row]], kn
 
 
 def _rate(attempts: Sequence[EndedAttempt], now: datetime) -> Rate:
-    """How many came through lately, of each receiver: these pages say it by ``Figures.ended_a_minute``."""
+    """How many came through lately, of each receiver: these pages say it by ``Figures.done_a_minute``."""
     lately = [each for each in attempts if each.outcome == Outcome.OK and each.ended_at > now - RATE_WITHIN]
     return Rate(Counter(each.receiver for each in lately), RATE_WITHIN.total_seconds())
 
@@ -245,8 +242,8 @@ def _version(figures: Figures) -> str:
     shown: Iterable[Any] = (
         [_without_rate(each) for each in figures.receivers.values()],
         [(each.name, each.started_at) for each in figures.dispatchers],
-        [(signal, figures.events_a_minute(signal)) for signal in sorted({each.type for each in figures.events})],
-        [(name, figures.ended_a_minute(name), figures.latency(name)) for name in figures.receivers],
+        [(signal, figures.events_a_minute[signal]) for signal in sorted({each.type for each in figures.events})],
+        [(name, figures.done_a_minute[name], figures.latency(name)) for name in figures.receivers],
         figures.events[:1],
         figures.attempts[:1],
         [(order.order_id, order.notification) for order in figures.orders],

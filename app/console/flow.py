@@ -14,7 +14,7 @@ from flask_babel import gettext, ngettext
 
 from app.bus.queries import Step
 from app.bus.status import ReceiverStatus, short
-from app.clock import iso, uuid7
+from app.clock import uuid7
 from app.console import demo, diagram, languages
 from app.console.diagram import Line, Node, Pipe
 from app.console.figures import MOST_COUNTED, Figures, FiguresCache, Latency
@@ -33,7 +33,6 @@ SOURCE = "console"
 """The ``source`` of the events of orders that are placed here."""
 
 TWENTY = 20
-FIELDS = ("order_id", "user_id", "total_price", "email")
 LONGEST_REASON = 120
 """Characters of a reason that the picture shows; its pages show the rest."""
 
@@ -109,7 +108,7 @@ def place_orders() -> ResponseReturnValue:
     """One order, or twenty that have its values; what is wrong is said beside its field."""
     count = TWENTY if request.form.get("count") == str(TWENTY) else 1
     try:
-        placed = _place(read_form(NewOrder, *FIELDS), count)
+        placed = _place(read_form(NewOrder), count)
     except Problem as problem:
         return show_flow(request.form, wrong_fields(problem)), HTTPStatus.UNPROCESSABLE_ENTITY
     except OrderConflict:
@@ -277,7 +276,7 @@ class _Picture:
 
     def _pipe(self, start: str, end: str, types: list[str]) -> Pipe:
         passed = sorted(position for each in types for position in self.found.recorded(each))
-        return Pipe(start, end, passed, "busy" if any(self.found.events_a_minute(each) for each in types) else "")
+        return Pipe(start, end, passed, "busy" if any(self.found.events_a_minute[each] for each in types) else "")
 
     def _outbox(self) -> None:
         statuses = self.found.receivers.values()
@@ -330,7 +329,7 @@ class _Picture:
         href = url_for("console.show_deliveries", receiver=receiver.name)
         self.nodes.append(Node(receiver.name, min(depth, 2) + 1, lines, href, "warn" if held else ""))
         delivered = self.found.delivered(receiver.name)
-        tone = "held" if held else "busy" if self.found.ended_a_minute(receiver.name) else ""
+        tone = "held" if held else "busy" if self.found.done_a_minute[receiver.name] else ""
         if depth == 1:
             self.pipes.append(Pipe("outbox", receiver.name, delivered, tone))
         for other in self.wires.receivers:
@@ -339,7 +338,7 @@ class _Picture:
                 self.pipes.append(self._pipe(other.name, receiver.name, common))
 
     def _events_row(self, event_type: str, word: str | None = None) -> Line:
-        return _row(word or event_type, self.found.events_a_minute(event_type), key=f"events:{event_type}")
+        return _row(word or event_type, self.found.events_a_minute[event_type], key=f"events:{event_type}")
 
     def _state(self, status: ReceiverStatus, depth: int) -> list[Line]:
         """Its state as a word with a shape, and what is behind it."""
@@ -355,13 +354,13 @@ class _Picture:
             if breaker.reason:
                 lines.append(Line("note", seen(short(breaker.reason))[:LONGEST_REASON]))
             lines.append(_age(gettext("open for"), breaker.opened_at))
-            lines.append(Line("row", gettext("next probe in"), "0 s", until=iso(breaker.next_probe_at)))
+            lines.append(Line("row", gettext("next probe in"), "0 s", until=breaker.next_probe_at))
         elif status.retrying:
             lines.append(Line("state", gettext("some failed, and are tried again"), "↻", "warn"))
         elif depth == 1:
             lines.append(Line("state", gettext("delivers"), "✓", "ok"))
         if depth == 1:
-            ended = self.found.ended_a_minute(status.receiver)
+            ended = self.found.done_a_minute[status.receiver]
             lines.append(_row(gettext("done a minute"), ended, key=f"done:{status.receiver}"))
             if latency := self.found.latency(status.receiver):
                 word = gettext("p50 / p99 after order")
@@ -404,7 +403,7 @@ def _row(word: str, count: int, tone: str = "", key: str = "", most: int | None 
 
 
 def _age(word: str, since: datetime) -> Line:
-    return Line("row", word, "0 s", since=iso(since))
+    return Line("row", word, "0 s", since=since)
 
 
 def shown_latency(latency: Latency) -> str:
@@ -444,9 +443,5 @@ def _reached(step: Step, status: ReceiverStatus | None) -> Sign:
 
 
 def _short_name(receiver: str) -> str:
-    match receiver:
-        case "update_user_order_record":
-            return str(gettext("record"))
-        case "send_email_notification":
-            return str(gettext("mail"))
-    return seen(receiver).replace("_", " ")
+    known = {"update_user_order_record": gettext("record"), "send_email_notification": gettext("mail")}
+    return str(known.get(receiver) or seen(receiver).replace("_", " "))

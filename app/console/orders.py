@@ -72,7 +72,8 @@ def show_orders() -> ResponseReturnValue:
         found = _list(session, query, query.cursor, query.limit)
         others = [order for order in found.orders if exact is None or order.order_id != exact.order_id]
         rows = [exact, *others] if exact else others
-        reasons = notification_reasons(session, [each.order_id for each in rows if _needs_reason(each)])
+        unsent = (NotificationStatus.FAILED, NotificationStatus.SKIPPED)
+        reasons = notification_reasons(session, [each.order_id for each in rows if each.notification in unsent])
     return page(
         "orders.html",
         rows=rows,
@@ -102,10 +103,6 @@ def _list(session: Session, query: OrderSearch, cursor: str | None, limit: int) 
         return list_orders(session, after=cursor, limit=limit, **query.filters())
     except ValueError as error:
         raise field_problem([("cursor", f"is {error}")]) from None
-
-
-def _needs_reason(order: Order) -> bool:
-    return order.notification in (NotificationStatus.FAILED, NotificationStatus.SKIPPED)
 
 
 COLUMNS = ("order_id", "user_id", "total_price", "email", "status", "notification", "created_at", "event_id")
@@ -173,7 +170,7 @@ def show_order(order_id: str, given: Mapping[str, str] | None = None, wrong: dic
 
 def resend_notification(order_id: str) -> ResponseReturnValue:
     """Raises OrderNotFound."""
-    reason = read_form(ResendRequest, "reason").reason
+    reason = read_form(ResendRequest).reason
     resend(bus(), order_id, by=access.operator(), reason=reason)
     flash(gettext("The notification is asked for again: a new mail follows."))
     return go_to("show_order", order_id=order_id)
@@ -184,7 +181,7 @@ def set_order_email(order_id: str) -> ResponseReturnValue:
     if not is_identifier(order_id):
         raise OrderNotFound
     try:
-        email = read_form(EmailRequest, "email").email
+        email = read_form(EmailRequest).email
     except Problem as problem:
         return show_order(order_id, request.form, wrong_fields(problem)), 422
     if emails.set_order_email(bus(), order_id, email, by=access.operator()):
@@ -196,7 +193,7 @@ def set_order_email(order_id: str) -> ResponseReturnValue:
 
 def retry_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnValue:
     """Let one delivery be tried now. Raises OrderNotFound."""
-    reason = read_form(ResendRequest, "reason").reason
+    reason = read_form(ResendRequest).reason
     state = _state_of(order_id, delivery_id)
     act = Act("retry", Filter(delivery_id=delivery_id, state=state), access.operator(), reason)
     if state in ACTIONS["retry"] and bus().carry_out(bus().choose(act)).deliveries:
@@ -210,7 +207,7 @@ def discard_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnVal
     """Give one delivery up for good. Without a reason the page says so. Raises OrderNotFound."""
     state = _state_of(order_id, delivery_id)
     try:
-        reason = read_form(DiscardReason, "reason").reason
+        reason = read_form(DiscardReason).reason
     except Problem as problem:
         field = f"reason-{delivery_id}"
         return show_order(order_id, wrong={field: wrong_fields(problem)["reason"]}), 422

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import lru_cache, partial
 from http import HTTPStatus
 from pathlib import Path
@@ -21,7 +20,6 @@ from app.bus import queries, words
 from app.clock import iso
 from app.console import access, languages
 from app.console.access import N_
-from app.console.diagram import Line
 from app.current import database
 from app.errors import AppError, DatabaseUnavailable
 from app.http import Problem, problem_of
@@ -29,17 +27,17 @@ from app.validation import validate
 
 Model = TypeVar("Model", bound=BaseModel)
 
-NAVIGATION: tuple[tuple[str, Callable[[], str]], ...] = (
-    ("console.show_flow", lambda: gettext("Flow")),
-    ("console.show_orders", lambda: gettext("Orders")),
-    ("console.show_users", lambda: gettext("Users")),
-    ("console.show_events", lambda: gettext("Events")),
-    ("console.show_deliveries", lambda: gettext("Deliveries")),
-    ("console.show_acts", lambda: gettext("Acts")),
-    ("console.show_mailbox", lambda: gettext("Mailbox")),
-    ("console.show_retries", lambda: gettext("Retries")),
-    ("console.show_system", lambda: gettext("System")),
-    ("docs.show", lambda: gettext("API")),
+NAVIGATION = (
+    ("console.show_flow", N_("Flow")),
+    ("console.show_orders", N_("Orders")),
+    ("console.show_users", N_("Users")),
+    ("console.show_events", N_("Events")),
+    ("console.show_deliveries", N_("Deliveries")),
+    ("console.show_acts", N_("Acts")),
+    ("console.show_mailbox", N_("Mailbox")),
+    ("console.show_retries", N_("Retries")),
+    ("console.show_system", N_("System")),
+    ("docs.show", N_("API")),
 )
 """Endpoints of the pages, in the order of the navigation."""
 
@@ -49,11 +47,10 @@ MOST_DEAD = 100_000
 # The frame
 
 
-def for_every_page() -> dict[str, Any]:
-    """Variables that every template may use."""
-    return {
+def page(template: str, **values: Any) -> str:
+    """A page in the reader's language."""
+    for_every_page = {
         "asset": asset,
-        "clocked": clocked,
         "dead": _count_dead,
         "iso": iso,
         "lasting": lasting,
@@ -63,7 +60,7 @@ def for_every_page() -> dict[str, Any]:
         "moment": languages.shown_moment,
         "pretty": partial(json.dumps, indent=2, ensure_ascii=False),
         "number": languages.shown_number,
-        "navigation": [(name, word(), url_for(name)) for name, word in NAVIGATION],
+        "navigation": [(name, gettext(word), url_for(name)) for name, word in NAVIGATION],
         "now": database().clock.now,
         "here": request.full_path.rstrip("?"),
         "token": access.token,
@@ -73,21 +70,7 @@ def for_every_page() -> dict[str, Any]:
         "state_word": state_word,
         "visitor": access.visitor(),
     }
-
-
-def clocked(line: Line) -> str:
-    """A line's value; of one that the clock moves, as it is now."""
-    now = database().clock.now()
-    if line.since:
-        return lasting(now - datetime.fromisoformat(line.since))
-    if line.until:
-        return lasting(datetime.fromisoformat(line.until) - now)
-    return line.value
-
-
-def page(template: str, **values: Any) -> str:
-    """A page in the reader's language."""
-    return render_template(f"console/{template}", **(for_every_page() | values))
+    return render_template(f"console/{template}", **(for_every_page | values))
 
 
 def go_to(endpoint: str, **values: Any) -> ResponseReturnValue:
@@ -230,9 +213,10 @@ def read_filter(model: type[Model]) -> Model:
     return validate(model, {name: value for name, value in request.args.items() if value.strip()})
 
 
-def read_form(model: type[Model], *names: str) -> Model:
-    """These fields of the form that was sent; an empty one is none. Raises Problem with 422."""
-    return validate(model, {name: value for name in names if (value := request.form.get(name, "").strip())})
+def read_form(model: type[Model]) -> Model:
+    """The model's fields of the form that was sent; an empty one is none. Raises Problem with 422."""
+    fields = model.model_fields
+    return validate(model, {name: value for name in fields if (value := request.form.get(name, "").strip())})
 
 
 def wrong_fields(problem: Problem) -> dict[str, str]:

@@ -109,7 +109,7 @@ def show_findings() -> ResponseReturnValue:
 
 def pause_receiver(receiver: str) -> ResponseReturnValue:
     """Raises UnknownReceiver, and Problem with 422 without a reason."""
-    why = read_form(PauseRequest, "reason").reason
+    why = read_form(PauseRequest).reason
     if bus().pause(receiver, why, by=access.operator()):
         flash(gettext("%(name)s is paused: nothing is delivered to it until somebody resumes it.", name=receiver))
     else:
@@ -119,7 +119,7 @@ def pause_receiver(receiver: str) -> ResponseReturnValue:
 
 def resume_receiver(receiver: str) -> ResponseReturnValue:
     """Raises UnknownReceiver."""
-    if bus().resume(receiver, by=access.operator(), reason=read_form(Why, "reason").reason):
+    if bus().resume(receiver, by=access.operator(), reason=read_form(Why).reason):
         flash(gettext("%(name)s goes on.", name=receiver))
     else:
         flash(gettext("%(name)s is not paused.", name=receiver))

@@ -111,7 +111,7 @@ def set_user_email(user_id: str) -> ResponseReturnValue:
     if not orders.is_identifier(user_id):
         raise UserNotFound
     try:
-        email = read_form(EmailRequest, "email").email
+        email = read_form(EmailRequest).email
     except Problem as problem:
         return show_user(user_id, request.form, wrong_fields(problem)), 422
     if orders.set_user_email(bus(), user_id, email, by=access.operator()):

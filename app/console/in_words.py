@@ -9,7 +9,6 @@ from flask_babel import gettext
 from app.bus import delivers_by
 from app.bus.acts import GIVEN_UP, ActView
 from app.bus.tables import DispatcherHeartbeat
-from app.console.languages import shown_number
 from app.console.pages import lasting, seen, state_word, unit_word
 from app.translatable import Translatable
 
@@ -88,11 +87,6 @@ def seconds(number: int) -> str:
     return lasting(timedelta(seconds=number))
 
 
-def share(part: int, whole: int) -> str:
-    """As ``3 / 20``."""
-    return f"{shown_number(part)} / {shown_number(whole)}"
-
-
 def anything(given: Any) -> str:
     """A setting's value."""
     if isinstance(given, bool):
@@ -108,7 +102,7 @@ def mail_goes_to(dispatcher: DispatcherHeartbeat) -> str:
     return told.get("mail_folder") or (delivers_by.route(told) if told else "–")
 
 
-def told(text: str) -> str:
+def told(text: object) -> str:
     """The service's own sentences in the reader's language, and foreign words as they are."""
     if not isinstance(text, Translatable):
         return seen(text)
@@ -119,7 +113,7 @@ def _told_value(value: object) -> str:
     number, _, unit = str(value).partition(" ")
     if number.isdecimal() and unit in ("s", "min", "h", "days"):
         return f"{number} {unit_word(unit)}"
-    return told(value) if isinstance(value, str) else seen(value)
+    return told(value)
 
 
 def check(name: str) -> str:

@@ -804,15 +804,15 @@ MUTANTS = (
         "5",
         "an open breaker lets one probe through",
         "app/bus/retries.py",
-        "        return Admission(1, probe=True, why=why.PROBE) if probe",
-        "        return Admission(limit, probe=True) if probe",
+        "        return Admission(1, probe=True, why=why.PROBE)\n",
+        "        return Admission(limit, probe=True)\n",
         (f"{BREAKER}only_one_dispatcher_gets_the_probe[sqlite]",),
     ),
     Mutant(
         "5",
         "and no other before that one ends",
-        "app/bus/breaker.py",
-        '    MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})\n',
+        "app/bus/retries.py",
+        '        breaker.MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})\n',
         "",
         (f"{BREAKER}only_one_dispatcher_gets_the_probe[sqlite]",),
     ),
@@ -859,7 +859,7 @@ MUTANTS = (
     Mutant(
         "5",
         "a probe that was lost with its process is followed by another",
-        "app/bus/breaker.py",
+        "app/bus/retries.py",
         '"at": transaction.now + lease}',
         '"at": transaction.now + 1000 * lease}',
         (f"{BREAKER}a_probe_whose_process_died_is_followed_by_another[sqlite]",),
@@ -868,8 +868,8 @@ MUTANTS = (
         "5",
         "a probe that finds nothing due is given back",
         "app/bus/retries.py",
-        "            breaker.give_back_probe(transaction, receiver)\n",
-        "            return\n",
+        "        if admission.probe and not count:\n",
+        "        if False:\n",
         (f"{BREAKER}a_probe_that_finds_nothing_due_leaves_the_next_to_another[sqlite]",),
     ),
     Mutant(
@@ -1334,9 +1334,10 @@ MUTANTS = (
     Mutant(
         "7",
         "a claim reads the pause",
-        "app/bus/breaker.py",
-        "    if (None,) in found or utc(found[0][0]) > transaction.now:\n",
-        "    if found[0][0] is None:\n        return None\n    if utc(found[0][0]) > transaction.now:\n",
+        "app/bus/retries.py",
+        "        if (None,) in found or utc(found[0][0]) > transaction.now:\n",
+        "        if found[0][0] is None:\n            return Admission(limit)\n"
+        "        if utc(found[0][0]) > transaction.now:\n",
         (f"{PAUSE}nothing_is_delivered_to_a_paused_receiver_and_all_to_the_others[sqlite]",),
     ),
     Mutant(

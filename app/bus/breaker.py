@@ -26,8 +26,8 @@ from app.bus.tables import (
     OperatorAct,
     PausedReceiver,
 )
-from app.db import Prepared, Runner, Transaction, table, utc
-from app.retry import PROBE_MAXIMUM, probe_wait, why
+from app.db import Prepared, Transaction, table
+from app.retry import probe_wait, why
 from app.states import DeliveryState, Outcome
 
 BACKEND_DOWN = (Outcome.UNREACHABLE, Outcome.TIMEOUT, Outcome.THROTTLED, Outcome.UNKNOWN)
@@ -78,7 +78,7 @@ _probe_under_way = exists().where(
     Delivery.receiver == CircuitBreaker.receiver,
     UNFINISHED,
     Delivery.state == DeliveryState.LEASED,
-    Delivery.due_at == CircuitBreaker.probe_at,  # take_probe() and extend_probe() set it to the lease's end
+    Delivery.due_at == CircuitBreaker.probe_at,  # what takes or extends a probe sets it to its lease's end
 )
 
 _spread_by_act = exists().where(
@@ -88,47 +88,6 @@ _spread_by_act = exists().where(
     OperatorAct.act_id == ActDelivery.act_id,
     OperatorAct.over_seconds.is_not(None),
 )
-
-
-def held_back(reader: Runner) -> tuple[dict[str, datetime], set[str]]:
-    """For each receiver whose breaker is open, when the next probe may be taken; and the receivers that are paused."""
-    found = FIND_HELD_BACK(reader, {}).fetchall()
-    probes = {receiver: utc(probe_at) for receiver, probe_at in found if probe_at is not None}
-    return probes, {receiver for receiver, probe_at in found if probe_at is None}
-
-
-def take_probe(transaction: Transaction, receiver: str, lease: timedelta) -> bool | None:
-    """None when the breaker is closed; else whether the caller may probe now. False where the receiver is paused.
-
-    The next probe is due when this one's ``lease`` ends: one whose process died is lost in time.
-    """
-    found = FIND_BREAKER(transaction, {"name": receiver}).fetchall()
-    if not found:
-        return None
-    if (None,) in found or utc(found[0][0]) > transaction.now:
-        return False
-    MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})
-    return True
-
-
-def is_probe(transaction: Transaction, receiver: str, until: datetime) -> bool | None:
-    """None when the breaker is closed; else whether a lease ``until`` then is the probe's. False where the receiver is
-    paused."""
-    found = FIND_BREAKER(transaction, {"name": receiver}).fetchall()
-    if not found:
-        return None
-    return (None,) not in found and utc(found[0][0]) == until
-
-
-def extend_probe(transaction: Transaction, receiver: str, until: datetime) -> None:
-    """The probe runs on, and so does its lease: no second one before that ends."""
-    MOVE_PROBE(transaction, {"name": receiver, "at": until})
-
-
-def pull_back(transaction: Transaction, lease: timedelta) -> int:
-    """A probe further ahead than any wait or lease may be taken now: the clock ran ahead. Returns how many."""
-    latest = transaction.now + max(lease, timedelta(seconds=PROBE_MAXIMUM))
-    return int(FAR_AHEAD(transaction, {"latest": latest, "at": transaction.now}).rowcount)
 
 
 def probe_now(transaction: Transaction, receiver: str) -> None:
@@ -146,11 +105,6 @@ def next_probes_later(session: Session, now: datetime) -> dict[str, datetime]:
     return {row.receiver: row.probe_at for row in session.execute(later)}
 
 
-def give_back_probe(transaction: Transaction, receiver: str) -> None:
-    """The probe was not made, or says nothing of the backend: another may be taken at once."""
-    MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now})
-
-
 def note_outcome(
     transaction: Transaction, receiver: str, outcome: Outcome | None, *, probe: bool, began: datetime
 ) -> None:
@@ -162,7 +116,7 @@ def note_outcome(
     if outcome in BACKEND_DOWN and not answers_others:
         _open(transaction, receiver, probe=probe)
     elif probe and outcome in (None, Outcome.BUG):
-        give_back_probe(transaction, receiver)
+        MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now})  # another may be taken at once
     elif probe:
         _close(transaction, receiver)
 

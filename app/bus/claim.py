@@ -66,6 +66,5 @@ class Claim:
             due = find()
         if admission.gate is not None or admission.probe:
             for lease in due:
-                lease.gated = admission.gate is not None
-                lease.why = admission.why or lease.why
+                admission.admits(lease)
         return due

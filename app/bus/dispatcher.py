@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any
 
-from app.bus import delivers_by, dispatched, heartbeats, leases, lifecycle
+from app.bus import delivers_by, heartbeats, leases, lifecycle
 from app.bus.claim import Claim
 from app.bus.held_leases import HeldLeases
-from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, is_transactional
+from app.bus.invoke import MISSING_RECEIVER_WAIT_SECONDS, Answer, Invoker, NotBegun, is_transactional
 from app.bus.leases import Lease, LeaseEnd
 from app.bus.retries import Retries
 from app.bus.settle import SHORTEST_WAIT_SECONDS, Unstored, deliver_within, settle
@@ -157,12 +157,33 @@ class Dispatcher:
         return count
 
     def take(self, delivery_id: int, token: int) -> Lease | None:
-        """Take over the delivery that a relay dispatched under ``token``. None where it is not to be tried now: see
-        ``dispatched.take()``."""
+        """Take over the delivery that a relay leased under ``token`` and dispatched: sent a message with its number.
+
+        Between the two nobody holds it: ``leased_by`` is empty. The token is swapped for one of this dispatcher's by
+        compare-and-set, so a message that comes twice, or late, loses. None where the delivery was taken, or its lease
+        ran out; and where the receiver was paused or its circuit breaker has opened meanwhile. Then it is ready again,
+        and no attempt is recorded.
+        """
+
+        def work(transaction: Transaction) -> tuple[Lease | None, list[LeaseEnd]]:
+            found = leases.find_dispatched(transaction, delivery_id, token, self.name)
+            if found is None:
+                return None, []
+            taken, until = found
+            admission = self.retries.readmit(transaction, taken.receiver, until)
+            if not admission.most:
+                taken.token = token
+                ends, _ = settle(transaction, self.retries, self.invoker, [(taken, NotBegun())])
+                return None, ends
+            admission.admits(taken)
+            taken.probe = admission.probe
+            leases.hold(transaction, [taken], self.lease)
+            if taken.probe:
+                self.retries.extend_probe(transaction, taken.receiver, transaction.now + self.lease)
+            return taken, []
+
         now = self.clock.monotonic()
-        taken, ends = self.database.transact(
-            lambda t: dispatched.take(t, self.retries, self.invoker, delivery_id, token, self.name, self.lease)
-        )
+        taken, ends = self.database.transact(work)
         if taken is not None:
             self._held.add([taken], now, now + self.lease.total_seconds())
         self._report_ends(ends)

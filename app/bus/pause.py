@@ -1,7 +1,7 @@
 """Pause: no process delivers to a receiver until a person resumes it.
 
-A claim reads the pause where it reads the circuit breaker (``breaker.take_probe``), so a claim after the pause's commit
-takes nothing. On PostgreSQL the pause also waits for the claims that read before it: once it returns, no further
+A claim reads the pause where it reads the circuit breaker (``breaker.FIND_BREAKER``), so a claim after the pause's
+commit takes nothing. On PostgreSQL the pause also waits for the claims that read before it: once it returns, no further
 delivery is leased. A process that hears of the pause, at once or by the next poll (``Worker``), gives back the leases
 that it has not begun; running attempts end as usual.
 """

@@ -15,8 +15,8 @@ from app.bus import breaker
 from app.bus.invoke import Answer, Failure
 from app.bus.leases import Lease, LeaseEnd, NextTry
 from app.bus.tables import Delivery
-from app.db import Prepared, Runner, Transaction, table
-from app.retry import Gate, Policy, why
+from app.db import Prepared, Runner, Transaction, table, utc
+from app.retry import PROBE_MAXIMUM, Gate, Policy, why
 from app.states import DeliveryState
 
 NOTE_WHY = Prepared(
@@ -37,6 +37,11 @@ class Admission:
     """By the learned policy: what held others back, and is to be told of how this one ends."""
     why: str | None = None
     """Why now and not before."""
+
+    def admits(self, lease: Lease) -> None:
+        """The lease is one of these deliveries'."""
+        lease.gated = self.gate is not None
+        lease.why = self.why or lease.why
 
 
 class Retries(Protocol):
@@ -88,26 +93,35 @@ class PlainRetries:
         return self.policy.maximum
 
     def held_back(self, reader: Runner, now: datetime) -> tuple[dict[str, datetime], set[str]]:
-        return breaker.held_back(reader)
+        found = breaker.FIND_HELD_BACK(reader, {}).fetchall()
+        probes = {receiver: utc(probe_at) for receiver, probe_at in found if probe_at is not None}
+        return probes, {receiver for receiver, probe_at in found if probe_at is None}
 
     def admit(self, transaction: Transaction, receiver: str, limit: int, lease: timedelta) -> Admission:
-        probe = breaker.take_probe(transaction, receiver, lease)
-        if probe is False:
+        found = breaker.FIND_BREAKER(transaction, {"name": receiver}).fetchall()
+        if not found:
+            return Admission(limit)
+        if (None,) in found or utc(found[0][0]) > transaction.now:
             return Admission(0)
-        return Admission(1, probe=True, why=why.PROBE) if probe else Admission(limit)
+        # The next probe is due when this one's lease ends: one whose process died is lost in time.
+        breaker.MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now + lease})
+        return Admission(1, probe=True, why=why.PROBE)
 
     def begun(
         self, transaction: Transaction, admission: Admission, receiver: str, count: int, lease: timedelta
     ) -> None:
         if admission.probe and not count:
-            breaker.give_back_probe(transaction, receiver)
+            breaker.MOVE_PROBE(transaction, {"name": receiver, "at": transaction.now})
 
     def readmit(self, transaction: Transaction, receiver: str, until: datetime) -> Admission:
-        probe = breaker.is_probe(transaction, receiver, until)
-        return Admission(0 if probe is False else 1, probe=bool(probe))
+        found = breaker.FIND_BREAKER(transaction, {"name": receiver}).fetchall()
+        if not found:
+            return Admission(1)
+        is_probe = (None,) not in found and utc(found[0][0]) == until
+        return Admission(int(is_probe), probe=is_probe)
 
     def extend_probe(self, transaction: Transaction, receiver: str, until: datetime) -> None:
-        breaker.extend_probe(transaction, receiver, until)
+        breaker.MOVE_PROBE(transaction, {"name": receiver, "at": until})
 
     def heard(self, lease: Lease, answer: Answer) -> None: ...
 
@@ -130,4 +144,5 @@ class PlainRetries:
                 )
 
     def pull_back(self, transaction: Transaction, lease: timedelta) -> int:
-        return breaker.pull_back(transaction, lease)
+        latest = transaction.now + max(lease, timedelta(seconds=PROBE_MAXIMUM))
+        return int(breaker.FAR_AHEAD(transaction, {"latest": latest, "at": transaction.now}).rowcount)

@@ -4,7 +4,6 @@ A gate that holds nothing back has no ``probe_at``; then neither a claim nor a s
 """
 
 import logging
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -76,15 +75,6 @@ INSERT_TRANSITION = Prepared(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A row."""
-
-    receiver: str
-    gate: Gate
-    probe_at: datetime | None
-
-
 def lock(transaction: Transaction, receiver: str, *, make: bool = False) -> Gate | None:
     """The receiver's gate; nobody else moves it until the transaction ends. None without a row, unless ``make``."""
     rows = LOCK(transaction, {"name": receiver}).fetchall()
@@ -99,8 +89,7 @@ def save(transaction: Transaction, gate: Gate, policy: LearnedPolicy, *, probe_u
     now, is_open = transaction.now, gate.phase is Phase.OPEN
     probe_at = probe_until
     if probe_at is None and not gate.is_wide_open:
-        waiting = count_due(transaction, gate.receiver, now) if is_open else 1
-        probe_at = not_before(gate.next_start(policy, seconds(now), waiting), now)
+        probe_at = next_start(transaction, gate, policy, now)
     values = {
         "name": gate.receiver,
         "opened_at": moment(gate.since) if is_open else None,
@@ -127,6 +116,16 @@ def for_claim(transaction: Transaction, receiver: str) -> tuple[Gate | None, boo
 def count_due(reader: Runner, receiver: str, now: datetime) -> int:
     """How many deliveries wait behind the gate, as far as the policy tells numbers apart."""
     return int(COUNT_DUE(reader, {"name": receiver, "now": now, "most": LEVELS[-1]}).fetchone()[0])
+
+
+def waiting_at(reader: Runner, gate: Gate, now: datetime) -> int:
+    """As ``count_due``, which only an open gate's decision needs."""
+    return count_due(reader, gate.receiver, now) if gate.phase is Phase.OPEN else 1
+
+
+def next_start(reader: Runner, gate: Gate, policy: LearnedPolicy, now: datetime) -> datetime:
+    """When the next delivery may start."""
+    return not_before(gate.next_start(policy, seconds(now), waiting_at(reader, gate, now)), now)
 
 
 def anything_ready(reader: Runner, receiver: str, now: datetime) -> bool:

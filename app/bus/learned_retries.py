@@ -67,21 +67,16 @@ class LearnedRetries:
     def held_back(self, reader: Runner, now: datetime) -> tuple[dict[str, datetime], set[str]]:
         found, paused = gates.holding(reader, now)
         self._holding = {gate.receiver for gate in found}
-        return {gate.receiver: self._next_start(reader, gate, now) for gate in found}, paused
-
-    def _next_start(self, reader: Runner, gate: Gate, now: datetime) -> datetime:
-        waiting = gates.count_due(reader, gate.receiver, now) if gate.phase is Phase.OPEN else 1
-        return gates.not_before(gate.next_start(self.policy, seconds(now), waiting), now)
+        return {gate.receiver: gates.next_start(reader, gate, self.policy, now) for gate in found}, paused
 
     def admit(self, transaction: Transaction, receiver: str, limit: int, lease: timedelta) -> Admission:
         gate, is_paused = gates.for_claim(transaction, receiver)
         if gate is None or is_paused:
             return Admission(0 if is_paused else limit)
         self._holding.add(receiver)
-        now, is_open = transaction.now, gate.phase is Phase.OPEN
-        waiting = gates.count_due(transaction, receiver, now) if is_open else 1
-        most = gate.may_start(self.policy, seconds(now), waiting, limit)
-        return Admission(most, is_open, gate, self._why(gate, waiting) if most else None)
+        waiting = gates.waiting_at(transaction, gate, transaction.now)
+        most = gate.may_start(self.policy, seconds(transaction.now), waiting, limit)
+        return Admission(most, gate.phase is Phase.OPEN, gate, self._why(gate, waiting) if most else None)
 
     def readmit(self, transaction: Transaction, receiver: str, until: datetime) -> Admission:
         gate, is_paused = gates.for_claim(transaction, receiver)
@@ -91,8 +86,7 @@ class LearnedRetries:
         is_open = gate.phase is Phase.OPEN
         if is_open and abs(gate.probing_until - seconds(until)) > CLOCK_TICK_SECONDS:
             return Admission(0)
-        waiting = gates.count_due(transaction, receiver, transaction.now) if is_open else 1
-        return Admission(1, is_open, gate, self._why(gate, waiting))
+        return Admission(1, is_open, gate, self._why(gate, gates.waiting_at(transaction, gate, transaction.now)))
 
     def _why(self, gate: Gate, waiting: int) -> str | None:
         if gate.phase is Phase.OPEN:

@@ -94,13 +94,10 @@ class Learning:
 
     def fit_if_due(self, name: str) -> Table | None:
         """Fit, unless another process does so, did so within REFIT, or nothing was learned since."""
-        return self._fit(name, due_only=True)
+        return self.fit(name, due_only=True)
 
-    def fit(self, name: str) -> Table | None:
+    def fit(self, name: str, *, due_only: bool = False) -> Table | None:
         """Fit now. None where another process began to in this moment, or it failed, which is reported."""
-        return self._fit(name, due_only=False)
-
-    def _fit(self, name: str, *, due_only: bool) -> Table | None:
         if due_only:
             with self.database.read() as session:
                 if not self._is_due(session):

@@ -6,7 +6,6 @@ delivery is leased. A process that hears of the pause, at once or by the next po
 that it has not begun; running attempts end as usual.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -17,7 +16,7 @@ from app.bus import operate, queries
 from app.bus.tables import CircuitBreaker, PausedReceiver
 from app.db import Transaction, table
 from app.errors import UnknownReceiver
-from app.signal import SIGNALS, Subscription, subscriptions
+from app.signal import SIGNALS, subscriptions
 from app.text import shortened, storable
 
 
@@ -40,27 +39,23 @@ class ReceiverState:
 def receivers(session: Session) -> list[ReceiverState]:
     """All receivers that are connected here, and those that are paused, by name."""
     known, paused, breakers = subscriptions(), queries.paused_receivers(session), queries.open_breakers(session)
-    return [_state(name, known, paused, breakers) for name in sorted({*known, *paused})]
-
-
-def _state(
-    name: str,
-    known: Mapping[str, Subscription],
-    paused: Mapping[str, PausedReceiver],
-    breakers: Mapping[str, queries.OpenBreaker],
-) -> ReceiverState:
-    pause = paused.get(name)
-    return ReceiverState(
-        receiver=name,
-        state="paused" if pause else "breaker_open" if name in breakers else "delivering",
-        event_types=tuple(kind for kind, signal in SIGNALS.items() if name in signal.subscriptions),
-        transactional=name in known and known[name].transactional,
-        connected=name in known,
-        paused_at=pause.paused_at if pause else None,
-        paused_by=pause.paused_by if pause else None,
-        reason=pause.reason if pause else None,
-        breaker_opened_at=breakers[name].opened_at if name in breakers else None,
-    )
+    found = []
+    for name in sorted({*known, *paused}):
+        pause, breaker = paused.get(name), breakers.get(name)
+        found.append(
+            ReceiverState(
+                receiver=name,
+                state="paused" if pause else "breaker_open" if breaker else "delivering",
+                event_types=tuple(kind for kind, signal in SIGNALS.items() if name in signal.subscriptions),
+                transactional=name in known and known[name].transactional,
+                connected=name in known,
+                paused_at=pause.paused_at if pause else None,
+                paused_by=pause.paused_by if pause else None,
+                reason=pause.reason if pause else None,
+                breaker_opened_at=breaker.opened_at if breaker else None,
+            )
+        )
+    return found
 
 
 def pause(transaction: Transaction, receiver: str, by: str, reason: str) -> bool:

@@ -422,13 +422,6 @@ def _counts(session: Session, query: Any) -> dict[str, int]:
     return {row[0]: row[1] for row in session.execute(query)}
 
 
-class Skipped(NamedTuple):
-    """Deliveries that their receiver had no use for, or could not do, and so discarded: each says why."""
-
-    deliveries: int
-    last_reason: str | None
-
-
 _made = (
     select(Delivery.delivery_id, Delivery.receiver, Delivery.state, Delivery.lease_token)
     .order_by(Delivery.delivery_id.desc())
@@ -447,13 +440,16 @@ COUNT_SKIPPED = Prepared(
 )
 
 
-def skipped(session: Session, most: int) -> dict[str, Skipped]:
-    """For each receiver, among the ``most`` deliveries that were made last: no index has the older ones. Without those
-    that a person discarded, who knows why."""
+def skipped(session: Session, most: int) -> dict[str, tuple[int, str | None]]:
+    """For each receiver, how many deliveries it had no use for, or could not do, and so discarded; and why the last.
+
+    Among the ``most`` that were made last: no index has the older ones. Without those that a person discarded, who
+    knows why.
+    """
     found = COUNT_SKIPPED(reader_of(session), {"most": most}).fetchall()
     reason = select(Delivery.reason)
     return {
-        receiver: Skipped(count, session.scalar(reason.where(Delivery.delivery_id == newest)))
+        receiver: (count, session.scalar(reason.where(Delivery.delivery_id == newest)))
         for receiver, count, newest in found
     }
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.bus import queries
 from app.bus.breaker import BACKEND_DOWN
-from app.bus.tables import DispatcherHeartbeat
+from app.bus.tables import DispatcherHeartbeat, PausedReceiver
 from app.bus.troubles import MOST_COUNTED, Readiness, Trouble, missing, paused_by_breaker
 from app.bus.words import lasting, moment
 from app.signal import ordering_of
@@ -99,69 +99,50 @@ def of_receivers(
 
     ``rate``, where it is known; ``most`` is in place of MOST_READ.
     """
-    return list(_Look(session, now, lease, set(connected), rate, most).receivers())
+    breakers, paused = queries.open_breakers(session), queries.paused_receivers(session)
+    all_dead, all_skipped = queries.count_dead(session, most), queries.skipped(session, most)
+    rate = rate or queries.rate(session, now, RATE_WITHIN, most)
+    with_unfinished, known = set(queries.receivers_with_unfinished(session)), set(connected)
 
-
-class _Look:
-    def __init__(
-        self,
-        session: Session,
-        now: datetime,
-        lease: timedelta,
-        connected: set[str],
-        rate: queries.Rate | None,
-        most: int,
-    ) -> None:
-        self.session, self.now, self.lease, self.connected, self.most = session, now, lease, connected, most
-        self.breakers = queries.open_breakers(session)
-        self.paused = queries.paused_receivers(session)
-        self.dead = queries.count_dead(session, most)
-        self.skipped = queries.skipped(session, most)
-        self.rate = rate or queries.rate(session, now, RATE_WITHIN, most)
-        self.unfinished = list(queries.receivers_with_unfinished(session))
-
-    def receivers(self) -> Iterator[ReceiverStatus]:
-        for receiver in sorted({*self.connected, *self.unfinished, *self.dead, *self.paused}):
-            yield self._of(receiver)
-
-    def _of(self, receiver: str) -> ReceiverStatus:
-        session, now = self.session, self.now
-        unfinished = queries.count_unfinished(session, receiver, MOST_COUNTED) if receiver in self.unfinished else 0
-        in_flight = queries.count_in_flight(session, receiver, now, self.lease, self.most) if unfinished else 0
-        retrying = queries.retrying(session, receiver, self.most) if unfinished else queries.Retrying(0, None)
-        skipped = self.skipped.get(receiver, queries.Skipped(0, None))
-        ended = self.rate.ended.get(receiver, 0)
-        dead = self.dead.get(receiver, 0)
+    def look(receiver: str) -> ReceiverStatus:
+        unfinished = queries.count_unfinished(session, receiver, MOST_COUNTED) if receiver in with_unfinished else 0
+        in_flight = queries.count_in_flight(session, receiver, now, lease, most) if unfinished else 0
+        retrying = queries.retrying(session, receiver, most) if unfinished else queries.Retrying(0, None)
+        skipped, skipped_because = all_skipped.get(receiver, (0, None))
+        ended = rate.ended.get(receiver, 0)
         return ReceiverStatus(
             receiver=receiver,
-            is_connected=receiver in self.connected,
+            is_connected=receiver in known,
             waiting=max(0, unfinished - in_flight),
             in_flight=in_flight,
             retrying=retrying.deliveries,
             next_try_at=retrying.next_at,
             oldest_waits_since=queries.oldest(session, receiver) if unfinished else None,
-            dead=dead,
-            skipped=skipped.deliveries,
+            dead=all_dead.get(receiver, 0),
+            skipped=skipped,
             skipped_among=MOST_READ,
-            skipped_because=skipped.last_reason,
+            skipped_because=skipped_because,
             ended=ended,
-            ended_within_seconds=round(self.rate.seconds, 3),
-            drained_in_seconds=round(unfinished * self.rate.seconds / ended) if ended else None,
-            breaker=self._breaker(receiver),
-            pause=self._pause(receiver),
-            is_exact=unfinished < self.most and sum(self.dead.values()) < self.most,
-            held_back=queries.held_back(session, receiver, self.most) if unfinished and ordering_of(receiver) else None,
+            ended_within_seconds=round(rate.seconds, 3),
+            drained_in_seconds=round(unfinished * rate.seconds / ended) if ended else None,
+            breaker=_breaker(session, breakers.get(receiver)),
+            pause=_pause(paused.get(receiver)),
+            is_exact=unfinished < most and sum(all_dead.values()) < most,
+            held_back=queries.held_back(session, receiver, most) if unfinished and ordering_of(receiver) else None,
         )
 
-    def _breaker(self, receiver: str) -> BreakerStatus | None:
-        if (found := self.breakers.get(receiver)) is None:
-            return None
-        reason = queries.latest_failure(self.session, receiver, BACKEND_DOWN)
-        return BreakerStatus(found.opened_at, found.failures, found.probe_at, reason)
+    return [look(receiver) for receiver in sorted({*known, *with_unfinished, *all_dead, *paused})]
 
-    def _pause(self, receiver: str) -> PauseStatus | None:
-        found = self.paused.get(receiver)
-        return PauseStatus(found.paused_at, found.paused_by, found.reason) if found else None
+
+def _breaker(session: Session, found: queries.OpenBreaker | None) -> BreakerStatus | None:
+    if found is None:
+        return None
+    reason = queries.latest_failure(session, found.receiver, BACKEND_DOWN)
+    return BreakerStatus(found.opened_at, found.failures, found.probe_at, reason)
+
+
+def _pause(found: PausedReceiver | None) -> PauseStatus | None:
+    return PauseStatus(found.paused_at, found.paused_by, found.reason) if found else None
 
 
 def sentence(status: ReceiverStatus, now: datetime) -> Translatable:

@@ -12,10 +12,6 @@ from app.db import Base, UtcTime
 from app.states import DeliveryState, Outcome
 
 # As literal text: SQLite uses a partial index only for a query whose condition it can see to be the index's own.
-_unfinished = text("state IN ('ready', 'leased')")
-_ordered = text("ordering_key IS NOT NULL AND state IN ('ready', 'leased')")
-_dead = text("state = 'dead'")
-_undone = text("state IN ('dead', 'discarded')")
 UNFINISHED = text("deliveries.state IN ('ready', 'leased')")
 GIVEN_UP = text("deliveries.state = 'dead'")
 UNDONE = text("deliveries.state IN ('dead', 'discarded')")
@@ -33,6 +29,10 @@ class Role(StrEnum):
 
 
 BigId = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in a column declared INTEGER
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
 class StoredEvent(Base):
@@ -104,26 +104,14 @@ class Delivery(Base):
     __table_args__ = (
         Index("deliveries_event_id_receiver", "event_id", "receiver", unique=True),
         # The partial indexes hold only what is not done: their size does not grow with history.
-        Index(
-            "deliveries_due",
-            "receiver",
-            "due_at",
-            "delivery_id",
-            sqlite_where=_unfinished,
-            postgresql_where=_unfinished,
-        ),
+        _partial_index("deliveries_due", "receiver", "due_at", "delivery_id", where="state IN ('ready', 'leased')"),
         # Of a receiver that is ordered: who is under way, or comes first, of a key. No other delivery is in it.
-        Index(
-            "deliveries_ordered",
-            "receiver",
-            "ordering_key",
-            "state",
-            "delivery_id",
-            sqlite_where=_ordered,
-            postgresql_where=_ordered,
+        _partial_index(
+            *("deliveries_ordered", "receiver", "ordering_key", "state", "delivery_id"),
+            where="ordering_key IS NOT NULL AND state IN ('ready', 'leased')",
         ),
-        Index("deliveries_dead", "settled_at", sqlite_where=_dead, postgresql_where=_dead),
-        Index("deliveries_undone", "state", "delivery_id", sqlite_where=_undone, postgresql_where=_undone),
+        _partial_index("deliveries_dead", "settled_at", where="state = 'dead'"),
+        _partial_index("deliveries_undone", "state", "delivery_id", where="state IN ('dead', 'discarded')"),
         CheckConstraint(f"state IN {tuple(str(state) for state in DeliveryState)}", name="state"),
         {"sqlite_autoincrement": True},
     )

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.bus import queries
+from app.bus import heartbeats, queries
 from app.bus.tables import DispatcherHeartbeat, Role
 from app.bus.words import moment
 from app.db import Transaction, iso
@@ -26,6 +26,9 @@ ONE_AT_A_TIME = "dispatchers that sign on"
 """The key of a lock."""
 
 MOST_COUNTED = 1000
+
+FORGOTTEN_AFTER = timedelta(days=1)
+"""A dispatcher without a heartbeat for so long is removed from the table, once another one ends."""
 
 RECORDED = (
     *("mail_backend", "mail_server", "mail_port", "mail_use_tls", "mail_use_ssl", "mail_default_sender"),
@@ -130,20 +133,13 @@ def refusal(
 
 
 def sign_on(
-    transaction: Transaction,
-    name: str,
-    settings: Settings,
-    silence: timedelta,
-    mails: list[str],
-    *,
-    role: Role = Role.DISPATCHER,
-    anyway: bool,
+    transaction: Transaction, name: str, settings: Settings, mails: list[str], role: Role, *, anyway: bool
 ) -> tuple[str | None, dict[str, list[Any]]]:
     """Record the dispatcher ``name``, at work or as one that refuses to start.
 
     Returns why it refuses, and where its settings differ from those of the dispatcher before it.
     """
-    session, now = transaction.session, transaction.now
+    session, now, silence = transaction.session, transaction.now, heartbeats.silence(settings.ready_lag_seconds)
     transaction.dialect.lock_keys(transaction.driver, [ONE_AT_A_TIME])
     before = those_before(session, now, silence, name)
     refused = None if anyway or role is Role.RELAY else refusal(session, now, silence, settings, mails, name)
@@ -157,9 +153,9 @@ def sign_on(
     return refused, differs
 
 
-def sign_off(transaction: Transaction, name: str, unseen_for: timedelta) -> None:
-    """The dispatcher ``name`` ends; so have, without a word, those that were ``unseen_for`` so long, or were seen by a
-    clock that ran ahead by as much. Its settings stay, as the last ones, until another dispatcher ends."""
+def sign_off(transaction: Transaction, name: str) -> None:
+    """The dispatcher ``name`` ends; so have, without a word, those that were unseen for FORGOTTEN_AFTER, or were seen
+    by a clock that ran ahead by as much. Its settings stay, as the last ones, until another dispatcher ends."""
     session, now = transaction.session, transaction.now
     own = session.get(DispatcherHeartbeat, name)
     stays = own is not None and bool(own.told) and not own.is_refused
@@ -168,7 +164,7 @@ def sign_off(transaction: Transaction, name: str, unseen_for: timedelta) -> None
         if each is own and stays:
             each.seen_at = now
             each.settings = json.dumps(each.told | {"stopped_at": iso(now)})
-        elif each is own or (stays and (each.has_stopped or abs(each.seen_at - now) > unseen_for)):
+        elif each is own or (stays and (each.has_stopped or abs(each.seen_at - now) > FORGOTTEN_AFTER)):
             gone.append(each.name)
     # Not by session.delete(), which expects each to be there: dispatchers that end together delete the same rows.
     session.execute(delete(DispatcherHeartbeat).where(DispatcherHeartbeat.name.in_(sorted(gone))))

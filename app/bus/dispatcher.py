@@ -30,9 +30,6 @@ ALONE_SECONDS = 0.25
 process mostly does so at once; one that takes longer, such as a mail that hangs, shall hold up nobody.
 """
 
-FORGOTTEN_AFTER = timedelta(days=1)
-"""A dispatcher without a heartbeat for so long is removed from the table, once another one ends."""
-
 
 class Dispatcher:
     """Takes due deliveries under a lease, invokes their receivers and settles the results.
@@ -69,7 +66,6 @@ class Dispatcher:
         self._one_is_alone = False
         self._held = HeldLeases()
         self._settings, self._mails, self.role = settings, mails, role
-        self._silence = heartbeats.silence(settings.ready_lag_seconds)
         self._told = json.dumps(delivers_by.record(settings, role))
 
     @property
@@ -266,9 +262,7 @@ class Dispatcher:
         It must not where it would deliver mail otherwise than the dispatchers before it; ``anyway`` lets it.
         """
         return self.database.transact(
-            lambda t: delivers_by.sign_on(
-                t, self.name, self._settings, self._silence, self._mails, role=self.role, anyway=anyway
-            )
+            lambda t: delivers_by.sign_on(t, self.name, self._settings, self._mails, self.role, anyway=anyway)
         )
 
     def heartbeat(self, at_work: Collection[Lease] | None = None) -> None:
@@ -299,7 +293,7 @@ class Dispatcher:
 
     def sign_off(self) -> None:
         """This dispatcher is not alive any more; others that were not seen for a day are forgotten."""
-        self.database.transact(lambda t: delivers_by.sign_off(t, self.name, FORGOTTEN_AFTER))
+        self.database.transact(lambda t: delivers_by.sign_off(t, self.name))
 
     def _holds(self, lease: Lease) -> bool:
         """A process that was paused past its lease must not begin: another dispatcher may be at it, or may take it."""

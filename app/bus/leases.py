@@ -223,26 +223,26 @@ class NextTry:
     enhanced: str | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Lease:
     """The right to try a delivery. Receivers see it as ``delivery``."""
 
     delivery_id: int
     token: int
     receiver: str
-    spent: int
+    spent: int = 0
     """Attempts charged before this one, in the present budget."""
-    unknown: int
+    unknown: int = 0
     """Attempts before this one, in the present budget, whose outcome is unknown: each may have had its effect."""
-    outcome: str | None
+    outcome: str | None = None
     """Of the attempt before this one."""
     created_at: datetime
     leased_at: datetime
     leased_by: str | None
     """The dispatcher that holds it. None while it is *dispatched*: a message carries it to a worker."""
-    expired: bool
+    expired: bool = False
     """Whether it ran out, and its dispatcher has left no result."""
-    probe: bool
+    probe: bool = False
     """Whether an open circuit breaker let it through, to see whether the backend is back."""
     event_id: str
     type: str

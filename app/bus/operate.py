@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, not_, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.bus import breaker, leases, queries
@@ -69,9 +69,9 @@ class Selection:
     """A person's filter for an act. Its text, a JSON object of the fields that restrict, is kept with the act."""
 
     def given(self) -> dict[str, Any]:
-        """The fields that restrict: neither None nor False."""
-        fields = dataclasses.asdict(self).items()
-        return {name: value for name, value in fields if value is not None and value is not False}
+        """The fields that restrict: those that are not as by default."""
+        values = ((each.name, getattr(self, each.name), each.default) for each in dataclasses.fields(self))
+        return {name: value for name, value, default in values if value != default}
 
     def __str__(self) -> str:
         return json.dumps(self.given(), ensure_ascii=False, default=iso)
@@ -125,10 +125,6 @@ class Filter(Selection):
         """Whether a delivery that ``find`` found is selected: no database generalises a reason."""
         return self.reason_group in (None, group_of(reason))
 
-    def given(self) -> dict[str, Any]:
-        """The fields that restrict: also what was not ``tried``."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
     def options(self) -> str:
         """Options of 'flask bus list', 'retry' and 'discard', for a shell: empty where nothing restricts."""
         options = {each.name: each.metadata["option"] for each in dataclasses.fields(self)}
@@ -156,7 +152,8 @@ class Act:
 
     @property
     def states(self) -> tuple[DeliveryState, ...]:
-        return _states(self.action, self.which)
+        asked = UNASKED if self.which.state is None else (self.which.state,)
+        return tuple(state for state in ACTIONS[self.action] if state in asked)
 
 
 @dataclass(frozen=True)
@@ -222,13 +219,7 @@ def by_due(
     place = (Delivery.due_at, Delivery.delivery_id)
     query = which.find(*DELIVERY_COLUMNS, *about).order_by(*(each.desc() if backwards else each for each in place))
     if after is not None:
-        due_at, delivery_id = after
-        beyond = (
-            and_(Delivery.due_at <= due_at, or_(Delivery.due_at < due_at, Delivery.delivery_id < delivery_id))
-            if backwards
-            else and_(Delivery.due_at >= due_at, or_(Delivery.due_at > due_at, Delivery.delivery_id > delivery_id))
-        )
-        query = query.where(beyond)
+        query = query.where(tuple_(*place) < after if backwards else tuple_(*place) > after)
     parts = [_selected(session, which, query.where(part), limit + 1) for part in _by_index(session, which, states)]
     merged = heapq.merge(*parts, key=lambda row: (row.due_at, row.delivery_id), reverse=backwards)
     found = list(islice(merged, limit + 1))
@@ -281,7 +272,7 @@ def group_by_reason(
     ones that are due last, where those that failed are. It bounds the cost whatever the filter is.
     """
     columns = (Delivery.receiver, Delivery.state, Delivery.outcome, Delivery.reason)
-    groups: dict[tuple[Any, ...], list[Any]] = {}
+    groups: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     left, complete = GROUPED_AT_MOST, True
     for part in _by_index(session, which, states):
         query = which.find(*columns, Delivery.delivery_id, StoredEvent.order_id)
@@ -299,7 +290,9 @@ def group_by_reason(
             left -= 1
             key = (*kind, group_of(reason))
             if which.reason_group in (None, key[-1]):
-                _add(groups.setdefault(key, [0, delivery_id, order_id, delivery_id, order_id]), delivery_id, order_id)
+                example = (delivery_id, order_id)
+                count, newest, oldest = groups.get(key, (0, example, example))
+                groups[key] = (count + 1, max(newest, example), min(oldest, example))
     return _groups(groups), complete
 
 
@@ -311,16 +304,8 @@ def _latest(part: ColumnElement[bool]) -> Select[Any]:
     )
 
 
-def _add(group: list[Any], delivery_id: int, order_id: str) -> None:
-    group[0] += 1
-    if delivery_id > group[1]:
-        group[1:3] = delivery_id, order_id
-    if delivery_id < group[3]:
-        group[3:5] = delivery_id, order_id
-
-
-def _groups(found: dict[tuple[Any, ...], list[Any]]) -> list[ReasonGroup]:
-    groups = [ReasonGroup(count, *key, *example) for key, (count, *example) in found.items()]
+def _groups(found: dict[tuple[Any, ...], tuple[Any, ...]]) -> list[ReasonGroup]:
+    groups = [ReasonGroup(count, *key, *newest, *oldest) for key, (count, newest, oldest) in found.items()]
     return sorted(groups, key=lambda group: (-group.deliveries, group.example_delivery_id))
 
 
@@ -350,10 +335,11 @@ def _stream(session: Session, query: Select[Any]) -> Iterator[Any]:
 
 def count(session: Session, action: str, which: Filter) -> int:
     """How many deliveries the action would touch now."""
+    act = Act(action, which, by="")
     if which.reason_group is not None:
-        return len(_numbers(session, Act(action, which, ""), _untouched(which))[0])
+        return len(_numbers(session, act, _untouched(which))[0])
     query = which.find(func.count(Delivery.delivery_id))
-    return sum(session.scalar(query.where(part)) or 0 for part in _by_index(session, which, _states(action, which)))
+    return sum(session.scalar(query.where(part)) or 0 for part in _by_index(session, which, act.states))
 
 
 def choose(session: Session, act: Act) -> Chosen:
@@ -397,11 +383,6 @@ def _numbers(session: Session, act: Act, query: Select[Any]) -> "tuple[array[int
                 ids.append(delivery_id)
                 tokens.append(token)
     return ids, tokens
-
-
-def _states(action: str, which: Filter) -> tuple[DeliveryState, ...]:
-    asked = UNASKED if which.state is None else (which.state,)
-    return tuple(state for state in ACTIONS[action] if state in asked)
 
 
 def _find_unfinished(session: Session, act: Act) -> OperatorAct | None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -152,7 +151,7 @@ def record(
     transaction.add_row(INSERT_EVENT, row)
     for subscription in owed:
         if subscription.ordered_by is not None:
-            insert_ordered(transaction, event_id, subscription.name, getattr(event, subscription.ordered_by))
+            insert_ready(transaction, event_id, subscription.name, getattr(event, subscription.ordered_by))
         elif apart is not None and cause is not None and subscription.transactional and not cause.in_doubt:
             apart.append(Owed(subscription.name, cause.leased_by, row))
         else:
@@ -160,18 +159,14 @@ def record(
     transaction.facts.setdefault("recorded", []).append(recorded)
 
 
-def insert_ready(transaction: Transaction, event_id: str, receiver: str) -> None:
-    """Add a delivery that is due at once."""
+def insert_ready(transaction: Transaction, event_id: str, receiver: str, key: str | None = None) -> None:
+    """Add a delivery that is due at once; with a ``key``, to an ordered receiver: the claim decides when it runs."""
     now = transaction.now
-    transaction.add_row(INSERT_DELIVERY, {"event_id": event_id, "receiver": receiver, "due_at": now, "created_at": now})
-    transaction.facts["due"] = True
-
-
-def insert_ordered(transaction: Transaction, event_id: str, receiver: str, key: str) -> None:
-    """Add a delivery that is due at once, to a receiver that is ordered: when it may be taken, the claim decides."""
-    now = transaction.now
-    row = {"event_id": event_id, "receiver": receiver, "due_at": now, "created_at": now, "ordering_key": key}
-    transaction.add_row(INSERT_ORDERED_DELIVERY, row)
+    row = {"event_id": event_id, "receiver": receiver, "due_at": now, "created_at": now}
+    if key is None:
+        transaction.add_row(INSERT_DELIVERY, row)
+    else:
+        transaction.add_row(INSERT_ORDERED_DELIVERY, row | {"ordering_key": key})
     transaction.facts["due"] = True
 
 
@@ -185,21 +180,15 @@ def insert_done(transaction: Transaction, owed: list[Owed]) -> list[Lease]:
     ]
     found = INSERT_DONE.insert_all(transaction, rows).fetchall() if rows else []
     ids = {(event_id, receiver): delivery_id for delivery_id, event_id, receiver in found}
-    return [_lease(each, ids[each.event["event_id"], each.receiver], now) for each in owed]
-
-
-def _lease(owed: Owed, delivery_id: int, now: datetime) -> Lease:
-    return Lease(
-        delivery_id=delivery_id,
-        token=1,
-        receiver=owed.receiver,
-        spent=0,
-        unknown=0,
-        outcome=None,
-        created_at=now,
-        leased_at=now,
-        leased_by=owed.dispatcher,
-        expired=False,
-        probe=False,
-        **{name: owed.event[name] for name in (*EVENT, "occurred_at", "data")},
-    )
+    return [
+        Lease(
+            delivery_id=ids[each.event["event_id"], each.receiver],
+            token=1,
+            receiver=each.receiver,
+            created_at=now,
+            leased_at=now,
+            leased_by=each.dispatcher,
+            **{name: each.event[name] for name in (*EVENT, "occurred_at", "data")},
+        )
+        for each in owed
+    ]

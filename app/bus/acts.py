@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, bindparam, case, exists, func, or_, select, update
+from sqlalchemy import Select, bindparam, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.bus import breaker, operate, queries
@@ -30,6 +30,11 @@ GIVEN_UP = "given_up"
 
 _tried = exists().where(Attempt.delivery_id == ActDelivery.delivery_id, Attempt.lease_token > ActDelivery.lease_token)
 """Whether an attempt at the delivery has ended since the act touched it."""
+
+_later = aliased(ActDelivery)
+_touched_later = exists().where(
+    _later.delivery_id == ActDelivery.delivery_id, _later.act_id > ActDelivery.act_id, _later.taken_back_at.is_(None)
+)
 
 
 @dataclass(frozen=True)
@@ -262,13 +267,7 @@ def _takeable(act_id: int, *columns: Any) -> Select[Any]:
     """Of the act's deliveries, those that wait for the try that the act asked for."""
     query = select(*columns).join(Delivery, Delivery.delivery_id == ActDelivery.delivery_id)
     mine = (ActDelivery.act_id == act_id, ActDelivery.taken_back_at.is_(None))
-    return query.where(*mine, Delivery.state == DeliveryState.READY, ~_tried, ~_touched_later())
-
-
-def _touched_later() -> ColumnElement[bool]:
-    later = aliased(ActDelivery)
-    of_the_same = (later.delivery_id == ActDelivery.delivery_id, later.act_id > ActDelivery.act_id)
-    return exists().where(*of_the_same, later.taken_back_at.is_(None))
+    return query.where(*mine, Delivery.state == DeliveryState.READY, ~_tried, ~_touched_later)
 
 
 def _take_back(transaction: Transaction, act_id: int, last: int) -> tuple[Sequence[int], int]:

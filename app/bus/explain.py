@@ -5,12 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.bus import queries
-from app.bus.tables import Attempt, Delivery
-from app.db import table
+from app.bus.tables import Delivery
 from app.errors import DeliveryNotFound
 from app.retry import why
 from app.states import DeliveryState
@@ -50,13 +48,10 @@ class Explanation:
 
 def explain(session: Session, delivery_id: int) -> Explanation:
     """Raises DeliveryNotFound."""
-    which = table(Delivery).c.delivery_id == delivery_id
-    found = session.execute(select(*queries.DELIVERY_COLUMNS).where(which)).mappings().first()
-    if found is None:
+    found = queries.deliveries(session, Delivery.delivery_id == delivery_id)
+    if not found:
         raise DeliveryNotFound
-    tried = select(table(Attempt)).where(Attempt.delivery_id == delivery_id).order_by(Attempt.attempt_id)
-    attempts = [dict(row) for row in session.execute(tried).mappings()]
-    return of(dict(found) | {"attempts": attempts}, queries.open_breakers(session))
+    return of(found[0], queries.open_breakers(session))
 
 
 def of(delivery: Mapping[str, Any], breakers: Mapping[str, queries.OpenBreaker]) -> Explanation:

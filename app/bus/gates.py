@@ -7,8 +7,9 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Integer, bindparam, func, insert, literal, null, select, union_all, update
+from sqlalchemy import Integer, bindparam, insert, literal, null, select, union_all, update
 
+from app.bus.queries import count_up_to
 from app.bus.tables import UNFINISHED, CircuitBreaker, Delivery, PausedReceiver, RetryTransition
 from app.db import Prepared, Runner, Transaction, table, utc
 from app.retry import Gate, LearnedPolicy, Phase
@@ -52,23 +53,10 @@ SAVE = Prepared(
     .where(CircuitBreaker.receiver == bindparam("name"))
     .values({each: bindparam(each) for each in ("opened_at", "failures", "probe_at", "gate")})
 )
-COUNT_DUE = Prepared(
-    select(func.count()).select_from(
-        select(Delivery.due_at)
-        .where(Delivery.receiver == bindparam("name"), UNFINISHED, Delivery.due_at <= bindparam("now"))
-        .limit(bindparam("most", type_=Integer))
-        .subquery()
-    )
-)
+_due = (Delivery.receiver == bindparam("name"), UNFINISHED, Delivery.due_at <= bindparam("now"))
+COUNT_DUE = Prepared(count_up_to(select(Delivery.due_at).where(*_due), bindparam("most", type_=Integer)))
 FIND_READY = Prepared(
-    select(table(Delivery).c.delivery_id)
-    .where(
-        Delivery.receiver == bindparam("name"),
-        UNFINISHED,
-        Delivery.due_at <= bindparam("now"),
-        Delivery.state == DeliveryState.READY,
-    )
-    .limit(1)
+    select(table(Delivery).c.delivery_id).where(*_due, Delivery.state == DeliveryState.READY).limit(1)
 )
 INSERT_TRANSITION = Prepared(
     insert(table(RetryTransition)).inline(), "receiver", "scope", "kind", "age_from", "age_to", "gone", "at"

@@ -164,13 +164,13 @@ class LearnedRetries:
             self._record_own(transaction, lease, known, gone=False)
             return OwnObstacle(cause.kind, known.since, lease.leased_at)
         if not cause.final:
-            _record(transaction, lease.receiver, Scope.MESSAGE, cause.kind, None, 0.0, gone=False)
+            _record(transaction, lease.receiver, Scope.MESSAGE, cause.kind, (None, 0.0), gone=False)
         return OwnObstacle(cause.kind, lease.leased_at, lease.leased_at)
 
     @staticmethod
     def _record_own(transaction: Transaction, lease: Lease, known: OwnObstacle, *, gone: bool) -> None:
-        ages = ((at - known.since).total_seconds() for at in (known.seen_at, lease.leased_at))
-        _record(transaction, lease.receiver, Scope.MESSAGE, known.kind, *ages, gone=gone)
+        ages = (known.seen_at - known.since).total_seconds(), (lease.leased_at - known.since).total_seconds()
+        _record(transaction, lease.receiver, Scope.MESSAGE, known.kind, ages, gone=gone)
 
     def _note_failure(self, transaction: Transaction, lease: Lease, cause: Cause) -> Noted:
         if cause.kind == "bug":  # the backend may never have been asked
@@ -208,7 +208,7 @@ class LearnedRetries:
         """As the gate found: its transition is kept, and the messages of a run that proved it down wait at it."""
         if (tried := noted.tried) is not None:
             ages = tried.age_from, tried.age_to
-            _record(transaction, gate.receiver, Scope.BACKEND, tried.kind, *ages, gone=tried.gone)
+            _record(transaction, gate.receiver, Scope.BACKEND, tried.kind, ages, gone=tried.gone)
         if noted.change is Change.OPENED:
             waiting = select(Delivery.delivery_id).where(
                 Delivery.delivery_id.in_(gate.run.messages),
@@ -290,14 +290,8 @@ def _cause(failure: Failure) -> Cause:
 
 
 def _record(
-    transaction: Transaction,
-    receiver: str,
-    scope: Scope,
-    kind: str,
-    age_from: float | None,
-    age_to: float,
-    *,
-    gone: bool,
+    transaction: Transaction, receiver: str, scope: Scope, kind: str, ages: tuple[float | None, float], *, gone: bool
 ) -> None:
-    row = {"receiver": receiver, "scope": str(scope), "kind": kind, "age_from": age_from, "age_to": age_to}
+    """``ages`` are the obstacle's: at its latest failure before this attempt, and at this attempt."""
+    row = {"receiver": receiver, "scope": str(scope), "kind": kind, "age_from": ages[0], "age_to": ages[1]}
     gates.INSERT_TRANSITION(transaction, row | {"gone": gone, "at": transaction.now})

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.bus import lifecycle
 from app.bus.gates import seconds
+from app.bus.queries import count_up_to
 from app.bus.tables import Delivery, RetryTable, RetryTransition
 from app.db import Database, Transaction, table
 from app.errors import DatabaseUnavailable
@@ -200,8 +201,7 @@ def _is_enough(session: Session, now: datetime) -> bool:
     if first is None or abs(now - first) >= REFIT:
         return first is not None
     ended = (RetryTransition.age_from.is_not(None), RetryTransition.gone)
-    each = select(RetryTransition.transition_id).where(*ended).limit(FIRST_ENDS)
-    return session.scalar(select(func.count()).select_from(each.subquery())) == FIRST_ENDS
+    return session.scalar(count_up_to(select(RetryTransition.transition_id).where(*ended), FIRST_ENDS)) == FIRST_ENDS
 
 
 def _keys(session: Session) -> list[tuple[str, str, str]]:

@@ -604,14 +604,8 @@ def _ids(leases: list[Lease]) -> dict[str, Any]:
     return _numbered(lease.delivery_id for lease in leases)
 
 
-def lock(transaction: Transaction, leases: list[Lease]) -> None:
-    """Lock their rows in LOCK_ORDER, where several processes write at once."""
-    if not transaction.dialect.one_writer:
-        lock_held(transaction, leases)
-
-
 def lock_held(transaction: Transaction, leases: list[Lease]) -> list[Lease]:
-    """Those that nobody has taken over; until the transaction ends, nobody can."""
+    """Those that nobody has taken over; until the transaction ends, nobody can. Locks their rows in LOCK_ORDER."""
     if not leases:
         return []
     tokens = dict(select_tokens(len(leases))(transaction, _ids(leases)).fetchall())

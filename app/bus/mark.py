@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import bindparam, func, select
 
-from app.bus import breaker
-from app.bus.tables import GIVEN_UP, UNFINISHED, Attempt, Delivery, DispatcherHeartbeat, OperatorAct, StoredEvent
+from app.bus import breaker, queries
+from app.bus.tables import GIVEN_UP, Attempt, Delivery, DispatcherHeartbeat, OperatorAct, StoredEvent
 from app.db import Database, Prepared, Reader
 
 MOST_COUNTED = 1000
@@ -28,14 +28,8 @@ FIND_LATEST = Prepared(
         select(OperatorAct.deliveries).where(OperatorAct.act_id == _last_act).scalar_subquery(),
     )
 )
-_soon = select(Delivery.due_at).where(
-    Delivery.receiver == bindparam("receiver"),
-    UNFINISHED,
-    Delivery.due_at > bindparam("now"),
-    Delivery.due_at <= bindparam("until"),
-)
-COUNT_SOON = Prepared(select(func.count()).select_from(_soon.limit(MOST_COUNTED).subquery("soon")))
-"""Deliveries whose lease is running, and those that are due soon: a claim, and a lease given back, changes it."""
+COUNT_SOON = Prepared(queries.count_up_to(select(Delivery.due_at).where(*queries.DUE_SOON), MOST_COUNTED))
+"""A claim, and a lease that is given back, changes it."""
 
 FIND_ALIVE = Prepared(
     select(DispatcherHeartbeat.name, DispatcherHeartbeat.settings).where(

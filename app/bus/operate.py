@@ -280,8 +280,7 @@ def group_by_reason(
             query = query.where(part).order_by(Delivery.delivery_id.desc()).limit(left + 1)
         else:
             latest = _latest(part)
-            some = latest.order_by(None).limit(most + 1).subquery()
-            there = session.scalar(select(func.count()).select_from(some)) or 0
+            there = session.scalar(queries.count_up_to(latest.order_by(None), most + 1)) or 0
             complete = complete and there <= most
             query = query.where(Delivery.delivery_id.in_(select(latest.limit(most).subquery().c.delivery_id)))
         for *kind, reason, delivery_id, order_id in _stream(session, query):
@@ -550,8 +549,8 @@ def act_on_batch(
 
     ``began`` is when the act began, or went on: the tries are spread from there.
     """
-    session, act = transaction.session, chosen.act
-    if not note_progress(transaction, act_id, progressed_at=transaction.now):
+    session, act, now = transaction.session, chosen.act, transaction.now
+    if not note_progress(transaction, act_id, progressed_at=now):
         return None
     ids, tokens = chosen.ids[first : first + BATCH], chosen.tokens[first : first + BATCH]
     columns = (Delivery.delivery_id, Delivery.lease_token, Delivery.state, Delivery.receiver)
@@ -562,11 +561,15 @@ def act_on_batch(
     touched = {number: untried[number] for number in keep_before(transaction, act_id, untried)}
     if act.action == "retry":
         waiting = [number for number, row in touched.items() if row.state == DeliveryState.READY]
-        _retry(transaction, [number for number in touched if number not in waiting], waiting)
+        ended = [number for number in touched if number not in waiting]
+        _update(transaction, ended, DUE_ANEW | {"due_at": now})
+        _update(transaction, waiting, {"due_at": now, "due_because": why.ASKED_FOR}, Delivery.due_at > now)
         if act.over_seconds:
             _spread(transaction, chosen, first, began, touched)
     else:
-        _discard(transaction, list(touched), act.reason)
+        given_up = {"state": DeliveryState.DISCARDED, "settled_at": now, "reason": act.reason}
+        _update(transaction, list(touched), given_up)
+        release_next(transaction, list(touched))
     note_progress(transaction, act_id, deliveries=OperatorAct.deliveries + len(touched))
     return {number: row.receiver for number, row in touched.items()}
 
@@ -615,18 +618,6 @@ def keep_before(transaction: Transaction, act_id: int, numbers: Collection[int])
     insert = transaction.dialect.insert(table(ActDelivery)).from_select(list(kept), rows)
     once = insert.on_conflict_do_nothing(index_elements=["act_id", "delivery_id"])
     return sorted(transaction.session.scalars(once.returning(table(ActDelivery).c.delivery_id)))
-
-
-def _retry(transaction: Transaction, ended: list[int], waiting: list[int]) -> None:
-    now = transaction.now
-    _update(transaction, ended, DUE_ANEW | {"due_at": now})
-    _update(transaction, waiting, {"due_at": now, "due_because": why.ASKED_FOR}, Delivery.due_at > now)
-
-
-def _discard(transaction: Transaction, numbers: list[int], reason: str | None) -> None:
-    ended = {"state": DeliveryState.DISCARDED, "settled_at": transaction.now, "reason": reason}
-    _update(transaction, numbers, ended)
-    release_next(transaction, numbers)
 
 
 def release_next(transaction: Transaction, ended: Collection[int]) -> None:

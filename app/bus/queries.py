@@ -2,12 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Select, bindparam, case, exists, func, select
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, case, exists, func, select
 from sqlalchemy.orm import Session
 
 from app.bus.tables import (
@@ -41,20 +41,19 @@ def timeline(session: Session, order_id: str) -> list[dict[str, Any]]:
     """Everything that happened to an order, oldest first: events with their cause, deliveries, attempts."""
     events = _events(session).where(StoredEvent.order_id == order_id).order_by(StoredEvent.position)
     found = session.execute(events).mappings().all()
-    owed = select(*DELIVERY_COLUMNS).where(Delivery.event_id.in_([event["event_id"] for event in found]))
-    deliveries = _group(session, owed.order_by(Delivery.delivery_id), "event_id")
-    tried = Attempt.delivery_id.in_([each["delivery_id"] for group in deliveries.values() for each in group])
-    attempts = _group(session, select(table(Attempt)).where(tried).order_by(Attempt.attempt_id), "delivery_id")
+    owed = _grouped(deliveries(session, Delivery.event_id.in_([event["event_id"] for event in found])), "event_id")
     return [
-        {
-            **event,
-            "data": readable(event["data"]),
-            "deliveries": [
-                delivery | {"attempts": attempts[delivery["delivery_id"]]} for delivery in deliveries[event["event_id"]]
-            ],
-        }
-        for event in found
+        {**event, "data": readable(event["data"]), "deliveries": owed.get(event["event_id"], [])} for event in found
     ]
+
+
+def deliveries(session: Session, which: ColumnElement[bool]) -> list[dict[str, Any]]:
+    """Deliveries as people read them, each with its ``attempts``, oldest first."""
+    found = session.execute(select(*DELIVERY_COLUMNS).where(which).order_by(Delivery.delivery_id)).mappings().all()
+    tried = Attempt.delivery_id.in_([each["delivery_id"] for each in found])
+    attempts = session.execute(select(table(Attempt)).where(tried).order_by(Attempt.attempt_id)).mappings()
+    of_each = _grouped(map(dict, attempts), "delivery_id")
+    return [{**each, "attempts": of_each.get(each["delivery_id"], [])} for each in found]
 
 
 def _events(session: Session) -> Select[Any]:
@@ -62,10 +61,10 @@ def _events(session: Session) -> Select[Any]:
     return select(*columns, dialect_of(session).raw_text(StoredEvent.data).label("data"))
 
 
-def _group(session: Session, query: Select[Any], key: str) -> defaultdict[Any, list[dict[str, Any]]]:
+def _grouped(rows: Iterable[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
     groups: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in session.execute(query).mappings():
-        groups[row[key]].append(dict(row))
+    for row in rows:
+        groups[row[key]].append(row)
     return groups
 
 
@@ -127,7 +126,7 @@ def feed_backwards(
         page = page.where(StoredEvent.position < before)
     floor = first = 0
     if order_id is None:
-        first, end = _positions(session)
+        first, end = bounds(session, StoredEvent.position)
         place = StoredEvent.position, StoredEvent.occurred_at
         first = first if since is None else max(first, _first_since(session, *place, since, first, end))
         end = end if until is None else _first_since(session, *place, until, first, end)
@@ -140,10 +139,9 @@ def feed_backwards(
     return EventPage(found, floor if floor > first else None, stopped=floor > first)
 
 
-def _positions(session: Session) -> tuple[int, int]:
-    """The first position, and the one that comes after the last; two equal ones where there is none."""
-    first = session.scalar(select(func.min(StoredEvent.position)))
-    last = session.scalar(select(func.max(StoredEvent.position)))
+def bounds(session: Session, number: Any) -> tuple[int, int]:
+    """The first ``number`` in its table, and the one that comes after the last; two equal ones where there is none."""
+    first, last = session.scalar(select(func.min(number))), session.scalar(select(func.max(number)))
     return (0, 0) if first is None or last is None else (first, last + 1)
 
 
@@ -343,9 +341,14 @@ def latest_failure(session: Session, receiver: str, outcomes: Sequence[str]) -> 
 
 _of_receiver = (Delivery.receiver == bindparam("receiver"), UNFINISHED)
 _most = bindparam("most", type_=Integer)
-COUNT_UNFINISHED = Prepared(
-    select(func.count()).select_from(select(Delivery.due_at).where(*_of_receiver).limit(_most).subquery())
-)
+
+
+def count_up_to(found: Select[Any], most: Any) -> Select[int]:
+    """How many rows are found, ``most`` at most: no more are read."""
+    return select(func.count()).select_from(found.limit(most).subquery())
+
+
+COUNT_UNFINISHED = Prepared(count_up_to(select(Delivery.due_at).where(*_of_receiver), _most))
 
 
 def count_unfinished(session: Session, receiver: str, most: int) -> int:
@@ -354,10 +357,9 @@ def count_unfinished(session: Session, receiver: str, most: int) -> int:
     return int(found.fetchone()[0])
 
 
-_soon = select(Delivery.state).where(
-    *_of_receiver, Delivery.due_at > bindparam("now"), Delivery.due_at <= bindparam("until")
-)
-_soonest = _soon.order_by(Delivery.due_at.desc()).limit(_most).subquery()
+DUE_SOON = (*_of_receiver, Delivery.due_at > bindparam("now"), Delivery.due_at <= bindparam("until"))
+"""Deliveries of a receiver whose lease is running, and those that are due soon."""
+_soonest = select(Delivery.state).where(*DUE_SOON).order_by(Delivery.due_at.desc()).limit(_most).subquery()
 COUNT_IN_FLIGHT = Prepared(select(func.count()).select_from(_soonest).where(_soonest.c.state == DeliveryState.LEASED))
 
 
@@ -414,12 +416,7 @@ def count_dead(session: Session, most: int) -> dict[str, int]:
 
 def count_all_dead(session: Session, most: int) -> int:
     """Of all receivers together, ``most`` at most. Reads an index alone."""
-    each = select(Delivery.delivery_id).where(GIVEN_UP).limit(most)
-    return session.scalar(select(func.count()).select_from(each.subquery())) or 0
-
-
-def _counts(session: Session, query: Any) -> dict[str, int]:
-    return {row[0]: row[1] for row in session.execute(query)}
+    return session.scalar(count_up_to(select(Delivery.delivery_id).where(GIVEN_UP), most)) or 0
 
 
 _made = (
@@ -471,7 +468,8 @@ def rate(session: Session, now: datetime, within: timedelta, most: int) -> Rate:
         since = now - within
     counted = select(Delivery.receiver, func.count()).join(last, last.c.delivery_id == Delivery.delivery_id)
     counted = counted.where(last.c.ended_at >= since, last.c.ended_at <= now, Delivery.settled_at == last.c.ended_at)
-    return Rate(_counts(session, counted.group_by(Delivery.receiver)), max((now - since).total_seconds(), 0.001))
+    ended = {row[0]: row[1] for row in session.execute(counted.group_by(Delivery.receiver))}
+    return Rate(ended, max((now - since).total_seconds(), 0.001))
 
 
 # Dispatchers
@@ -601,14 +599,10 @@ def ended_since(session: Session, since: datetime, most: int) -> Sample:
 
     They are numbered in the order in which they were stored, so that the first is found by halving.
     """
-    last: int | None = session.scalar(select(func.max(Attempt.attempt_id)))
-    if last is None:
-        return Sample([], 1)
-    end = last + 1
-    lowest = session.scalar(select(func.min(Attempt.attempt_id))) or 0
+    lowest, end = bounds(session, Attempt.attempt_id)
     first = _first_since(session, Attempt.attempt_id, Attempt.ended_at, since, lowest, end)
     stride = max(1, -(-(end - first) // most))
-    numbers = range(last, first - 1, -stride)
+    numbers = range(end - 1, first - 1, -stride)
     columns = (Attempt.attempt_id, Delivery.receiver, Attempt.outcome, Attempt.ended_at, Delivery.created_at)
     found = select(*columns).join(Delivery, Delivery.delivery_id == Attempt.delivery_id)
     which = Attempt.attempt_id.in_(numbers) if stride > 1 else Attempt.attempt_id >= first

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select, update
+from sqlalchemy import Select, bindparam, select, update
 
-from app.bus import operate
+from app.bus import operate, queries
 from app.bus.operate import CarriedOut
 from app.bus.tables import Delivery, OperatorAct, StoredEvent
 from app.db import Database, Transaction, table
@@ -98,20 +98,19 @@ def find(database: Database, which: Replay) -> Found:
     """Count, and keep the places. Looks at all events that are kept, some at a time, or at one order's."""
     found = Found()
     with database.read() as session:
-        bounds = select(func.min(StoredEvent.position), func.max(StoredEvent.position))
-        first, last = session.execute(bounds).one()
+        first, end = queries.bounds(session, StoredEvent.position)
         oldest = select(StoredEvent.occurred_at).order_by(StoredEvent.position).limit(1)
         found.kept_since = session.scalar(oldest)
-    for window in _windows(first or 0, last or -1, whole=which.order_id is not None):
+    for window in _windows(first, end, whole=which.order_id is not None):
         with database.read() as session:
             rows = session.execute(_recorded(which).where(StoredEvent.position.between(*window)))
             _add(found, rows, force=which.force)
     return found
 
 
-def _windows(first: int, last: int, *, whole: bool) -> Iterator[tuple[int, int]]:
-    size = last - first + 1 if whole else WINDOW
-    return ((begin, min(begin + size - 1, last)) for begin in range(first, last + 1, max(size, 1)))
+def _windows(first: int, end: int, *, whole: bool) -> Iterator[tuple[int, int]]:
+    size = max(1, end - first if whole else WINDOW)
+    return ((begin, min(begin + size, end) - 1) for begin in range(first, end, size))
 
 
 def _recorded(which: Replay) -> Select[Any]:

@@ -49,7 +49,8 @@ def settle(
     if not answers:
         return [], []
     answers = sorted(answers, key=lambda each: leases.LOCK_ORDER(each[0]))
-    leases.lock(transaction, [lease for lease, _ in answers])
+    if not transaction.dialect.one_writer:
+        leases.lock_held(transaction, [lease for lease, _ in answers])
     try:
         with recording_savepoint(transaction):
             with setting_apart() as published:

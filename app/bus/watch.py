@@ -146,18 +146,14 @@ class Watch:
         waited = time.monotonic() - look.began
         if look.ended.wait(max(0.0, ANSWER_SECONDS - waited)):
             return look.readiness
-        found, waited = look.readiness, time.monotonic() - look.began
+        found, silent = look.readiness, f"{time.monotonic() - look.began:.0f} s"
         if look.writes and (trouble := self.database.trouble):
             return _unwritable(found, *_unwritten(trouble))
         if look.writes:
-            text = Translatable(
-                "the database can be read, but has not taken a write for %(time)s", time=f"{waited:.0f} s"
-            )
-            text = text.then(SEE_TO_WRITING)
-            return _unwritable(found, text)
-        text = Translatable("the database has not answered for %(time)s", time=f"{waited:.0f} s")
-        text = text.then(SEE_TO_THE_DATABASE)
-        return _with(found, Trouble(Cause.DATABASE_UNREACHABLE, text))
+            text = Translatable("the database can be read, but has not taken a write for %(time)s", time=silent)
+            return _unwritable(found, text.then(SEE_TO_WRITING))
+        text = Translatable("the database has not answered for %(time)s", time=silent)
+        return _with(found, Trouble(Cause.DATABASE_UNREACHABLE, text.then(SEE_TO_THE_DATABASE)))
 
     def _examine(self, look: _Look) -> None:
         try:
@@ -204,15 +200,13 @@ class Watch:
         """Which troubles began and which ended. Called under the lock."""
         if not readiness.is_complete:
             self._grace_ends = time.monotonic() + GRACE_SECONDS
-        present = {(each.cause, each.receiver): each for each in readiness.troubles if not self._is_too_early(each)}
+        too_early = DISPATCHING if time.monotonic() < self._grace_ends else ()
+        present = {(each.cause, each.receiver): each for each in readiness.troubles if each.cause not in too_early}
         began = [trouble for key, trouble in present.items() if key not in self._reported]
         over = self._reported.keys() - present.keys() if readiness.is_complete else set()
         ended = [self._reported.pop(key) for key in over]
         self._reported.update({(trouble.cause, trouble.receiver): trouble for trouble in began})
         return began, ended
-
-    def _is_too_early(self, trouble: Trouble) -> bool:
-        return trouble.cause in DISPATCHING and time.monotonic() < self._grace_ends
 
 
 def _with(readiness: Readiness, trouble: Trouble) -> Readiness:

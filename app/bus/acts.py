@@ -120,22 +120,10 @@ def find_act(session: Session, act_id: int, now: datetime, *, counted_at_most: i
 
 
 def _view(act: OperatorAct, now: datetime, progress: Progress | None) -> ActView:
-    return ActView(
-        act_id=act.act_id,
-        acted_at=act.acted_at,
-        acted_by=act.acted_by,
-        action=act.action,
-        filter=queries.readable(act.filter),
-        reason=act.reason,
-        counted=act.counted,
-        deliveries=act.deliveries,
-        over_seconds=act.over_seconds,
-        ended_at=act.ended_at,
-        aborted_at=act.aborted_at,
-        aborted_by=act.aborted_by,
-        state=_state(act, now),
-        progress=progress,
-    )
+    """Its columns, but for when it last touched some, which its ``state`` tells."""
+    kept = {each.name: getattr(act, each.name) for each in table(OperatorAct).columns}
+    del kept["progressed_at"]
+    return ActView(**kept | {"filter": queries.readable(act.filter)}, state=_state(act, now), progress=progress)
 
 
 def _state(act: OperatorAct, now: datetime) -> str:

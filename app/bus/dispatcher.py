@@ -300,7 +300,7 @@ class Dispatcher:
         held = self._held.holds(lease, self.clock.monotonic())
         if not held:
             self.abandon([lease])
-            self._report_lost(lease)
+            lifecycle.report(lifecycle.lease_lost, self.sender, lease=lease)
         return held
 
     # Report
@@ -312,11 +312,8 @@ class Dispatcher:
         ended = {end.lease for end in ends}
         for lease in settled:
             if lease not in ended:
-                self._report_lost(lease)
+                lifecycle.report(lifecycle.lease_lost, self.sender, lease=lease)
 
     def _report_ends(self, ends: list[LeaseEnd]) -> None:
         if ends:
             lifecycle.report(lifecycle.deliveries_settled, self.sender, ends=ends)
-
-    def _report_lost(self, lease: Lease) -> None:
-        lifecycle.report(lifecycle.lease_lost, self.sender, lease=lease)

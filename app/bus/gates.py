@@ -101,19 +101,17 @@ def for_claim(transaction: Transaction, receiver: str) -> tuple[Gate | None, boo
     return gates[0] if gates else None, len(rows) > len(gates)
 
 
-def count_due(reader: Runner, receiver: str, now: datetime) -> int:
-    """How many deliveries wait behind the gate, as far as the policy tells numbers apart."""
-    return int(COUNT_DUE(reader, {"name": receiver, "now": now, "most": LEVELS[-1]}).fetchone()[0])
-
-
-def waiting_at(reader: Runner, gate: Gate, now: datetime) -> int:
-    """As ``count_due``, which only an open gate's decision needs."""
-    return count_due(reader, gate.receiver, now) if gate.phase is Phase.OPEN else 1
+def count_waiting(reader: Runner, gate: Gate, now: datetime) -> int:
+    """How many deliveries wait behind the gate, as far as the policy tells numbers apart. 1 where it is not open: then
+    its decision does not depend on them."""
+    if gate.phase is not Phase.OPEN:
+        return 1
+    return int(COUNT_DUE(reader, {"name": gate.receiver, "now": now, "most": LEVELS[-1]}).fetchone()[0])
 
 
 def next_start(reader: Runner, gate: Gate, policy: LearnedPolicy, now: datetime) -> datetime:
     """When the next delivery may start."""
-    return not_before(gate.next_start(policy, seconds(now), waiting_at(reader, gate, now)), now)
+    return not_before(gate.next_start(policy, seconds(now), count_waiting(reader, gate, now)), now)
 
 
 def anything_ready(reader: Runner, receiver: str, now: datetime) -> bool:

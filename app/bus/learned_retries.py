@@ -51,16 +51,12 @@ class LearnedRetries:
     """One for each dispatcher. ``policy`` may be given a newer table at any time."""
 
     def __init__(self, policy: LearnedPolicy, clock: Clock) -> None:
-        self.policy, self._clock = policy, clock
+        self.policy, self.maximum, self._clock = policy, policy.maximum, clock
         self._accepted: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=MOST_HEARD))
         self._answered_at: dict[str, float] = {}
         """By the monotonic clock, as the times in _accepted."""
         self._holding: set[str] = set()
         """Receivers whose gates held something back when last looked at: successes are told to these."""
-
-    @property
-    def maximum(self) -> float:
-        return self.policy.maximum
 
     # Who may start
 
@@ -74,7 +70,7 @@ class LearnedRetries:
         if gate is None or is_paused:
             return Admission(0 if is_paused else limit)
         self._holding.add(receiver)
-        waiting = gates.waiting_at(transaction, gate, transaction.now)
+        waiting = gates.count_waiting(transaction, gate, transaction.now)
         most = gate.may_start(self.policy, seconds(transaction.now), waiting, limit)
         return Admission(most, gate.phase is Phase.OPEN, gate, self._why(gate, waiting) if most else None)
 
@@ -86,7 +82,7 @@ class LearnedRetries:
         is_open = gate.phase is Phase.OPEN
         if is_open and abs(gate.probing_until - seconds(until)) > CLOCK_TICK_SECONDS:
             return Admission(0)
-        return Admission(1, is_open, gate, self._why(gate, gates.waiting_at(transaction, gate, transaction.now)))
+        return Admission(1, is_open, gate, self._why(gate, gates.count_waiting(transaction, gate, transaction.now)))
 
     def _why(self, gate: Gate, waiting: int) -> str | None:
         if gate.phase is Phase.OPEN:
@@ -250,11 +246,9 @@ class LearnedRetries:
             lease = end.lease
             if end.outcome is OK and not lease.spent and not lease.gated and lease.receiver not in self._holding:
                 continue
-            if lease.expired:
-                pass
-            elif end.outcome is OK:
+            if end.outcome is OK:
                 self._note_success(transaction, lease)
-            elif end.outcome is None:
+            elif end.outcome is None and not lease.expired:
                 self._give_back(transaction, lease)
             if lease.obstacle is not None and end.outcome in (OK, Outcome.REFUSED):
                 self._record_own(transaction, lease, lease.obstacle, gone=True)

@@ -312,8 +312,8 @@ def find_due(
     dispatcher: str | None,
     *,
     probe: bool,
-    fresh: bool = False,
-    ordered_by: str | None = None,
+    fresh: bool,
+    ordered_by: str | None,
 ) -> list[Lease]:
     """Up to ``limit`` due deliveries of ``receiver``, the most overdue first, and locked until the transaction ends.
 

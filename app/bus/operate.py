@@ -635,11 +635,10 @@ def _update(transaction: Transaction, numbers: list[int], values: dict[str, Any]
 
 def _spread(transaction: Transaction, chosen: Chosen, first: int, began: datetime, touched: Collection[int]) -> None:
     of = chosen.touched + len(chosen)
-    places = ((place, number) for place, number in enumerate(chosen.ids[first : first + BATCH], first))
     moved = update(table(Delivery)).where(Delivery.delivery_id == bindparam("number"))
     due = [
         {"number": number, "due": time_of_try(transaction.now, began, chosen.act.over_seconds, place, of)}
-        for place, number in places
+        for place, number in enumerate(chosen.ids[first : first + BATCH], first)
         if number in touched
     ]
     if due:

@@ -43,10 +43,9 @@ INSERT_EVENT = Prepared(
 )
 
 
-INSERT_DELIVERY = Prepared(
-    insert(table(Delivery)).values(state=DeliveryState.READY, attempts=0, lease_token=0).inline(),
-    *("event_id", "receiver", "due_at", "created_at"),
-)
+_ready = insert(table(Delivery)).values(state=DeliveryState.READY, attempts=0, lease_token=0).inline()
+INSERT_DELIVERY = Prepared(_ready, "event_id", "receiver", "due_at", "created_at")
+INSERT_ORDERED_DELIVERY = Prepared(_ready, "event_id", "receiver", "due_at", "created_at", "ordering_key")
 
 INSERT_DONE = Prepared(
     insert(table(Delivery))
@@ -54,11 +53,6 @@ INSERT_DONE = Prepared(
     .returning(Delivery.delivery_id, Delivery.event_id, Delivery.receiver)
     .inline(),
     *("event_id", "receiver", "due_at", "created_at", "leased_at", "leased_by", "settled_at"),
-)
-
-INSERT_ORDERED_DELIVERY = Prepared(
-    insert(table(Delivery)).values(state=DeliveryState.READY, attempts=0, lease_token=0).inline(),
-    *("event_id", "receiver", "due_at", "created_at", "ordering_key"),
 )
 
 _set_apart: ContextVar[list[Owed] | None] = ContextVar("set_apart", default=None)

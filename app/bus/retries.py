@@ -47,9 +47,8 @@ class Admission:
 class Retries(Protocol):
     """Every method but ``heard`` works in a running transaction or on a reader."""
 
-    @property
-    def maximum(self) -> float:
-        """The longest wait, in seconds."""
+    maximum: float
+    """The longest wait, in seconds."""
 
     def held_back(self, reader: Runner, now: datetime) -> tuple[dict[str, datetime], set[str]]:
         """For each receiver whose deliveries are held back, when the next may start; and the receivers that are
@@ -87,10 +86,7 @@ class PlainRetries:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-
-    @property
-    def maximum(self) -> float:
-        return self.policy.maximum
+        self.maximum = policy.maximum
 
     def held_back(self, reader: Runner, now: datetime) -> tuple[dict[str, datetime], set[str]]:
         found = breaker.FIND_HELD_BACK(reader, {}).fetchall()

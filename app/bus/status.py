@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.bus import queries
 from app.bus.breaker import BACKEND_DOWN
-from app.bus.tables import DispatcherHeartbeat, PausedReceiver
+from app.bus.tables import DispatcherHeartbeat
 from app.bus.troubles import MOST_COUNTED, Readiness, Trouble, missing, paused_by_breaker
 from app.bus.words import lasting, moment
 from app.signal import ordering_of
@@ -109,7 +109,7 @@ def of_receivers(
         in_flight = queries.count_in_flight(session, receiver, now, lease, most) if unfinished else 0
         retrying = queries.retrying(session, receiver, most) if unfinished else queries.Retrying(0, None)
         skipped, skipped_because = all_skipped.get(receiver, (0, None))
-        ended = rate.ended.get(receiver, 0)
+        ended, pause = rate.ended.get(receiver, 0), paused.get(receiver)
         return ReceiverStatus(
             receiver=receiver,
             is_connected=receiver in known,
@@ -126,7 +126,7 @@ def of_receivers(
             ended_within_seconds=round(rate.seconds, 3),
             drained_in_seconds=round(unfinished * rate.seconds / ended) if ended else None,
             breaker=_breaker(session, breakers.get(receiver)),
-            pause=_pause(paused.get(receiver)),
+            pause=PauseStatus(pause.paused_at, pause.paused_by, pause.reason) if pause else None,
             is_exact=unfinished < most and sum(all_dead.values()) < most,
             held_back=queries.held_back(session, receiver, most) if unfinished and ordering_of(receiver) else None,
         )
@@ -139,10 +139,6 @@ def _breaker(session: Session, found: queries.OpenBreaker | None) -> BreakerStat
         return None
     reason = queries.latest_failure(session, found.receiver, BACKEND_DOWN)
     return BreakerStatus(found.opened_at, found.failures, found.probe_at, reason)
-
-
-def _pause(found: PausedReceiver | None) -> PauseStatus | None:
-    return PauseStatus(found.paused_at, found.paused_by, found.reason) if found else None
 
 
 def sentence(status: ReceiverStatus, now: datetime) -> Translatable:

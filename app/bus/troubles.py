@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from app.bus import delivers_by, queries
+from app.bus import delivers_by, heartbeats, queries
 from app.bus.breaker import BACKEND_DOWN
 from app.bus.tables import DispatcherHeartbeat, PausedReceiver
 from app.bus.words import moment
@@ -19,6 +19,7 @@ from app.db import iso
 from app.signal import Subscription
 from app.states import Outcome
 from app.translatable import Translatable
+from config import Settings
 
 FAULTS = (Outcome.BUG, *BACKEND_DOWN)
 """Outcomes that say that something is broken. A refusal, or a request to come back later, is an answer."""
@@ -113,17 +114,6 @@ class Outage:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """After how long something is a trouble."""
-
-    lag: timedelta
-    """READY_LAG_SECONDS: how long deliveries may wait, or be tried, or find their backend down."""
-    silence: timedelta
-    """How long a dispatcher may go without a heartbeat."""
-    lease: timedelta
-
-
-@dataclass(frozen=True, slots=True)
 class Readiness:
     """Whether the service is ready, or why not."""
 
@@ -164,9 +154,9 @@ def paused_by_breaker(receiver: str, opened_at: datetime, now: datetime) -> Tran
     return Translatable("%(receiver)s: paused by its circuit breaker since %(since)s", receiver=receiver, since=since)
 
 
-def examine(session: Session, now: datetime, limits: Limits, connected: Mapping[str, Subscription]) -> Readiness:
+def examine(session: Session, now: datetime, settings: Settings, connected: Mapping[str, Subscription]) -> Readiness:
     """All troubles that the bus's tables tell. ``connected`` are the receivers that this process knows."""
-    return _Examination(session, now, limits, connected).result()
+    return _Examination(session, now, settings, connected).result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +172,16 @@ class _Queue:
 
 
 class _Examination:
-    def __init__(self, session: Session, now: datetime, limits: Limits, connected: Mapping[str, Subscription]) -> None:
-        self.session, self.now, self.limits, self.connected = session, now, limits, connected
-        known = queries.heartbeats(session)
-        self.alive = queries.alive(known, now, limits.silence)
-        self.refusing = queries.refusing(known, now, limits.silence)
+    def __init__(
+        self, session: Session, now: datetime, settings: Settings, connected: Mapping[str, Subscription]
+    ) -> None:
+        self.session, self.now, self.connected = session, now, connected
+        self.lag = timedelta(seconds=settings.ready_lag_seconds)
+        """How long deliveries may wait, or be tried, or find their backend down."""
+        self.lease = timedelta(seconds=settings.lease_seconds)
+        known, silence = queries.heartbeats(session), heartbeats.silence(settings.ready_lag_seconds)
+        self.alive = queries.alive(known, now, silence)
+        self.refusing = queries.refusing(known, now, silence)
         self.last_heartbeat = queries.last_heartbeat(known)
         self.breakers = queries.open_breakers(session)
         self.paused = queries.paused_receivers(session)
@@ -198,7 +193,7 @@ class _Examination:
             receiver,
             max(timedelta(0), self.now - due_at),
             queries.due_last(self.session, receiver),
-            queries.longest_lease(self.session, receiver, self.now, self.limits.lease),
+            queries.longest_lease(self.session, receiver, self.now, self.lease),
         )
 
     def result(self) -> Readiness:
@@ -303,7 +298,7 @@ class _Examination:
         if self.last_heartbeat:
             stored.append(self.last_heartbeat.seen_at)
         ahead = max(stored, default=self.now) - self.now
-        if ahead > self.limits.lag:
+        if ahead > self.lag:
             yield Trouble(
                 Cause.CLOCK_DIFFERS,
                 Translatable(
@@ -316,17 +311,17 @@ class _Examination:
     def _of_receiver(self, queue: _Queue) -> Trouble | None:
         """Why a receiver's deliveries are late, where that is known."""
         lease = queue.longest
-        hanging = self._hanging(queue, lease) if lease and self.now - lease.leased_at > self.limits.lag else None
+        hanging = self._hanging(queue, lease) if lease and self.now - lease.leased_at > self.lag else None
         if queue.receiver in self.paused:
             return hanging
         if queue.receiver not in self.connected:
-            before = self.now - self.limits.lag
+            before = self.now - self.lag
             waits = queries.has_unfinished_since(self.session, queue.receiver, before)
             return self._missing(queue) if waits else None
         if hanging:
             return hanging
         breaker = self.breakers.get(queue.receiver)
-        if breaker and self.now - breaker.opened_at > self.limits.lag:
+        if breaker and self.now - breaker.opened_at > self.lag:
             return self._backend_down(breaker)
         return None
 
@@ -400,7 +395,7 @@ class _Examination:
 
     def _overdue(self, unexplained: list[_Queue]) -> Iterator[Trouble]:
         worst = max(unexplained, key=lambda queue: queue.overdue, default=None)
-        if worst and worst.overdue > self.limits.lag:
+        if worst and worst.overdue > self.lag:
             yield Trouble(
                 Cause.DELIVERIES_OVERDUE,
                 Translatable(
@@ -434,14 +429,14 @@ class _Examination:
         return subscription is not None and subscription.transactional
 
     def _holds_up_transactional(self, queue: _Queue) -> bool:
-        long = queue.longest is not None and self.now - queue.longest.leased_at > self.limits.lag
+        long = queue.longest is not None and self.now - queue.longest.leased_at > self.lag
         return long and self._is_transactional(queue)
 
     def _failing(self, queue: _Queue) -> Iterator[Trouble]:
         breaker = self.breakers.get(queue.receiver)
         if breaker and breaker.failures >= CONFIRMED:  # an outage: it is told as one, once it has lasted
             return
-        before = self.now - self.limits.lag
+        before = self.now - self.lag
         failed = next((each for each in queue.last if each.outcome in FAULTS and each.created_at < before), None)
         if failed:
             yield Trouble(

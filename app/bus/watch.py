@@ -5,12 +5,11 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from datetime import timedelta
 
 from sqlalchemy.exc import DBAPIError
 
 from app.bus import heartbeats, lifecycle, queries
-from app.bus.troubles import DISPATCHING, MOST_COUNTED, Cause, Limits, Outage, Readiness, Trouble, examine
+from app.bus.troubles import DISPATCHING, MOST_COUNTED, Cause, Outage, Readiness, Trouble, examine
 from app.db import Database
 from app.errors import AppError, DatabaseUnavailable
 from app.signal import subscriptions
@@ -60,11 +59,7 @@ class Watch:
         lag = settings.ready_lag_seconds
         self.database = database
         self.pause_seconds = min(lag / 2, LONGEST_PAUSE_SECONDS)
-        self._limits = Limits(
-            lag=timedelta(seconds=lag),
-            silence=heartbeats.silence(lag),
-            lease=timedelta(seconds=settings.lease_seconds),
-        )
+        self._settings = settings
         self._written_seconds = min(lag / 2, WRITTEN_SECONDS)
         self._sender = sender
         self.after_fork()
@@ -110,7 +105,9 @@ class Watch:
         tells = dispatcher == min((each.name for each in readiness.dispatchers), default=dispatcher)
         present = {outage.receiver: outage for outage in readiness.outages}
         for receiver in self._outages.keys() - present.keys():
-            self._report_back(self._outages.pop(receiver), tells)
+            outage = self._outages.pop(receiver)
+            if tells:
+                self._report_back(outage)
         for receiver, outage in present.items():
             known = receiver in self._outages
             self._outages[receiver] = outage
@@ -122,9 +119,7 @@ class Watch:
                 signal = lifecycle.backend_still_lost if known else lifecycle.backend_lost
                 lifecycle.report(signal, self._sender, outage=outage)
 
-    def _report_back(self, outage: Outage, tells: bool) -> None:
-        if not tells:
-            return
+    def _report_back(self, outage: Outage) -> None:
         lasted = self.database.clock.now() - outage.since
         try:
             with self.database.read() as session:
@@ -172,7 +167,7 @@ class Watch:
         try:
             self.database.check_schema()
             with self.database.read() as session:
-                return examine(session, self.database.clock.now(), self._limits, subscriptions())
+                return examine(session, self.database.clock.now(), self._settings, subscriptions())
         except (DatabaseUnavailable, DBAPIError) as error:
             words, detail = _words(error, SEE_TO_THE_DATABASE)
             text = Translatable("the database can't be read: %(words)s", words=words)

@@ -102,7 +102,7 @@ def _down(reader: Reader, policy: LearnedPolicy) -> list[Down]:
     now, found = database().clock.now(), []
     for gate in gates.holding(reader, now)[0]:
         if gate.phase is Phase.OPEN:
-            waiting = gates.count_due(reader, gate.receiver, now)
+            waiting = gates.count_waiting(reader, gate, now)
             probe_at = gate.next_start(policy, gates.seconds(now), waiting)
             found.append(Down(gate, waiting, gates.not_before(probe_at, now)))
     return found

@@ -27,33 +27,25 @@ LOOK_SHARE = 9
 
 SHOWN_ACTS = 10
 
-WORDS = {
-    "refused": "refused",
-    "deferred": "deferred",
-    "throttled": "throttled",
-    "unreachable": "unreachable",
-    "timeout": "timed out",
-    "bug": "raised an error",
-    "unknown": "in doubt",
-    acts.GIVEN_UP: "given up",
-}
+WORDS = {"timeout": "timed out", "bug": "raised an error", "unknown": "in doubt", acts.GIVEN_UP: "given up"}
+"""Of outcomes, where a person would not say the same."""
 
 
 @bus_group.command("history")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @output.json_option
-def history(limit: int, as_json: bool) -> None:
+def history(limit: int) -> None:
     """List operators' acts, the newest first, and how each ended."""
-    _list(limit, as_json)
+    _list(limit)
 
 
 @bus_group.command("acts")
 @click.argument("act_id", metavar="[ACT]", required=False, type=click.IntRange(0, 2**63 - 1))
 @click.option("--watch", "watches", is_flag=True, help="Stay until all that ACT touched has been tried.")
 @click.option("--abort", "aborts", is_flag=True, help="Take back what ACT has not yet got tried.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.yes_option
 @output.json_option
-def show_acts(act_id: int | None, watches: bool, aborts: bool, yes: bool, as_json: bool) -> None:
+def show_acts(act_id: int | None, watches: bool, aborts: bool) -> None:
     """Show what became of the deliveries that ACT touched; without ACT, the latest acts.
 
     With --abort, deliveries that were not tried yet return to their earlier state. Those that run or have ended stay.
@@ -61,23 +53,20 @@ def show_acts(act_id: int | None, watches: bool, aborts: bool, yes: bool, as_jso
     if act_id is None:
         if watches or aborts:
             raise click.UsageError("say which act: 'flask bus acts' lists them")
-        _list(SHOWN_ACTS, as_json)
-        return
-    if aborts:
-        _abort(act_id, yes, as_json)
+        _list(SHOWN_ACTS)
+    elif aborts:
+        _abort(act_id)
     elif watches:
         with interrupt_leaves() as left:
-            watch(act_id, left, as_json=as_json)
+            watch(act_id, left)
     else:
-        _show(find(act_id), as_json)
+        _show(find(act_id))
 
 
-def _list(limit: int, as_json: bool) -> None:
+def _list(limit: int) -> None:
     with database().read() as session:
         page, cursor = acts.list_acts(session, database().clock.now(), limit=limit)
-    if as_json:
-        output.document({"acts": page, "next_cursor": cursor})
-        return
+    output.document({"acts": page, "next_cursor": cursor})
     output.table(
         ["act", "when", "by", "action", "filter", "counted", "touched", "reason", "how it ended"],
         [
@@ -93,10 +82,8 @@ def _list(limit: int, as_json: bool) -> None:
         output.line(f"and more; 'flask bus history --limit {limit * 2}' shows them")
 
 
-def _show(act: ActView, as_json: bool) -> None:
-    if as_json:
-        output.document(act)
-        return
+def _show(act: ActView) -> None:
+    output.document(act)
     for name, value in (
         ("act", act.act_id),
         ("when", act.acted_at),
@@ -113,16 +100,14 @@ def _show(act: ActView, as_json: bool) -> None:
     output.line(how_it_ended(act))
 
 
-def _abort(act_id: int, yes: bool, as_json: bool) -> None:
+def _abort(act_id: int) -> None:
     act = find(act_id)
     with database().read() as session:
         untried = acts.count_untried(session, act_id)
-    if not yes and (untried or act.ended_at is None):
+    if untried or act.ended_at is None:
         output.confirm(f"abort act {act_id}, and take {untried} deliveries back?")
     taken_back = bus().abort(act_id, operator())
-    if as_json:
-        output.document({"act_id": act_id, "taken_back": taken_back})
-        return
+    output.document({"act_id": act_id, "taken_back": taken_back})
     act = find(act_id)
     if act.aborted_at is None:
         output.line(f"nothing of act {act_id} is left to take back")
@@ -159,18 +144,15 @@ def interrupt_leaves() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def watch(act_id: int, left: threading.Event, *, as_json: bool = False) -> None:
+def watch(act_id: int, left: threading.Event) -> None:
     """Wait until all that the act touched has been tried, or ``left`` is set; then print what became of it.
 
     A terminal shows a progress bar, even while a circuit breaker, or a person, holds everything up. Without a terminal
     the command prints that at once and returns, because it could not be interrupted.
     """
-    on_terminal = is_terminal() and not as_json
-    with progress_bar(find(act_id).deliveries, f"act {act_id}", hidden=not on_terminal) as bar:
-        act, hold_ups = _wait(act_id, left, bar, on_terminal)
-    if as_json:
-        output.document(act)
-        return
+    with progress_bar(find(act_id).deliveries, f"act {act_id}") as bar:
+        act, hold_ups = _wait(act_id, left, bar)
+    output.document(act)
     if act.progress is None or not act.progress.left:
         output.line(how_it_ended(act))
         return
@@ -180,22 +162,19 @@ def watch(act_id: int, left: threading.Event, *, as_json: bool = False) -> None:
     output.line(f"{how_it_ended(act)}{goes_on}; 'flask bus acts {act_id}' shows how far it is")
 
 
-def is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def progress_bar(length: int, label: str, *, hidden: bool) -> Any:
-    """A bar whose items are the hold-ups that it shows."""
+def progress_bar(length: int, label: str) -> Any:
+    """A bar, on a terminal only, whose items are the hold-ups that it shows."""
     return click.progressbar(
-        length=length, label=label, hidden=hidden, show_eta=False, show_pos=True, item_show_func=_shown_hold_ups
+        length=length,
+        label=label,
+        hidden=output.is_json() or not sys.stdout.isatty(),
+        show_eta=False,
+        show_pos=True,
+        item_show_func=lambda hold_ups: printable("; ".join(hold_ups or ())),
     )
 
 
-def _shown_hold_ups(hold_ups: Any) -> str:
-    return printable("; ".join(hold_ups or ()))
-
-
-def _wait(act_id: int, left: threading.Event, bar: Any, on_terminal: bool) -> tuple[ActView, list[str]]:
+def _wait(act_id: int, left: threading.Event, bar: Any) -> tuple[ActView, list[str]]:
     """Returns the act as it was seen last, and why nothing more of it is being tried."""
     while True:
         began = time.monotonic()
@@ -206,7 +185,7 @@ def _wait(act_id: int, left: threading.Event, bar: Any, on_terminal: bool) -> tu
         bar.update(progress.tried - bar.pos)
         bar.render_progress()
         is_over = not progress.left and act.state != "running"
-        is_held_up = bool(hold_ups) and (not on_terminal or NO_DISPATCHER in hold_ups)
+        is_held_up = bool(hold_ups) and (bar.hidden or NO_DISPATCHER in hold_ups)
         took = time.monotonic() - began
         if is_over or is_held_up or left.wait(max(LOOK_SECONDS, LOOK_SHARE * took)):
             return act, hold_ups

@@ -19,6 +19,7 @@ from app.db import iso, schema
 from app.engine import Engine
 from app.errors import AppError, DatabaseUnavailable
 from app.observe import logs
+from app.text import printable
 
 STOP_CHECK_SECONDS = 1
 
@@ -63,48 +64,44 @@ def run(anyway: bool) -> None:
     "--interval", type=click.FloatRange(0.1, 3600), default=2, show_default=True, help="Of --watch, in seconds."
 )
 @output.json_option
-def status(watch: bool, interval: float, as_json: bool) -> None:
+def status(watch: bool, interval: float) -> None:
     """Whether the service is ready, or why not; who dispatches; for each receiver what waits, failed, died, and why.
 
     Exit code 1 where the database can't be read, so that nothing is known of it.
     """
     if not watch:
-        if not _show_status(as_json):
+        if not _show_status():
             sys.exit(1)
         return
     try:
         while True:
-            _show_again(as_json)
+            _show_again()
             time.sleep(interval)
     except KeyboardInterrupt:
-        if not as_json:
-            output.line()
-
-
-def _show_again(as_json: bool) -> None:
-    """One picture of a row of them: what keeps one from being taken is shown in its place."""
-    output.clear()
-    try:
-        with one_line_errors():
-            _show_status(as_json)
-    except click.ClickException as error:
-        output.line(f"error: {error.message}")
-    if not as_json:
         output.line()
 
 
-def _show_status(as_json: bool) -> bool:
+def _show_again() -> None:
+    """One picture of a row of them: what keeps one from being taken is shown in its place."""
+    click.clear()
+    try:
+        with one_line_errors():
+            _show_status()
+    except click.ClickException as error:
+        click.echo(printable(f"error: {error.message}"))
+    output.line()
+
+
+def _show_status() -> bool:
     """Returns whether it could look. Raises ClickException instead, unless as JSON."""
     check_there(current.database())
     found = current.bus().status()
-    if as_json:
-        output.document(found.as_json())
-        return found.readiness.is_read
-    if not found.readiness.is_read:
+    if not found.readiness.is_read and not output.is_json():
         raise click.ClickException("; ".join(map(str, found.readiness.reasons)))
+    output.document(found.as_json())
     for text in _status_lines(found):
         output.line(text)
-    return True
+    return found.readiness.is_read
 
 
 def _status_lines(found: Status) -> Iterator[str]:
@@ -126,10 +123,8 @@ def _status_lines(found: Status) -> Iterator[str]:
 
 @bus_group.command("prune")
 @output.json_option
-def prune(as_json: bool) -> None:
+def prune() -> None:
     """Forget finished events older than RETENTION_DAYS now; a dispatcher does so every hour. Orders are kept."""
     count = bus().prune()
-    if as_json:
-        output.document({"events": count})
-    else:
-        output.line(f"forgot {count} events")
+    output.document({"events": count})
+    output.line(f"forgot {count} events")

@@ -23,14 +23,13 @@ ANY_FILE = click.Path(path_type=Path)
 
 @db_group.command("upgrade")
 @output.json_option
-def upgrade(as_json: bool) -> None:
+def upgrade() -> None:
     """Bring the schema up to date."""
     before = current.database().schema_revision()
     schema.upgrade(current.database())
     after = current.database().schema_revision()
-    if as_json:
-        output.document({"revision": after, "before": before})
-    elif after == before:
+    output.document({"revision": after, "before": before})
+    if after == before:
         output.line(f"the schema is at {after}; there was nothing to do")
     else:
         output.line(f"the schema is at {after}; now start the service, or start anew what runs with older code")
@@ -38,12 +37,11 @@ def upgrade(as_json: bool) -> None:
 
 @db_group.command("current")
 @output.json_option
-def show_current(as_json: bool) -> None:
+def show_current() -> None:
     """The revision that the database is at."""
     found = current.database().schema_revision()
-    if as_json:
-        output.document({"revision": found, "needed": SCHEMA_REVISION})
-    elif found is None:
+    output.document({"revision": found, "needed": SCHEMA_REVISION})
+    if found is None:
         output.line("empty; run 'flask db upgrade'")
     elif found < SCHEMA_REVISION:
         output.line(f"{found}; this code needs {SCHEMA_REVISION}: run 'flask db upgrade'")
@@ -55,20 +53,18 @@ def show_current(as_json: bool) -> None:
 
 @db_group.command("check")
 @output.json_option
-def check(as_json: bool) -> None:
+def check() -> None:
     """Fail when models and migrations differ."""
     schema.check(current.database())
-    if as_json:
-        output.document({"agree": True})
-    else:
-        output.line("models and migrations agree")
+    output.document({"agree": True})
+    output.line("models and migrations agree")
 
 
 @db_group.command("revision")
 @click.option("-m", "--message", required=True, help="What it changes: becomes its docstring and its file's name.")
 @click.option("--empty", is_flag=True, help="Without steps; write them yourself, to change rows for example.")
 @output.json_option
-def revision(message: str, empty: bool, as_json: bool) -> None:
+def revision(message: str, empty: bool) -> None:
     """Write the next migration: the steps to the schema that the models have now."""
     if not (re.search(r"\w", message) and message.isprintable() and not set(message) & set('"\\')):
         raise click.BadParameter("write one line, without double quotes and backslashes", param_hint="-m")
@@ -79,16 +75,14 @@ def revision(message: str, empty: bool, as_json: bool) -> None:
             "imports, or add --empty to write the steps yourself"
         )
     written = str(file.relative_to(schema.MIGRATIONS.parent))
-    if as_json:
-        output.document({"file": written})
-    else:
-        output.line(f"wrote {written}; read it, then run 'flask db upgrade'")
+    output.document({"file": written})
+    output.line(f"wrote {written}; read it, then run 'flask db upgrade'")
 
 
 @db_group.command("backup")
 @click.argument("to", type=ANY_FILE)
 @output.json_option
-def backup(to: Path, as_json: bool) -> None:
+def backup(to: Path) -> None:
     """Copy the SQLite database to the new file TO, while the service runs, and check the copy.
 
     Exits with 1, and leaves no file, when that can't be done.
@@ -98,17 +92,16 @@ def backup(to: Path, as_json: bool) -> None:
         command = f"pg_dump --format=custom --file={shlex.quote(str(to))} {_postgresql_url()}"
         raise click.ClickException(f"PostgreSQL has its own: {command}")
     contents = sqlite_backup.back_up(file, to, _show_progress)
-    if as_json:
-        output.document({"file": str(to), "bytes": to.stat().st_size, "contents": contents})
-    else:
-        output.line(f"{to}: {_size(to)}, checked; {_shown(contents)}")
+    size = to.stat().st_size
+    output.document({"file": str(to), "bytes": size, "contents": contents})
+    output.line(f"{to}: {size / 1_000_000:,.1f} MB, checked; {_shown(contents)}")
 
 
 @db_group.command("restore")
 @click.argument("source", metavar="FROM", type=ANY_FILE)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@output.yes_option
 @output.json_option
-def restore(source: Path, yes: bool, as_json: bool) -> None:
+def restore(source: Path) -> None:
     """Put the backup FROM in the place of the SQLite database, once it is checked. Keeps the file that is there.
 
     Refuses while any process has the database open. An older schema is brought up to date.
@@ -121,14 +114,10 @@ def restore(source: Path, yes: bool, as_json: bool) -> None:
         command += f" && psql {url} --command={shlex.quote(FORGET_TRANSACTIONS)}"
         raise click.ClickException(f"PostgreSQL has its own, into an empty database: {command}")
     with sqlite_backup.restoring(current.database(), source, _show_progress) as found:
-        if not as_json:
-            output.line(f"{source}: checked; {_shown(found.contents)}")
-        if not yes:
-            output.confirm(f"put it in the place of {file}?")
+        output.line(f"{source}: checked; {_shown(found.contents)}")
+        output.confirm(f"put it in the place of {file}?")
         kept = found.replace()
-    if as_json:
-        output.document({"file": str(file), "kept": str(kept) if kept else None, "contents": found.contents})
-        return
+    output.document({"file": str(file), "kept": str(kept) if kept else None, "contents": found.contents})
     output.line(f"restored {file}" + (f"; what was there is {kept}" if kept else ""))
     if found.contents.unfinished:
         output.line(
@@ -141,10 +130,6 @@ def restore(source: Path, yes: bool, as_json: bool) -> None:
 def _shown(contents: Contents) -> str:
     newest = f", the newest of {contents.newest}" if contents.newest else ""
     return f"{contents.orders} orders{newest}; {contents.unfinished} unfinished deliveries; schema {contents.revision}"
-
-
-def _size(file: Path) -> str:
-    return f"{file.stat().st_size / 1_000_000:,.1f} MB"
 
 
 def _show_progress(done: int, total: int) -> None:

@@ -4,7 +4,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +13,7 @@ from app import orders
 from app.bus import Act, Filter, operate
 from app.bus.operate import CarriedOut
 from app.cli import output
-from app.cli.acts import find, interrupt_leaves, is_terminal, progress_bar, watch
+from app.cli.acts import find, interrupt_leaves, progress_bar, watch
 from app.cli.bus import bus_group
 from app.cli.group import bus, database, operator
 from app.resend import resend
@@ -50,6 +50,13 @@ class Duration(click.ParamType[int]):
         return int(found[1]) * SECONDS[found[2]]
 
 
+class UtcTime(click.DateTime):
+    """A time, written without an offset, in UTC."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        return super().convert(value, param, ctx).replace(tzinfo=UTC)
+
+
 def filter_options(*states: DeliveryState) -> Callable[[Command], Command]:
     """Decorator: the options that select deliveries, named as the fields of Filter."""
     options = (
@@ -60,7 +67,7 @@ def filter_options(*states: DeliveryState) -> Callable[[Command], Command]:
         click.option("--type", "event_type", help="Of event, such as OrderCreated."),
         click.option("--order", "order_id"),
         click.option("--user", "user_id"),
-        click.option("--older-than", type=click.DateTime(), help="Made before this time, in UTC."),
+        click.option("--older-than", type=UtcTime(), help="Made before this time, in UTC."),
         click.option("--outcome", type=click.Choice([outcome.value for outcome in Outcome]), help="Of the latest try."),
         click.option("--reason", help="Text that the reason contains."),
         click.option("--reason-group", help="A reason as --by reason --json has it."),
@@ -77,7 +84,6 @@ def filter_options(*states: DeliveryState) -> Callable[[Command], Command]:
 over_option = click.option(
     "--over", "over_seconds", type=Duration(), help="Spread the tries evenly over this time, as 10m."
 )
-yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once, rather than when all have been tried.")
 
 
@@ -86,25 +92,23 @@ no_wait_option = click.option("--no-wait", is_flag=True, help="Return at once, r
 @click.option("--by", type=click.Choice(["reason"]), help="Group them, with one of each group as an example.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @output.json_option
-def list_deliveries(by: str | None, limit: int, as_json: bool, **conditions: Any) -> None:
+def list_deliveries(by: str | None, limit: int, **conditions: Any) -> None:
     """Deliveries that wait, run, are dead or were discarded, the oldest first; with what their latest try said.
 
     What is done is in 'flask orders show'.
     """
-    which = _selected(conditions)
+    which = Filter(**conditions)
     if by:
-        _list_reasons(which, limit, as_json)
+        _list_reasons(which, limit)
         return
     with database().read() as session:
         found, cursor = operate.find(session, which, limit=limit, states=operate.NOT_DONE)
         tries = operate.next_tries(session, found, database().clock.now())
-    if as_json:
-        rows = [
-            {name: getattr(row, name) for name in DELIVERY_FIELDS} | {"next_try": tries.get(row.delivery_id)}
-            for row in found
-        ]
-        output.document({"deliveries": rows, "next_cursor": cursor})
-        return
+    rows = [
+        {name: getattr(row, name) for name in DELIVERY_FIELDS} | {"next_try": tries.get(row.delivery_id)}
+        for row in found
+    ]
+    output.document({"deliveries": rows, "next_cursor": cursor})
     output.table(
         ["delivery", "order", "receiver", "state", "attempts", "outcome", "next try", "reason"],
         [
@@ -120,12 +124,10 @@ def list_deliveries(by: str | None, limit: int, as_json: bool, **conditions: Any
         output.line(f"and more; --limit {limit * 2} shows them, --by reason groups them")
 
 
-def _list_reasons(which: Filter, limit: int, as_json: bool) -> None:
+def _list_reasons(which: Filter, limit: int) -> None:
     with database().read() as session:
         groups, complete = operate.group_by_reason(session, which, operate.NOT_DONE)
-    if as_json:
-        output.document({"reasons": groups[:limit], "complete": complete and len(groups) <= limit})
-        return
+    output.document({"reasons": groups[:limit], "complete": complete and len(groups) <= limit})
     output.table(
         ["deliveries", "receiver", "state", "outcome", "reason", "for example"],
         [
@@ -151,73 +153,63 @@ def _shown_reason(reason: str | None) -> str | None:
 @filter_options(*operate.ACTIONS["retry"])
 @over_option
 @click.option("--probe", is_flag=True, help="Also let an open circuit breaker take its next probe now.")
-@yes_option
+@output.yes_option
 @no_wait_option
 @output.json_option
-def retry(over_seconds: int | None, probe: bool, yes: bool, no_wait: bool, as_json: bool, **conditions: Any) -> None:
+def retry(over_seconds: int | None, probe: bool, no_wait: bool, **conditions: Any) -> None:
     """Try waiting and dead deliveries now. Says first how many, and shows what becomes of them.
 
     Discarded ones only with --state discarded. What was dead or discarded has a new budget of attempts. The same
     command goes on with an act that was left in the middle.
     """
-    act = Act("retry", _selected(conditions), operator(), over_seconds=over_seconds or None, probe=probe)
-    _carry_out(act, yes=yes, waits=not no_wait, as_json=as_json)
+    act = Act("retry", Filter(**conditions), operator(), over_seconds=over_seconds or None, probe=probe)
+    _carry_out(act, waits=not no_wait)
 
 
 @bus_group.command("discard")
 @filter_options(*operate.ACTIONS["discard"], DeliveryState.DISCARDED)
 @click.option("--because", required=True, help="Why: kept with each delivery.")
-@yes_option
+@output.yes_option
 @output.json_option
-def discard(yes: bool, because: str, as_json: bool, **conditions: Any) -> None:
+def discard(because: str, **conditions: Any) -> None:
     """Give waiting and dead deliveries up for good. Says first how many."""
     if not because.strip():
         raise click.BadParameter("say why", param_hint="--because")
-    act = Act("discard", _selected(conditions), operator(), because)
-    _carry_out(act, yes=yes, waits=False, as_json=as_json)
+    act = Act("discard", Filter(**conditions), operator(), because)
+    _carry_out(act, waits=False)
 
 
 @bus_group.command("resend")
 @click.option("--order", "order_id", required=True)
 @click.option("--because", help="Why: kept with the act.")
-@yes_option
+@output.yes_option
 @no_wait_option
 @output.json_option
-def resend_notification(order_id: str, because: str | None, yes: bool, no_wait: bool, as_json: bool) -> None:
+def resend_notification(order_id: str, because: str | None, no_wait: bool) -> None:
     """Send an order's confirmation again: a new mail, whatever became of the first. 'retry' tries one that is owed."""
     with database().read() as session:
         order = orders.find_order(session, order_id)
-    if not yes:
-        output.confirm(f"the notification of order {order.order_id} is {order.notification}; send it again?")
+    output.confirm(f"the notification of order {order.order_id} is {order.notification}; send it again?")
     resent = resend(bus(), order_id, by=operator(), reason=because)
-    if not as_json:
-        output.line(f"asked for the notification of order {order_id} again (act {resent.act_id})")
+    output.line(f"asked for the notification of order {order_id} again (act {resent.act_id})")
     with interrupt_leaves() as left:
-        follow(resent.act_id, left, waits=not no_wait, as_json=as_json)
+        follow(resent.act_id, left, waits=not no_wait)
 
 
-def _selected(conditions: dict[str, Any]) -> Filter:
-    if conditions["older_than"] is not None:
-        conditions["older_than"] = conditions["older_than"].replace(tzinfo=UTC)
-    return Filter(**conditions)
-
-
-def _carry_out(act: Act, *, yes: bool, waits: bool, as_json: bool) -> None:
+def _carry_out(act: Act, *, waits: bool) -> None:
     """Once a person has confirmed the number: what comes later is not touched."""
     chosen = bus().choose(act)
     if len(chosen) == 0 and chosen.act_id is None:
-        _tell_nothing(act, as_json)
+        _tell_nothing(act)
         return
-    if chosen.act_id is not None and not as_json:
+    if chosen.act_id is not None:
         output.line(f"act {chosen.act_id} goes on, which has touched {chosen.touched}")
     carry_out(
         lambda on_progress: bus().carry_out(chosen, on_progress),
         len(chosen),
         action=act.action,
         question=f"{act.action} {len(chosen)} deliveries{_spread(act)}?",
-        yes=yes,
         waits=waits,
-        as_json=as_json,
     )
 
 
@@ -227,28 +219,24 @@ def carry_out(
     *,
     action: str,
     question: str,
-    yes: bool,
     waits: bool,
-    as_json: bool,
 ) -> None:
     """Once a person has confirmed the ``question``, ``run(on_progress)`` the act, and show what becomes of it."""
-    if not yes:
-        output.confirm(question)
+    output.confirm(question)
     with interrupt_leaves() as left:
-        with progress_bar(counted, action, hidden=as_json or not is_terminal()) as bar:
+        with progress_bar(counted, action) as bar:
             done = run(bar.update)
-        if not as_json:
-            missed = counted - done.deliveries
-            less = f"; {missed} were tried or changed meanwhile" if missed and not done.aborted else ""
-            output.line(f"{DONE_WORDS[action]} {done.deliveries} (act {done.act_id}){less}")
-        follow(done.act_id, left, waits=waits and not done.aborted, as_json=as_json)
+        missed = counted - done.deliveries
+        less = f"; {missed} were tried or changed meanwhile" if missed and not done.aborted else ""
+        output.line(f"{DONE_WORDS[action]} {done.deliveries} (act {done.act_id}){less}")
+        follow(done.act_id, left, waits=waits and not done.aborted)
 
 
-def follow(act_id: int, left: threading.Event, *, waits: bool, as_json: bool) -> None:
+def follow(act_id: int, left: threading.Event, *, waits: bool) -> None:
     """Show what becomes of the act's deliveries, to the end where ``waits`` is true, or say how to see it."""
     if waits and not left.is_set():
-        watch(act_id, left, as_json=as_json)
-    elif as_json:
+        watch(act_id, left)
+    elif output.is_json():
         output.document(find(act_id))
     elif waits:
         output.line(f"'flask bus acts {act_id}' shows what becomes of them")
@@ -258,21 +246,17 @@ def _spread(act: Act) -> str:
     return f" over {act.over_seconds} s" if act.over_seconds else ""
 
 
-def tell_nothing(*lines: str, as_json: bool) -> None:
+def tell_nothing(*lines: str) -> None:
     """Nothing was selected, and no act recorded."""
-    if as_json:
-        output.document({"act_id": None, "counted": 0, "deliveries": 0})
-    else:
-        for text in lines:
-            output.line(text)
+    output.document({"act_id": None, "counted": 0, "deliveries": 0})
+    for text in lines:
+        output.line(text)
 
 
-def _tell_nothing(act: Act, as_json: bool) -> None:
-    tell_nothing("no delivery matches", as_json=as_json)
-    if as_json:
-        return
+def _tell_nothing(act: Act) -> None:
+    tell_nothing("no delivery matches")
     discarded = replace(act.which, state=DeliveryState.DISCARDED.value)
-    if act.action == "retry" and act.which.state is None:
+    if act.action == "retry" and act.which.state is None and not output.is_json():
         with database().read() as session:
             count = operate.count(session, "retry", discarded)
         if count:

@@ -13,15 +13,13 @@ from app.cli import output
 @click.command("doctor")
 @output.json_option
 @with_appcontext
-def doctor_command(as_json: bool) -> None:
+def doctor_command() -> None:
     """Examine the service: its database, disk, mail server, dispatchers and outbox; and where this shell differs.
 
     Exit code 0: nothing is wrong; 1: something is; 2: it could not look.
     """
     found = doctor.examine(current_app._get_current_object())  # type: ignore[attr-defined]  # of LocalProxy
-    if as_json:
-        output.document(found.as_json())
-    else:
-        for finding in found.findings:
-            output.line(str(finding))
+    output.document(found.as_json())
+    for finding in found.findings:
+        output.line(str(finding))
     sys.exit(found.exit_code)

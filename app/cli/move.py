@@ -17,7 +17,7 @@ from app.db.move import Sums, move
 @click.option("--from", "source", required=True, metavar="URL", help="The file that the service ran on: sqlite:///…")
 @click.option("--to", "target", required=True, metavar="URL", help="An empty database: postgresql+psycopg://…")
 @output.json_option
-def move_command(source: str, target: str, as_json: bool) -> None:
+def move_command(source: str, target: str) -> None:
     """Copy all of a stopped service's data from SQLite to an empty PostgreSQL database, and check what was copied.
 
     Where anything is wrong the target stays empty, and the move can be run again. The file is left as it is.
@@ -25,9 +25,7 @@ def move_command(source: str, target: str, as_json: bool) -> None:
     current.database().close()
     with ExitStack() as stack:
         moved = move(source, target, lambda rows: _progress(stack, rows))
-    if as_json:
-        output.document({"rows": {table: sums["rows"] for table, sums in moved.items()}, "sums": moved})
-        return
+    output.document({"rows": {table: sums["rows"] for table, sums in moved.items()}, "sums": moved})
     for text in _told(moved):
         output.line(text)
 

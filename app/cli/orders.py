@@ -10,7 +10,7 @@ from app.addresses import checked_email
 from app.bus import Filter, operate, queries
 from app.bus.operate import Chosen
 from app.cli import output
-from app.cli.deliveries import carry_out, no_wait_option, over_option, tell_nothing, yes_option
+from app.cli.deliveries import carry_out, no_wait_option, over_option, tell_nothing
 from app.cli.group import Group, bus, database, operator
 from app.db import iso
 from app.states import DeliveryState, NotificationStatus, OrderStatus
@@ -26,16 +26,14 @@ orders_group = Group("orders", help="Look at orders, and put their addresses rig
 @click.option("--notification", type=click.Choice([status.value for status in NotificationStatus]))
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 @output.json_option
-def list_orders(limit: int, as_json: bool, **filters: Any) -> None:
+def list_orders(limit: int, **filters: Any) -> None:
     """Orders, the newest first; where a notification is not sent, the reason."""
     with database().read() as session:
         page = orders.list_orders(session, **filters, limit=limit)
         unsent = [order.order_id for order in page.orders if order.notification is not NotificationStatus.SENT]
         reasons = orders.notification_reasons(session, unsent)
     rows = [as_mapping(order) | {"reason": reasons.get(order.order_id)} for order in page.orders]
-    if as_json:
-        output.document({"orders": rows, "next_cursor": page.cursor})
-        return
+    output.document({"orders": rows, "next_cursor": page.cursor})
     columns = (*COLUMNS, "reason") if reasons else COLUMNS
     output.table(columns, [[row[name] for name in columns] for row in rows], empty="no orders")
     if page.cursor:
@@ -45,14 +43,12 @@ def list_orders(limit: int, as_json: bool, **filters: Any) -> None:
 @orders_group.command("show")
 @click.argument("order_id")
 @output.json_option
-def show_order(order_id: str, as_json: bool) -> None:
+def show_order(order_id: str) -> None:
     """An order and all that happened to it."""
     with database().read() as session:
         order = orders.find_order(session, order_id)
         timeline = queries.timeline(session, order_id)
-    if as_json:
-        output.document(as_mapping(order) | {"timeline": timeline})
-        return
+    output.document(as_mapping(order) | {"timeline": timeline})
     output.record(order)
     for event in timeline:
         for text in _event_lines(event):
@@ -63,44 +59,41 @@ def show_order(order_id: str, as_json: bool) -> None:
 @click.argument("order_id")
 @click.argument("address")
 @output.json_option
-def set_email(order_id: str, address: str, as_json: bool) -> None:
+def set_email(order_id: str, address: str) -> None:
     """Let the order's mails go to ADDRESS, from the next try on. Says how to send what was skipped for want of one."""
     address = checked_address(address)
     changed = orders.set_order_email(bus(), order_id, address, by=operator())
     given_up = Filter(order_id=order_id, receiver=orders.NOTIFICATION, state=DeliveryState.DEAD.value)
     with database().read() as session:
         count = operate.count(session, "retry", given_up)
-    if as_json:
-        told = {"order_id": order_id, "email": address, "changed": changed, "given_up": count}
-        output.document(told | {"skipped": count_skipped()})
-        return
+    skipped = count_skipped()
+    told = {"order_id": order_id, "email": address, "changed": changed, "given_up": count, "skipped": skipped}
+    output.document(told)
     output.line(f"order {order_id}: {address}")
     if count:
         output.line(f"to send what was given up ({count}): flask bus retry {given_up.options()}")
-    offer_to_send_skipped()
+    offer_to_send(skipped)
 
 
 @orders_group.command("send-skipped")
 @click.option("--order", "order_id", help="Only this order's.")
 @click.option("--user", "user_id", help="Only this user's.")
 @over_option
-@yes_option
+@output.yes_option
 @no_wait_option
 @output.json_option
-def send_skipped(yes: bool, no_wait: bool, as_json: bool, **conditions: Any) -> None:
+def send_skipped(no_wait: bool, **conditions: Any) -> None:
     """Send the notifications that were skipped for want of an address, where there is one now. Says first how many."""
     chosen = _skipped(**conditions)
     if len(chosen) == 0:
-        tell_nothing("nothing was skipped that has an address now", as_json=as_json)
+        tell_nothing("nothing was skipped that has an address now")
         return
     carry_out(
         lambda on_progress: bus().carry_out(chosen, on_progress),
         len(chosen),
         action="retry",
         question=f"send {len(chosen)} notifications?",
-        yes=yes,
         waits=not no_wait,
-        as_json=as_json,
     )
 
 
@@ -112,9 +105,9 @@ def checked_address(address: str) -> str:
         raise click.ClickException(f"ADDRESS: {problem}") from problem
 
 
-def offer_to_send_skipped() -> None:
+def offer_to_send(count: int) -> None:
     """Print the command that sends all that was skipped and has an address now, where there is any."""
-    if count := count_skipped():
+    if count:
         output.line(f"to send what was skipped and has an address now ({count}): flask orders send-skipped")
 
 

@@ -19,27 +19,45 @@ from app.text import printable
 
 MISSING = "–"
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-"""Decorator: the option of every command that ends by itself. With it, ``document`` prints all that is on stdout."""
+
+def _keep(context: click.Context, option: click.Parameter, is_given: bool) -> None:
+    context.meta[f"{__name__}.{option.name}"] = is_given
+
+
+def _is_given(option: str) -> bool:
+    return bool(click.get_current_context().meta.get(f"{__name__}.{option}"))
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, expose_value=False, callback=_keep, help="Print JSON, for programs."
+)
+"""Decorator: the option of every command that ends by itself. A command tells its result twice, by ``document``, and by
+``line`` and its kin for people: with --json the one prints all that is on stdout, without it the others do."""
+
+yes_option = click.option("--yes", is_flag=True, expose_value=False, callback=_keep, help="Do not ask.")
+"""Decorator: the option of every command that asks before it acts."""
+
+
+def is_json() -> bool:
+    """Whether the running command was given --json."""
+    return _is_given("as_json")
 
 
 def line(text: str = "") -> None:
-    """Print one line. A line break in ``text`` is a control character too."""
-    click.echo(printable(text))
+    """Print one line, unless as JSON. A line break in ``text`` is a control character too."""
+    if not is_json():
+        click.echo(printable(text))
 
 
 def confirm(question: str) -> None:
-    """Ask on stderr: stdout has the result alone. Raises Abort where the answer is no."""
+    """Ask on stderr, unless --yes is given: stdout has the result alone. Raises Abort where the answer is no."""
+    if _is_given("yes"):
+        return
     try:
         click.confirm(printable(question), abort=True, err=True)
     finally:
         if not sys.stdin.isatty():  # an answer from a pipe is not seen, nor is the end of its line
             click.echo(err=True)
-
-
-def clear() -> None:
-    """Clear the terminal; nothing where the output is none."""
-    click.clear()
 
 
 def record(row: Any) -> None:
@@ -67,8 +85,10 @@ def shown(value: Any) -> str:
 
 
 def document(value: Any) -> None:
-    """Print one JSON document, in ASCII: no control character of a foreign text reaches the terminal."""
-    click.echo(json.dumps(value, default=_jsonable, ensure_ascii=True))
+    """Print one JSON document where --json asks for it, in ASCII: no control character of a foreign text reaches the
+    terminal."""
+    if is_json():
+        click.echo(json.dumps(value, default=_jsonable, ensure_ascii=True))
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """flask bus policy: show the retry policy, fit it, explain one delivery, and simulate."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +37,7 @@ bus_group.add_command(policy_group)
 
 @policy_group.command("show")
 @output.json_option
-def show(as_json: bool) -> None:
+def show() -> None:
     """The table in use: for each obstacle what it was learned from, how long it lasts, and how long is waited; and what
     is known of each backend."""
     learning, table = _read()
@@ -50,38 +49,32 @@ def show(as_json: bool) -> None:
         "obstacles": [_entry(each) for each in learned(learning.policy)],
         "backends": [_backend(gate) for gate in _gates(bus())],
     }
-    if as_json:
-        output.document(found)
-        return
+    output.document(found)
     for text in _shown(found):
         output.line(text)
 
 
 @policy_group.command("fit")
 @output.json_option
-def fit(as_json: bool) -> None:
+def fit() -> None:
     """Fit the table to what the attempts have shown, now; a dispatcher does so every few minutes."""
     learning, _ = _read()
     fitted = learning.fit(operator())
     if fitted is None:
         raise click.ClickException("it was not fitted: another process began to, or numpy can't be used; see the log")
     transitions = sum(entry.transitions for entry in fitted.entries.values())
-    if as_json:
-        output.document({"version": fitted.version, "attempts": transitions})
-    else:
-        output.line(f"table {fitted.version}, fitted to {transitions} attempts at obstacles")
+    output.document({"version": fitted.version, "attempts": transitions})
+    output.line(f"table {fitted.version}, fitted to {transitions} attempts at obstacles")
 
 
 @policy_group.command("explain")
 @click.argument("delivery", type=click.IntRange(1))
 @output.json_option
-def explain(delivery: int, as_json: bool) -> None:
+def explain(delivery: int) -> None:
     """Why DELIVERY was tried when it was and not before, and when it is tried next."""
     with bus().database.read() as session:
         explained = explain_delivery(session, delivery)
-    if as_json:
-        output.document(asdict(explained))
-        return
+    output.document(explained)
     for text in _explained(explained):
         output.line(text)
 
@@ -93,16 +86,14 @@ def explain(delivery: int, as_json: bool) -> None:
 @click.option("--lasts", type=click.FloatRange(0, HORIZON), default=90.0, show_default=True, help="In seconds.")
 @click.option("--waiting", type=click.IntRange(1), default=1, show_default=True, help="Deliveries behind it.")
 @output.json_option
-def simulate(receiver: str, scope: str, kind: str, lasts: float, waiting: int, as_json: bool) -> None:
+def simulate(receiver: str, scope: str, kind: str, lasts: float, waiting: int) -> None:
     """Play the policy against an obstacle that LASTS so long: which attempts it makes, and how late it sees the end."""
     learning, table = _read()
     obstacle = Obstacle(receiver, Scope(scope), named(kind), 0.0, waiting)
     policy = LearnedPolicy(table, learning.policy.costs, explores=False)
     attempts = list(_played(policy, obstacle, lasts))
     late = attempts[-1]["at"] - lasts if attempts and attempts[-1]["at"] >= lasts else None
-    if as_json:
-        output.document({"attempts": attempts, "late_seconds": late})
-        return
+    output.document({"attempts": attempts, "late_seconds": late})
     rows = [[seconds_told(each["at"]), seconds_told(each["waited"]), f"{each['chance']:.0%}"] for each in attempts]
     output.table(["at", "after", "chance"], rows, empty="no attempt")
     ends = f"{seconds_told(late)} after its end" if late is not None else "never: given up before it ended"

@@ -1,6 +1,5 @@
 """flask bus receivers, pause, resume and replay."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -9,7 +8,7 @@ from app.bus import Replay, pause
 from app.bus.replay import Found
 from app.cli import output
 from app.cli.bus import bus_group
-from app.cli.deliveries import carry_out, no_wait_option, over_option, tell_nothing, yes_option
+from app.cli.deliveries import UtcTime, carry_out, no_wait_option, over_option, tell_nothing
 from app.cli.group import bus, database, operator
 from app.db import iso
 
@@ -18,13 +17,11 @@ COLUMNS = ("receiver", "state", "event_types", "paused_at", "paused_by", "reason
 
 @bus_group.command("receivers")
 @output.json_option
-def list_receivers(as_json: bool) -> None:
+def list_receivers() -> None:
     """The receivers: their events, and which are paused, since when, by whom and why."""
     with database().read() as session:
         found = pause.receivers(session)
-    if as_json:
-        output.document({"receivers": found})
-        return
+    output.document({"receivers": found})
     rows = [[_shown(getattr(each, column)) for column in COLUMNS] for each in found]
     output.table(COLUMNS, rows, empty="no receivers")
 
@@ -37,14 +34,12 @@ def _shown(value: Any) -> Any:
 @click.argument("receiver")
 @click.option("--because", required=True, help="Why: others read it in 'flask bus status' and 'flask bus receivers'.")
 @output.json_option
-def pause_receiver(receiver: str, because: str, as_json: bool) -> None:
+def pause_receiver(receiver: str, because: str) -> None:
     """Deliver nothing to RECEIVER, in all processes, until it is resumed. What is being tried at this moment ends."""
     if not because.strip():
         raise click.BadParameter("say why", param_hint="--because")
     changed = bus().pause(receiver, because, by=operator())
-    if as_json:
-        output.document({"receiver": receiver, "changed": changed})
-        return
+    output.document({"receiver": receiver, "changed": changed})
     if changed:
         output.line(f"{receiver} is paused; to go on: flask bus resume {receiver}")
         return
@@ -58,61 +53,43 @@ def pause_receiver(receiver: str, because: str, as_json: bool) -> None:
 @click.argument("receiver")
 @click.option("--because", help="Why: kept in the history of acts.")
 @output.json_option
-def resume_receiver(receiver: str, because: str | None, as_json: bool) -> None:
+def resume_receiver(receiver: str, because: str | None) -> None:
     """Deliver to RECEIVER again, at once."""
     changed = bus().resume(receiver, by=operator(), reason=because)
-    if as_json:
-        output.document({"receiver": receiver, "changed": changed})
-    elif changed:
-        output.line(f"{receiver} goes on")
-    else:
-        output.line(f"{receiver} is not paused")
+    output.document({"receiver": receiver, "changed": changed})
+    output.line(f"{receiver} goes on" if changed else f"{receiver} is not paused")
 
 
 @bus_group.command("replay")
 @click.argument("receiver")
 @click.option("--type", "event_type", required=True, help="Of event, such as OrderCreated.")
-@click.option("--since", type=click.DateTime(), help="From this time on, in UTC.")
-@click.option("--until", type=click.DateTime(), help="Before this time, in UTC.")
+@click.option("--since", type=UtcTime(), help="From this time on, in UTC.")
+@click.option("--until", type=UtcTime(), help="Before this time, in UTC.")
 @click.option("--order", "order_id", help="Only this order's.")
 @click.option("--force", is_flag=True, help="Also those that RECEIVER has dealt with, or that were given up.")
 @over_option
-@yes_option
+@output.yes_option
 @no_wait_option
 @output.json_option
-def replay_events(
-    since: datetime | None,
-    until: datetime | None,
-    over_seconds: int | None,
-    yes: bool,
-    no_wait: bool,
-    as_json: bool,
-    **conditions: Any,
-) -> None:
+def replay_events(over_seconds: int | None, no_wait: bool, **conditions: Any) -> None:
     """Give recorded events to RECEIVER: a new one, or one whose effect was lost. Says first how many.
 
     An event that it has had already is not given to it again, unless --force says so.
     """
-    which = Replay(**conditions, since=_in_utc(since), until=_in_utc(until))
+    which = Replay(**conditions)
     found = bus().find_recorded(which)
     if found.deliveries == 0:
-        tell_nothing(*_told(which, found), as_json=as_json)
+        tell_nothing(*_told(which, found))
         return
-    for text in [] if as_json else _told(which, found):
+    for text in _told(which, found):
         output.line(text)
     carry_out(
         lambda on_progress: bus().replay(which, found, operator(), over_seconds, on_progress),
         found.deliveries,
         action="replay",
         question=f"give {found.deliveries} events to {which.receiver}?",
-        yes=yes,
         waits=not no_wait,
-        as_json=as_json,
     )
-
-
-def _in_utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment else None
 
 
 def _told(which: Replay, found: Found) -> list[str]:

@@ -61,21 +61,11 @@ def _decimal(value: Any) -> Decimal:
     return value
 
 
-def _email(value: Any) -> str | None:
+def _email(value: Any) -> str:
     """The address with its domain in lower case. Its syntax is checked, not whether it exists."""
-    if value is None:
-        return None
     if not isinstance(value, str) or len(value) > MAX_EMAIL_CHARACTERS:
         raise ValueError
     return checked_email(value)
-
-
-def _address(value: Any) -> str:
-    """An address that has to be there."""
-    address = _email(value)
-    if address is None:
-        raise ValueError
-    return address
 
 
 def _number_in_query(highest: int) -> BeforeValidator:
@@ -122,16 +112,9 @@ Price = Annotated[
         }
     ),
 ]
-Email = Annotated[
-    str | None,
-    BeforeValidator(_email),
-    WithJsonSchema({"type": ["string", "null"], "format": "email", "maxLength": MAX_EMAIL_CHARACTERS}),
-]
-Address = Annotated[
-    str,
-    BeforeValidator(_address),
-    WithJsonSchema({"type": "string", "format": "email", "maxLength": MAX_EMAIL_CHARACTERS}),
-]
+_EMAIL_SCHEMA = {"type": "string", "format": "email", "maxLength": MAX_EMAIL_CHARACTERS}
+Email = Annotated[str, BeforeValidator(_email), WithJsonSchema(_EMAIL_SCHEMA)]
+OptionalEmail = Annotated[Email | None, WithJsonSchema(_EMAIL_SCHEMA | {"type": ["string", "null"]})]
 BigInt = Annotated[int, Field(strict=True, ge=0, le=MAX_BIGINT), _number_in_query(MAX_BIGINT)]
 PageSize = Annotated[int, Field(strict=True, ge=1, le=MAX_PAGE_SIZE), _number_in_query(MAX_PAGE_SIZE)]
 Flag = Annotated[

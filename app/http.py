@@ -94,13 +94,7 @@ API_PATHS = ("/api", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 def is_api(path: str) -> bool:
     """Whether programs ask at this path. Every error there is JSON, also where no route exists."""
-    return path.startswith(("/api/", "/operator/")) or path in (
-        "/api",
-        "/healthz",
-        "/readyz",
-        "/metrics",
-        "/openapi.json",
-    )
+    return path.startswith(("/api/", "/operator/")) or path in API_PATHS
 
 
 class SecurityHeaders:

@@ -8,12 +8,12 @@ from app.fields import (
     PAGE_SIZE_RULE,
     PRICE_RULE,
     SPREAD_RULE,
-    Address,
     BigInt,
     Email,
     Flag,
     Identifier,
     Moment,
+    OptionalEmail,
     PageSize,
     Price,
     Seconds,
@@ -36,7 +36,7 @@ class NewOrder(RequestModel):
     order_id: Identifier = Field(description=ID_RULE)
     user_id: Identifier = Field(description=ID_RULE)
     total_price: Price = Field(description=PRICE_RULE)
-    email: Email = Field(
+    email: OptionalEmail = Field(
         None, description=f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com"
     )
 
@@ -172,9 +172,7 @@ class ReplayRequest(RequestModel):
 class EmailRequest(RequestModel):
     """Where mails are to go."""
 
-    email: Address = Field(
-        description=f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com"
-    )
+    email: Email = Field(description=f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com")
 
 
 class SendSkippedRequest(RequestModel):

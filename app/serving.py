@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
 from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from sqlalchemy import make_url
@@ -199,12 +198,12 @@ class Serving:
         gc.freeze()  # spares the collector what stays anyway
         affinity.keep_to_a_core(self.settings.web_concurrency)
         util.write_error = write_problem  # what gunicorn itself refuses; it has no setting for that
-        self._engine = _engine(worker.wsgi)
+        engine = self._engine = worker.wsgi.extensions["engine"]
         with suppress(DatabaseUnavailable):  # requests are answered 503, and try again
-            self._engine.bus.database.hold_file()
+            engine.bus.database.hold_file()
         worker.wsgi = Streams(worker.wsgi, lambda: not worker.alive)
         if self.settings.dispatch_in_web:
-            self._choose_leader(worker, self._engine)
+            self._choose_leader(worker, engine)
         if self.settings.greeting and self.is_prepared and worker.age == worker.cfg.workers:  # the last one is ready
             sys.stdout.write(greeting(self.settings))
             sys.stdout.flush()
@@ -221,7 +220,9 @@ class Serving:
             threading.Thread(target=self._stand_by, args=[worker, engine], name="stand-by", daemon=True).start()
             return
         if worker.cfg.workers > 1:
-            _serve_nobody(worker)
+            for listener in worker.sockets:  # it serves nobody: without any of these it only waits for its end
+                listener.close()
+            worker.sockets = []
             if not self.settings.is_sqlite:
                 os.nice(DISPATCHER_NICENESS)
         engine.start()
@@ -241,18 +242,6 @@ def processes(settings: Settings) -> int:
     both."""
     serving = settings.web_concurrency
     return serving + (settings.dispatch_in_web and serving > 1)
-
-
-def _engine(app: Flask) -> Engine:
-    engine: Engine = app.extensions["engine"]
-    return engine
-
-
-def _serve_nobody(worker: Any) -> None:
-    """A worker accepts from its ``sockets``: without any it only waits for its end."""
-    for listener in worker.sockets:
-        listener.close()
-    worker.sockets = []
 
 
 def greeting(settings: Settings) -> str:

@@ -9,8 +9,7 @@ from app.api.auth import operator
 from app.api.blueprint import blueprint
 from app.api.operation import Operation, ResponseDoc
 from app.api.response_models import ActResult, EmailResult
-from app.bus.operate import Chosen
-from app.current import bus, database, settings
+from app.current import bus
 from app.errors import OrderNotFound, UserNotFound
 from app.request_models import EmailRequest, SendSkippedRequest
 from app.validation import read_body
@@ -55,7 +54,7 @@ def set_user_email(user_id: str) -> ResponseReturnValue:
 def send_skipped() -> ResponseReturnValue:
     """Only what has an address now: the order's own, its user's, or one made with USER_EMAIL_DOMAIN."""
     body = read_body(SendSkippedRequest)
-    chosen = _skipped(order_id=body.order_id, user_id=body.user_id, over_seconds=body.over_seconds)
+    chosen = orders.choose_skipped(bus(), operator(), **body.model_dump(exclude={"dry_run"}))
     if body.dry_run:
         return {"deliveries": len(chosen), "act_id": None}
     done = bus().carry_out(chosen)
@@ -63,9 +62,4 @@ def send_skipped() -> ResponseReturnValue:
 
 
 def _kept(email: str, *, changed: bool) -> dict[str, Any]:
-    return {"email": email, "changed": changed, "skipped": len(_skipped())}
-
-
-def _skipped(**conditions: Any) -> Chosen:
-    with database().read() as session:
-        return orders.choose_skipped(session, settings().user_email_domain, operator(), **conditions)
+    return {"email": email, "changed": changed, "skipped": len(orders.choose_skipped(bus(), operator()))}

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
-from app import current, orders
+from app import orders
 from app.addresses import checked_email
 from app.bus import Filter, operate, queries
-from app.bus.operate import Chosen
 from app.cli import output
 from app.cli.deliveries import carry_out, no_wait_option, over_option, tell_nothing
 from app.cli.group import Group, bus, database, operator
@@ -84,7 +83,7 @@ def set_email(order_id: str, address: str) -> None:
 @output.json_option
 def send_skipped(no_wait: bool, **conditions: Any) -> None:
     """Send the notifications that were skipped for want of an address, where there is one now. Says first how many."""
-    chosen = _skipped(**conditions)
+    chosen = orders.choose_skipped(bus(), operator(), **conditions)
     if len(chosen) == 0:
         tell_nothing("nothing was skipped that has an address now")
         return
@@ -113,12 +112,7 @@ def offer_to_send(count: int) -> None:
 
 def count_skipped() -> int:
     """How many notifications, of all orders, were skipped for want of an address and have one now."""
-    return len(_skipped())
-
-
-def _skipped(**conditions: Any) -> Chosen:
-    with database().read() as session:
-        return orders.choose_skipped(session, current.settings().user_email_domain, operator(), **conditions)
+    return len(orders.choose_skipped(bus(), operator()))
 
 
 def as_mapping(row: Any) -> dict[str, Any]:

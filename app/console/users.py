@@ -11,7 +11,7 @@ from app import orders
 from app.bus.operate import Chosen
 from app.console import access
 from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
-from app.current import bus, database, settings
+from app.current import bus, database
 from app.errors import UserNotFound
 from app.fields import Identifier, PageSize, Text
 from app.http import Problem
@@ -97,13 +97,12 @@ def _verdict(record: User | None, sums: OrderSums) -> str:
 
 def _skipped(user_id: str) -> Chosen:
     """Of the newest orders, what was skipped for want of an address, and can be sent now."""
-    domain, by = settings().user_email_domain, access.operator()
     with database().read() as session:
         found = orders.list_orders(
             session, user_id=user_id, notification=NotificationStatus.SKIPPED, limit=MOST_SKIPPED, most=MOST_SUMMED
         )
-        among = [order.order_id for order in found.orders]
-        return orders.choose_skipped(session, domain, by, user_id=user_id, among=among)
+    among = [order.order_id for order in found.orders]
+    return orders.choose_skipped(bus(), access.operator(), user_id=user_id, among=among)
 
 
 def set_user_email(user_id: str) -> ResponseReturnValue:

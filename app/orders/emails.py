@@ -95,8 +95,7 @@ def set_user_email(bus: Bus, user_id: str, address: str, by: str) -> bool:
 
 
 def choose_skipped(
-    session: Session,
-    domain: str | None,
+    bus: Bus,
     by: str,
     *,
     order_id: str | None = None,
@@ -106,17 +105,18 @@ def choose_skipped(
 ) -> Chosen:
     """The notifications that were skipped for want of an address, where there is one now: ``Bus.carry_out`` sends them.
 
-    ``domain`` is USER_EMAIL_DOMAIN. ``among`` are ids of orders: no others are looked at.
+    ``among`` are ids of orders: no others are looked at.
     """
     state = DeliveryState.DISCARDED.value
     which = Filter(receiver=NOTIFICATION, state=state, reason=NO_ADDRESS, order_id=order_id, user_id=user_id)
     ids, tokens = array("q"), array("q")
     # Without UNDONE, SQLite finds the deliveries of these orders, and not these orders among all that were discarded.
     skipped = _skipped(which).where(UNDONE if among is None else StoredEvent.order_id.in_(among))
-    for row in session.execute(skipped.execution_options(yield_per=operate.ROWS_AT_ONCE)):
-        if row.email or made_email(row.user_id, domain):
-            ids.append(row.delivery_id)
-            tokens.append(row.lease_token)
+    with bus.database.read() as session:
+        for row in session.execute(skipped.execution_options(yield_per=operate.ROWS_AT_ONCE)):
+            if row.email or made_email(row.user_id, bus.settings.user_email_domain):
+                ids.append(row.delivery_id)
+                tokens.append(row.lease_token)
     return Chosen(Act("retry", which, by, over_seconds=over_seconds), ids, tokens)
 
 

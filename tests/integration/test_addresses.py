@@ -213,8 +213,8 @@ def test_a_users_address_is_recorded_with_who_set_it(shop: Shop) -> None:
 
 
 def choose(shop: Shop, domain: str | None = None, **conditions: Any) -> Chosen:
-    with shop.database.read() as session:
-        return orders.choose_skipped(session, domain, "cli:ann", **conditions)
+    shop.bus.settings = shop.settings.model_copy(update={"user_email_domain": domain})
+    return orders.choose_skipped(shop.bus, "cli:ann", **conditions)
 
 
 def skipped(shop: Shop, domain: str | None = None, **conditions: Any) -> int:

@@ -1,14 +1,11 @@
 """The feed of all events, which other services follow, in the format CloudEvents 1.0."""
 
-from typing import Any
-
 from flask import current_app
 from flask.typing import ResponseReturnValue
-from sqlalchemy import Row
 
 from app.api.blueprint import blueprint
 from app.api.operation import Operation, ResponseDoc
-from app.api.response_models import CloudEvent, EventPage
+from app.api.response_models import EventPage
 from app.bus import queries
 from app.cloud_events import cloud_event
 from app.current import database
@@ -33,9 +30,6 @@ def show_events() -> ResponseReturnValue:
             found, cursor = queries.feed(session, query.after or None, query.limit)
         except ValueError as error:
             raise field_problem([("after", f"is {error}")]) from None
-    page = EventPage(events=[_cloud_event(event) for event in found], next=cursor or FIRST_CURSOR)
+    events = [cloud_event(event._asdict(), current_app.json.loads) for event in found]
+    page = EventPage.model_validate({"events": events, "next": cursor or FIRST_CURSOR})
     return page.model_dump(exclude_unset=True)
-
-
-def _cloud_event(event: Row[Any]) -> CloudEvent:
-    return CloudEvent.model_validate(cloud_event(event._asdict(), current_app.json.loads))

@@ -50,18 +50,16 @@ def with_samples(paths: Mapping[str, Json], server: str) -> Json:
 
 def _samples(server: str, path: str, method: str, operation: Json) -> list[Json]:
     url = server.rstrip("/") + path.format_map(PATH_VALUES)
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-    body = content and content["example"]
-    first = (operation.get("security") or [{}])[0]
-    scheme = next(iter(first), None) if {} not in operation.get("security", ()) else None
-    made = {
-        "curl": _curl(method, url, body, scheme),
-        "HTTPie": _httpie(method, url, body, scheme),
-        "Python": _python(method, url, body, scheme),
-    }
+    body = operation["requestBody"]["content"]["application/json"]["example"] if "requestBody" in operation else None
+    demanded = operation.get("security", [{}])
+    scheme = None if {} in demanded else next(iter(demanded[0]))
     return [
-        {"lang": "Python" if label == "Python" else "Shell", "label": label, "source": source}
-        for label, source in made.items()
+        {"lang": language, "label": label, "source": sample(method, url, body, scheme)}
+        for language, label, sample in (
+            ("Shell", "curl", _curl),
+            ("Shell", "HTTPie", _httpie),
+            ("Python", "Python", _python),
+        )
     ]
 
 
@@ -95,17 +93,18 @@ def _httpie(method: str, url: str, body: Json | None, scheme: str | None) -> str
 
 def _python(method: str, url: str, body: Json | None, scheme: str | None) -> str:
     headers: list[str] = []
-    imports = ["json", "urllib.request"]
+    imports = {"urllib.request"}
     if scheme == "password":
-        imports = ["base64", "json", "os", "urllib.request"]
+        imports |= {"base64", "os"}
         credentials = f"base64.b64encode(('you:' + os.environ['{SECRETS[scheme]}']).encode()).decode()"
         headers.append(f'"Authorization": "Basic " + {credentials},')
     elif scheme:
-        imports = ["json", "os", "urllib.request"]
+        imports |= {"os"}
         headers.append(f'"Authorization": "Bearer " + os.environ[\'{SECRETS[scheme]}\'],')
     if body is not None:
+        imports |= {"json"}
         headers.append('"Content-Type": "application/json",')
-    lines = [f"import {name}" for name in imports]
+    lines = [f"import {name}" for name in sorted(imports)]
     lines += ["", "request = urllib.request.Request(", f'    "{url}",', f'    method="{method.upper()}",']
     if headers:
         lines += ["    headers={", *(f"        {header}" for header in headers), "    },"]
@@ -113,7 +112,7 @@ def _python(method: str, url: str, body: Json | None, scheme: str | None) -> str
         lines.append(f"    data=json.dumps({pprint.pformat(body, sort_dicts=False, width=200)}).encode(),")
     lines += [")", "with urllib.request.urlopen(request) as response:"]
     lines += ["    print(response.status, response.read().decode())"]
-    return "\n".join(lines if body is not None else [line for line in lines if line != "import json"])
+    return "\n".join(lines)
 
 
 def _compact(value: Any) -> str:

@@ -254,7 +254,7 @@ def _check_dispatchers(bus: Bus, status: Status) -> Iterator[Finding]:
         return
     here = delivers_by.record(bus.settings)
     for each in status.readiness.dispatchers:
-        since = {"name": each.name, "since": _at(each.started_at)}
+        since = {"name": each.name, "since": f"{each.started_at:%Y-%m-%d %H:%M:%S} UTC"}
         if each.told:
             how, version = delivers_by.in_words(each.told), each.told["version"]
             yield Finding(
@@ -414,7 +414,3 @@ def _check_exposure(settings: Settings) -> Iterator[Finding]:
     if settings.console_password is None:
         text = Translatable("operator routes answer this machine only; behind a proxy set CONSOLE_PASSWORD")
         yield Finding("note", "access", text)
-
-
-def _at(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"

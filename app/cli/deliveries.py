@@ -204,11 +204,12 @@ def _carry_out(act: Act, *, waits: bool) -> None:
         return
     if chosen.act_id is not None:
         output.line(f"act {chosen.act_id} goes on, which has touched {chosen.touched}")
+    over = f" over {act.over_seconds} s" if act.over_seconds else ""
     carry_out(
         lambda on_progress: bus().carry_out(chosen, on_progress),
         len(chosen),
         action=act.action,
-        question=f"{act.action} {len(chosen)} deliveries{_spread(act)}?",
+        question=f"{act.action} {len(chosen)} deliveries{over}?",
         waits=waits,
     )
 
@@ -240,10 +241,6 @@ def follow(act_id: int, left: threading.Event, *, waits: bool) -> None:
         output.document(find(act_id))
     elif waits:
         output.line(f"'flask bus acts {act_id}' shows what becomes of them")
-
-
-def _spread(act: Act) -> str:
-    return f" over {act.over_seconds} s" if act.over_seconds else ""
 
 
 def tell_nothing(*lines: str) -> None:

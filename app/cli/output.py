@@ -78,9 +78,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) 
 
 
 def shown(value: Any) -> str:
-    """A value as people read it: times in ISO 8601, a missing value as a dash."""
+    """A value as people read it: times in ISO 8601, names between commas, a missing value as a dash."""
     if value is None:
         return MISSING
+    if isinstance(value, tuple):
+        return ", ".join(value)
     return iso(value) if isinstance(value, datetime) else str(value)
 
 

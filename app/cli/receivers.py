@@ -22,12 +22,8 @@ def list_receivers() -> None:
     with database().read() as session:
         found = pause.receivers(session)
     output.document({"receivers": found})
-    rows = [[_shown(getattr(each, column)) for column in COLUMNS] for each in found]
+    rows = [[getattr(each, column) for column in COLUMNS] for each in found]
     output.table(COLUMNS, rows, empty="no receivers")
-
-
-def _shown(value: Any) -> Any:
-    return ", ".join(value) if isinstance(value, tuple) else value
 
 
 @bus_group.command("pause")

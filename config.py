@@ -53,9 +53,9 @@ WITHOUT_EFFECT = {
 """Settings of Flask-Mail's that this service does not read, and what to know then."""
 
 
-def gunicorn_serves(environ: Mapping[str, str] = os.environ) -> bool:
+def gunicorn_serves() -> bool:
     """Whether this is a process of gunicorn's, which says so in the environment."""
-    return environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
+    return os.environ.get("SERVER_SOFTWARE", "").startswith("gunicorn/")
 
 
 def exports_traces(environ: Mapping[str, str] = os.environ) -> bool:
@@ -237,16 +237,14 @@ class Settings(BaseModel):
         return settings
 
     @classmethod
-    def for_logs(cls, environ: Mapping[str, str] | None = None) -> Self:
+    def for_logs(cls) -> Self:
         """LOG_FORMAT and LOG_LEVEL alone, so that a start which other settings stop is told of as was asked for."""
-        if environ is None:
-            environ = os.environ
-            with suppress(ConfigError):
-                environ = environment()
+        with suppress(ConfigError):
+            environment()
         chosen: dict[str, Any] = {}
         for name in ("log_format", "log_level"):
             with suppress(ConfigError):
-                chosen |= cls.load({name.upper(): environ.get(name.upper(), "")}).model_dump(include={name})
+                chosen |= cls.load({name.upper(): os.environ.get(name.upper(), "")}).model_dump(include={name})
         return cls.of(**chosen)
 
     @classmethod

@@ -24,6 +24,7 @@ MAX_BIGINT = 2**63 - 1
 MAX_SPREAD_SECONDS = 604800
 """The longest that the setting RETRY_MAX_SECONDS may be."""
 
+EMAIL_RULE = f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com"
 ID_RULE = "a string of 1 to 64 letters, digits, '.', '_', ':' or '-', but not '.' or '..', or a non-negative integer"
 PRICE_PATTERN = r"0*[0-9]{1,10}(\.[0-9]{1,2})?"
 PRICE_RULE = f'a number, or a decimal string as "19.99", from 0 to {MAX_PRICE} with at most two decimals'

@@ -3,8 +3,8 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.fields import (
+    EMAIL_RULE,
     ID_RULE,
-    MAX_EMAIL_CHARACTERS,
     PAGE_SIZE_RULE,
     PRICE_RULE,
     SPREAD_RULE,
@@ -36,9 +36,7 @@ class NewOrder(RequestModel):
     order_id: Identifier = Field(description=ID_RULE)
     user_id: Identifier = Field(description=ID_RULE)
     total_price: Price = Field(description=PRICE_RULE)
-    email: OptionalEmail = Field(
-        None, description=f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com"
-    )
+    email: OptionalEmail = Field(None, description=EMAIL_RULE)
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -172,7 +170,7 @@ class ReplayRequest(RequestModel):
 class EmailRequest(RequestModel):
     """Where mails are to go."""
 
-    email: Email = Field(description=f"an e-mail address of at most {MAX_EMAIL_CHARACTERS} characters: ann@example.com")
+    email: Email = Field(description=EMAIL_RULE)
 
 
 class SendSkippedRequest(RequestModel):

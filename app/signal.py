@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-from blinker import ANY, NamedSignal, Namespace
+from blinker import ANY, NamedSignal
 
 from app.callables import check_called, check_when_dead, parameters_of, shown
 from app.errors import OutsideTransaction
@@ -214,14 +214,12 @@ class DurableSignal(NamedSignal):
 SIGNALS: dict[str, DurableSignal] = {}
 """Every durable signal, by the name of its type of event."""
 
-_namespace = Namespace()
-
 
 def signal(name: str, event_type: type[Event]) -> DurableSignal:
     """A new durable signal. Raises ValueError when one exists for the name or the type of event."""
-    if name in _namespace or event_type.__name__ in SIGNALS:
+    if event_type.__name__ in SIGNALS or any(known.name == name for known in SIGNALS.values()):
         raise ValueError(f"there is a signal {name!r}, or one for {event_type.__name__}, already")
-    made = _namespace[name] = SIGNALS[event_type.__name__] = DurableSignal(name, event_type)
+    made = SIGNALS[event_type.__name__] = DurableSignal(name, event_type)
     return made
 
 

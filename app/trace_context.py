@@ -6,8 +6,12 @@ https://www.w3.org/TR/trace-context/, level 1. ``tracestate`` is not kept.
 import re
 
 _TRACEPARENT = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})(?P<trace_id>[0-9a-f]{32})-(?!0{16})(?P<parent_id>[0-9a-f]{16})-[0-9a-f]{2}"
+    r"(?!ff)(?P<version>[0-9a-f]{2})"
+    r"(?P<fields>-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})"
+    r"(?P<more>-.*)?",
+    re.DOTALL,
 )
+"""The fields are the trace's id, the parent's id, and flags."""
 
 
 def parse(header: str | None) -> str | None:
@@ -15,15 +19,10 @@ def parse(header: str | None) -> str | None:
 
     A later version may have more behind these fields, which is left out; version 00 may not.
     """
-    if header is None:
+    found = _TRACEPARENT.fullmatch((header or "").strip(" \t"))
+    if found is None or (found["version"] == "00" and found["more"]):
         return None
-    found = _TRACEPARENT.match(header.strip(" \t"))
-    if found is None:
-        return None
-    rest = found.string[found.end() :]
-    if rest and (header.strip(" \t").startswith("00") or not rest.startswith("-")):
-        return None
-    return f"00{found[0][2:]}"
+    return f"00{found['fields']}"
 
 
 def trace_id(traceparent: str) -> str:

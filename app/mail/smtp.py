@@ -114,18 +114,15 @@ class SmtpBackend(Backend):
         else:
             client = SmtpClient(host, port, self.ehlo_name, timeout=timeout)
         try:
-            self._log_in(client)
+            client.greet()
+            if self.settings.mail_use_tls:
+                client.encrypt(self._tls)
+            if self.settings.mail_username:
+                client.login(self.settings.mail_username, self.settings.mail_password or "")
         except BaseException:
             client.abort()
             raise
         return client
-
-    def _log_in(self, client: SmtpClient) -> None:
-        client.greet()
-        if self.settings.mail_use_tls:
-            client.encrypt(self._tls)
-        if self.settings.mail_username:
-            client.login(self.settings.mail_username, self.settings.mail_password or "")
 
     @functools.cached_property
     def _tls(self) -> ssl.SSLContext:

@@ -52,7 +52,7 @@ def placed() -> Iterator[DurableSignal]:
     """A signal that nobody else listens to."""
     made = signal.signal("order_placed", type("OrderPlaced", (OrderCreated,), {}))
     yield made
-    del signal._namespace["order_placed"], signal.SIGNALS["OrderPlaced"]
+    del signal.SIGNALS["OrderPlaced"]
 
 
 @pytest.fixture

@@ -156,8 +156,7 @@ def watch(act_id: int, left: threading.Event) -> None:
     if act.progress is None or not act.progress.left:
         output.line(how_it_ended(act))
         return
-    for hold_up in hold_ups:
-        output.line(hold_up)
+    output.line(*hold_ups)
     goes_on = "; the act goes on" if left.is_set() else ""
     output.line(f"{how_it_ended(act)}{goes_on}; 'flask bus acts {act_id}' shows how far it is")
 

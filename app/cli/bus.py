@@ -78,7 +78,7 @@ def status(watch: bool, interval: float) -> None:
             _show_again()
             time.sleep(interval)
     except KeyboardInterrupt:
-        output.line()
+        output.line("")
 
 
 def _show_again() -> None:
@@ -89,7 +89,7 @@ def _show_again() -> None:
             _show_status()
     except click.ClickException as error:
         click.echo(printable(f"error: {error.message}"))
-    output.line()
+    output.line("")
 
 
 def _show_status() -> bool:
@@ -99,8 +99,7 @@ def _show_status() -> bool:
     if not found.readiness.is_read and not output.is_json():
         raise click.ClickException("; ".join(map(str, found.readiness.reasons)))
     output.document(found.as_json())
-    for text in _status_lines(found):
-        output.line(text)
+    output.line(*_status_lines(found))
     return found.readiness.is_read
 
 

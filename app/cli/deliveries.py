@@ -246,8 +246,7 @@ def follow(act_id: int, left: threading.Event, *, waits: bool) -> None:
 def tell_nothing(*lines: str) -> None:
     """Nothing was selected, and no act recorded."""
     output.document({"act_id": None, "counted": 0, "deliveries": 0})
-    for text in lines:
-        output.line(text)
+    output.line(*lines)
 
 
 def _tell_nothing(act: Act) -> None:

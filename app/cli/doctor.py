@@ -20,6 +20,5 @@ def doctor_command() -> None:
     """
     found = doctor.examine(current_app._get_current_object())  # type: ignore[attr-defined]  # of LocalProxy
     output.document(found.as_json())
-    for finding in found.findings:
-        output.line(str(finding))
+    output.line(*map(str, found.findings))
     sys.exit(found.exit_code)

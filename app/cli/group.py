@@ -11,9 +11,9 @@ from flask.cli import AppGroup
 
 from app import current
 from app.bus import Bus
-from app.cli import output
 from app.db import Database, schema
 from app.errors import AppError, DatabaseUnavailable, SchemaBehind
+from app.text import printable
 
 
 class Group(AppGroup):
@@ -51,11 +51,12 @@ def one_line_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def printable_errors() -> Iterator[None]:
-    """Makes the message of a ClickException printable: Click repeats the words that were typed, raw."""
+    """Makes the message of a ClickException printable, but for its line breaks: Click repeats what was typed, raw."""
     try:
         yield
     except click.ClickException as error:
-        error.message = output.printable_lines(error.message)  # type: ignore[misc]  # Final, but only we hold it
+        message = "\n".join(map(printable, error.message.split("\n")))
+        error.message = message  # type: ignore[misc]  # Final, but only we hold it
         raise
 
 

@@ -26,8 +26,7 @@ def move_command(source: str, target: str) -> None:
     with ExitStack() as stack:
         moved = move(source, target, lambda rows: _progress(stack, rows))
     output.document({"rows": {table: sums["rows"] for table, sums in moved.items()}, "sums": moved})
-    for text in _told(moved):
-        output.line(text)
+    output.line(*_told(moved))
 
 
 def _progress(stack: ExitStack, rows: int) -> Callable[[int], Any]:

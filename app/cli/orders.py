@@ -50,8 +50,7 @@ def show_order(order_id: str) -> None:
     output.document(as_mapping(order) | {"timeline": timeline})
     output.record(order)
     for event in timeline:
-        for text in _event_lines(event):
-            output.line(text)
+        output.line(*_event_lines(event))
 
 
 @orders_group.command("set-email")

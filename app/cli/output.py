@@ -43,10 +43,11 @@ def is_json() -> bool:
     return _is_given("as_json")
 
 
-def line(text: str = "") -> None:
-    """Print one line, unless as JSON. A line break in ``text`` is a control character too."""
+def line(*texts: str) -> None:
+    """Print each text as one line, unless as JSON. A line break in it is a control character too."""
     if not is_json():
-        click.echo(printable(text))
+        for text in texts:
+            click.echo(printable(text))
 
 
 def confirm(question: str) -> None:
@@ -102,8 +103,3 @@ def _jsonable(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def printable_lines(text: str) -> str:
-    """Printable, line by line: the line breaks of a message from Click stay."""
-    return "\n".join(map(printable, text.split("\n")))

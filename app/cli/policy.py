@@ -7,7 +7,6 @@ from typing import Any
 import click
 from sqlalchemy import select
 
-from app.bus import Bus
 from app.bus.explain import Explanation
 from app.bus.explain import explain as explain_delivery
 from app.bus.learning import Learning
@@ -41,17 +40,19 @@ def show() -> None:
     """The table in use: for each obstacle what it was learned from, how long it lasts, and how long is waited; and what
     is known of each backend."""
     learning, table = _read()
+    with bus().database.read() as session:
+        stored = session.scalars(select(CircuitBreaker.gate).where(CircuitBreaker.gate.is_not(None)))
+        gates = [Gate.from_json(str(each)) for each in stored]
     found = {
         "policy": "learned",
         "version": table.version if table else 0,
         "fitted_at": datetime.fromtimestamp(table.fitted_at, UTC) if table else None,
         "costs": learning.policy.costs,
         "obstacles": [_entry(each) for each in learned(learning.policy)],
-        "backends": [_backend(gate) for gate in _gates(bus())],
+        "backends": [_backend(gate) for gate in gates],
     }
     output.document(found)
-    for text in _shown(found):
-        output.line(text)
+    output.line(*_shown(found))
 
 
 @policy_group.command("fit")
@@ -75,8 +76,7 @@ def explain(delivery: int) -> None:
     with bus().database.read() as session:
         explained = explain_delivery(session, delivery)
     output.document(explained)
-    for text in _explained(explained):
-        output.line(text)
+    output.line(*_explained(explained))
 
 
 @policy_group.command("simulate")
@@ -127,12 +127,6 @@ def _entry(shown: Shown) -> dict[str, Any]:
             for waiting in (WAITING if shown.scope is Scope.BACKEND else WAITING[:1])
         },
     }
-
-
-def _gates(app_bus: Bus) -> list[Gate]:
-    with app_bus.database.read() as session:
-        stored = session.scalars(select(CircuitBreaker.gate).where(CircuitBreaker.gate.is_not(None)))
-        return [Gate.from_json(str(each)) for each in stored]
 
 
 def _backend(gate: Gate) -> dict[str, Any]:

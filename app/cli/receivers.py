@@ -77,8 +77,7 @@ def replay_events(over_seconds: int | None, no_wait: bool, **conditions: Any) ->
     if found.deliveries == 0:
         tell_nothing(*_told(which, found))
         return
-    for text in _told(which, found):
-        output.line(text)
+    output.line(*_told(which, found))
     carry_out(
         lambda on_progress: bus().replay(which, found, operator(), over_seconds, on_progress),
         found.deliveries,

@@ -92,12 +92,15 @@ ALWAYS = {
         detail=DETAILS[InternalServerError],
     ),
 }
+
+
+def _lacks(what: str, detail: str) -> ResponseDoc:
+    words = f"the service has {what}, and the request lacks it"
+    return ResponseDoc(words, headers=("WWW-Authenticate",), detail=detail)
+
+
 UNDER_API = {
-    401: ResponseDoc(
-        "the service has an API_TOKEN, and the request lacks it",
-        headers=("WWW-Authenticate",),
-        detail=TOKEN_MISSING.format("API_TOKEN"),
-    ),
+    401: _lacks("an API_TOKEN", TOKEN_MISSING.format("API_TOKEN")),
     503: ResponseDoc(
         "the database can't take it now; nothing was stored",
         headers=("Retry-After",),
@@ -105,11 +108,7 @@ UNDER_API = {
     ),
 }
 UNDER_OPERATOR = {
-    401: ResponseDoc(
-        "the service has a CONSOLE_PASSWORD, and the request lacks it",
-        headers=("WWW-Authenticate",),
-        detail=PASSWORD_MISSING,
-    ),
+    401: _lacks("a CONSOLE_PASSWORD", PASSWORD_MISSING),
     403: ResponseDoc(
         "the service has no CONSOLE_PASSWORD, and the request comes from elsewhere",
         detail=FROM_ELSEWHERE.format("Operator routes answer", "CONSOLE_PASSWORD"),
@@ -117,11 +116,7 @@ UNDER_OPERATOR = {
     503: UNDER_API[503],
 }
 AT_METRICS = {
-    401: ResponseDoc(
-        "the service has a METRICS_TOKEN, and the request lacks it",
-        headers=("WWW-Authenticate",),
-        detail=TOKEN_MISSING.format("METRICS_TOKEN"),
-    ),
+    401: _lacks("a METRICS_TOKEN", TOKEN_MISSING.format("METRICS_TOKEN")),
     403: ResponseDoc(
         "the service has no METRICS_TOKEN, and the request comes from elsewhere",
         detail=FROM_ELSEWHERE.format("Metrics answer", "METRICS_TOKEN"),

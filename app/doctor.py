@@ -22,7 +22,7 @@ from app.bus.troubles import DATABASE, Cause, missing
 from app.db import Database, schema
 from app.db.sqlite import WAL_LIMIT_BYTES
 from app.errors import AppError, BrokerUnavailable, DatabaseUnavailable
-from app.mail import reach
+from app.mail import Mailer, reach
 from app.states import DeliveryState
 from app.translatable import Translatable
 from config import ENV_FILE, Settings
@@ -82,7 +82,7 @@ def examine(app: Flask) -> Findings:
         *([Finding("wrong", "database", absence)] if absence else _check_database(database, status)),
         *_check_disk(settings, database),
         *_check_permissions(settings, database),
-        *_check_mail(settings, app),
+        *_check_mail(settings, app.extensions["mailer"]),
         *_check_broker(app.extensions["engine"]),
         *_check_dispatchers(bus, status),
         *_check_clocks(bus, status),
@@ -205,11 +205,10 @@ def _check_permissions(settings: Settings, database: Database) -> Iterator[Findi
 # Mail
 
 
-def _check_mail(settings: Settings, app: Flask) -> Iterator[Finding]:
+def _check_mail(settings: Settings, mailer: Mailer) -> Iterator[Finding]:
     backend = settings.mail_backend
     try:
-        with app.app_context():
-            app.extensions["mailer"].check()
+        mailer.check()
     except AppError as error:
         yield Finding("wrong", "mail", str(error))
     else:

@@ -82,11 +82,9 @@ def _storable_text(value: str) -> str:
 
 
 def _moment(value: Any) -> datetime:
-    if not isinstance(value, str):
-        raise ValueError
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError from None  # the rule says more than Python's words
     if moment.tzinfo is None:
         raise ValueError("the offset is missing")

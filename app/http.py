@@ -81,12 +81,7 @@ def sent_request_id() -> str | None:
 
 def request_id() -> str:
     """The id that the request brought, or else one that is made now: most requests are logged nowhere and need none."""
-    environ = request.environ
-    if MADE_REQUEST_ID not in environ:
-        if (sent := sent_request_id()) is not None:
-            return sent
-        environ[MADE_REQUEST_ID] = secrets.token_hex(16)
-    return str(environ[MADE_REQUEST_ID])
+    return sent_request_id() or str(request.environ.setdefault(MADE_REQUEST_ID, secrets.token_hex(16)))
 
 
 API_PATHS = ("/api", "/healthz", "/readyz", "/metrics", "/openapi.json")

@@ -35,7 +35,6 @@ class MemoryBackend(Backend):
     """Remembers the latest messages."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
         self.outbox: collections.deque[Message] = collections.deque(maxlen=OUTBOX_LIMIT)
 
     def deliver(self, mail: OutgoingMail) -> None:

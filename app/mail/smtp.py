@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from app.errors import AttemptFailed, Unreachable
+from app.errors import AttemptFailed, InDoubt, Unreachable
 from app.mail import smtp_failures
 from app.mail.backend import Backend
 from app.mail.envelope import Envelope, OutgoingMail, envelope_address
@@ -145,7 +145,7 @@ class SmtpBackend(Backend):
         except OSError as problem:
             client.abort()
             failure = self._broken(problem, client.step)
-            raise (smtp_failures.in_doubt(failure) if client.in_doubt else failure) from problem
+            raise (InDoubt(f"{failure}{smtp_failures.IN_DOUBT}") if client.in_doubt else failure) from problem
         except BaseException:
             client.abort()
             raise

@@ -4,7 +4,7 @@ import smtplib
 import socket
 import ssl
 
-from app.errors import AttemptFailed, InDoubt, Throttled, TimedOut, Unreachable
+from app.errors import AttemptFailed, Throttled, TimedOut, Unreachable
 from app.mail import replies
 from app.mail.smtp_client import TIMEOUTS_PER_CONVERSATION, NegativeReply
 from app.text import one_line
@@ -25,6 +25,7 @@ CURES: tuple[tuple[type[Exception], str], ...] = (
 """Cures for a connection that failed, by the kind of error; the first that fits."""
 
 IN_DOUBT = " It had the whole message: a copy may have arrived, and the next try carries the same Message-ID."
+"""Goes behind the words of a failure after which nobody knows."""
 
 
 def mail_refused(server: str, reply: NegativeReply) -> AttemptFailed:
@@ -49,10 +50,6 @@ def connection_broken(server: str, problem: Exception, step: str, timeout_second
     if isinstance(problem, ConnectionRefusedError):
         return Unreachable(f"{server} refused the connection; {_cure(problem)}.")
     return Unreachable(f"{server} failed ({step}): {one_line(str(problem))}; {_cure(problem)}.")
-
-
-def in_doubt(failure: AttemptFailed) -> InDoubt:
-    return InDoubt(f"{failure}{IN_DOUBT}")
 
 
 def _cure(problem: Exception) -> str:

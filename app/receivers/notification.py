@@ -36,7 +36,9 @@ def send_email_notification(sender: str, event: Wanted, delivery: Any) -> Done |
         reason = _no_address(event.user_id, settings.user_email_domain)
         return Discard(reason, NotificationSkipped(order_id=event.order_id, user_id=event.user_id, reason=reason))
     mailer: Mailer = current_app.extensions["mailer"]
-    created_at, requested_at = _times(event, delivery.occurred_at)
+    created_at, requested_at = delivery.occurred_at, None
+    if isinstance(event, NotificationRequested):  # long after the order was taken
+        created_at, requested_at = datetime.fromisoformat(event.ordered_at), delivery.occurred_at
     notification = OrderNotification(
         order_id=event.order_id,
         user_id=event.user_id,
@@ -55,13 +57,6 @@ def send_email_notification(sender: str, event: Wanted, delivery: Any) -> Done |
             order_id=event.order_id, user_id=event.user_id, recipient=recipient, message_id=notification.message_id
         )
     )
-
-
-def _times(event: Wanted, occurred_at: datetime) -> tuple[datetime, datetime | None]:
-    """When the order was taken, and when its notification was asked for again."""
-    if isinstance(event, NotificationRequested):
-        return datetime.fromisoformat(event.ordered_at), occurred_at
-    return occurred_at, None
 
 
 def announce_failure(event: Wanted, reason: str) -> NotificationFailed:

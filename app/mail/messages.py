@@ -75,7 +75,9 @@ class OrderNotification:
         message = copy.copy(_empty_message())
         message.cc, message.bcc, message.attachments = [], [], []
         message.mail_options, message.rcpt_options, message.alts = [], [], {}
-        message.subject, message.body, message.html = self._texts()
+        facts, formats = self._facts(), _formats(self.locale)
+        message.subject, message.body = formats.subject % facts, formats.text % facts
+        message.html = formats.html % {name: escape(fact) for name, fact in facts.items()}
         message.sender, message.recipients = self.sender, [self.envelope.recipient]
         message.date, message.msgId = self._dated_at.timestamp(), self.message_id
         message.charset = SEVEN_BIT  # type: ignore[assignment]  # the email package takes both
@@ -102,11 +104,6 @@ class OrderNotification:
     @property
     def _dated_at(self) -> datetime:
         return self.requested_at or self.created_at
-
-    def _texts(self) -> Texts:
-        facts = self._facts()
-        subject, text, html = _formats(self.locale)
-        return Texts(subject % facts, text % facts, html % {name: escape(fact) for name, fact in facts.items()})
 
     def _facts(self) -> dict[str, str]:
         created_at = self.created_at.astimezone(UTC).isoformat(" ", "seconds").removesuffix("+00:00")

@@ -19,7 +19,7 @@ import uuid
 import weakref
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -99,7 +99,7 @@ class Counts:
                 self._open()
             if self._file is None:
                 return {key: self._numbers[place] for key, place in self._places.items()}
-        with self._folder_locked() as lock:
+        with self._folder_lock() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._add_dead()
             return _sums(self._files())
@@ -122,7 +122,7 @@ class Counts:
         """Make the file. Not at this time, where another process reads the folder."""
         try:
             self.folder.mkdir(mode=0o700, parents=self._parents, exist_ok=True)
-            with self._folder_locked() as lock, contextlib.suppress(BlockingIOError):
+            with self._folder_lock() as lock, contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if not any(map(_is_held, self._files())):
                     for left_over in self._files():
@@ -153,11 +153,9 @@ class Counts:
     def _files(self) -> list[Path]:
         return list(self.folder.glob("*.counts"))
 
-    @contextlib.contextmanager
-    def _folder_locked(self) -> Iterator[IO[bytes]]:
+    def _folder_lock(self) -> IO[bytes]:
         """The file whose lock is the folder's."""
-        with _open_private(self.folder / "lock", "ab") as lock:
-            yield lock
+        return _open_private(self.folder / "lock", "ab")
 
 
 def _new_file(path: Path, values: Mapping[Key, float]) -> File:

@@ -1,5 +1,6 @@
 """GET /openapi.json: the OpenAPI 3.1 document, made of the routes, of the views' Operations and of the schemas."""
 
+import inspect
 import re
 from collections.abc import Collection
 from typing import Any, cast
@@ -135,13 +136,13 @@ def _paths(url_map: Map, demanded: Collection[str]) -> Json:
 
 def _operation(rule: Rule, demanded: Collection[str]) -> Json:
     name = rule.endpoint.removeprefix(ENDPOINT_PREFIX)
-    operation = OPERATIONS[name]
+    operation, view = OPERATIONS[name]
     responses = _responses(rule, operation)
     return {
         "operationId": name,
-        "tags": [operation.tag],
+        "tags": [view.__module__.rpartition(".")[2]],
         "summary": operation.summary,
-        "description": operation.description,
+        "description": inspect.getdoc(view) or "",
         "parameters": _path_parameters(rule) + _query_parameters(operation.query),
         **_security(rule, demanded),
         **_request_body(operation.body),
@@ -230,7 +231,7 @@ def _content(mimetype: str, model: type[BaseModel]) -> Json:
 
 def _schemas() -> Json:
     models: set[type[BaseModel]] = {ProblemDetails}
-    for operation in OPERATIONS.values():
+    for operation, _ in OPERATIONS.values():
         models.update(response.model for response in operation.responses.values() if response.model)
         models.update(model for model in (operation.body,) if model)
     _, found = models_json_schema(

@@ -1,8 +1,7 @@
 """OpenAPI descriptions of views: a decorator, and a registry of all decorated views."""
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from flask.typing import ResponseReturnValue
@@ -69,17 +68,14 @@ class Operation:
     responses: Mapping[int, ResponseDoc]
     body: type[RequestModel] | None = None
     query: type[RequestModel] | None = None
-    description: str = ""
-    tag: str = ""
 
     def __call__(self, view: View) -> View:
-        tag = view.__module__.rpartition(".")[2]
-        OPERATIONS[view.__name__] = replace(self, description=inspect.getdoc(view) or "", tag=tag)
+        OPERATIONS[view.__name__] = self, view
         return view
 
 
-OPERATIONS: dict[str, Operation] = {}
-"""By the name of the view."""
+OPERATIONS: dict[str, tuple[Operation, Callable[..., ResponseReturnValue]]] = {}
+"""With the view, by its name."""
 
 NOT_JSON = "The body is not JSON: Expecting value: line 1 column 1 (char 0)."
 UNKNOWN_FIELD = {"errors": [{"field": "", "message": "must be a JSON object"}]}

@@ -62,7 +62,7 @@ class Contender:
 BEFORE = "this service, before"
 """From another checkout: only where run.py is given one."""
 GUNICORN = ("gunicorn", "wsgi:app")
-GRANIAN = ("granian", "--interface", "wsgi", "--port", "{port}", "--workers", "2", "--blocking-threads", "6")
+GRANIAN = ("granian", "--interface", "wsgi", "--port", "{port}", "--workers", "2", "--blocking-threads", "16")
 GRANIAN += ("--workers-kill-timeout", "15", "wsgi:app")
 SHOP = ("python", "-m", "peers.shop")
 CELERY = ("celery", "-A", "peers.celery_tasks:celery", "worker", "--loglevel", "INFO", "--concurrency", AT_ONCE)

@@ -35,6 +35,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LIMIT = 30.0
 """Seconds that anything here is waited for at most. Generous: the machine may be busy."""
 
+LONGEST_PAUSE = 0.05
+"""Seconds between two looks."""
+
 NAMES = "orders.example, a, x"
 """The names under which tests ask that write their requests as bytes."""
 
@@ -50,12 +53,17 @@ WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """What is started dies with the thread that started it: start services from a test's main thread."""
 
 
-def wait_until(condition: Callable[[], T | None], what: str, limit: float = LIMIT, pause: float = 0.02) -> T:
-    """What ``condition`` returns, as soon as that is true; asked every ``pause`` seconds."""
-    deadline = time.monotonic() + limit
+def wait_until(condition: Callable[[], T | None], what: str, limit: float = LIMIT, pause: float = 0.01) -> T:
+    """What ``condition`` returns, as soon as that is true.
+
+    It is asked again after a tenth of the time that was waited so far, LONGEST_PAUSE at most, and ``pause`` seconds at
+    least: others need the processor.
+    """
+    began = time.monotonic()
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {limit:g} s in vain for {what}"
-        time.sleep(pause)
+        waited = time.monotonic() - began
+        assert waited < limit, f"waited {limit:g} s in vain for {what}"
+        time.sleep(max(pause, min(waited / 10, LONGEST_PAUSE)))
     return found
 
 

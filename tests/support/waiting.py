@@ -1,19 +1,16 @@
 """Wait for a condition, with a limit; never for a fixed time."""
 
-import time
 from collections.abc import Callable
 
 from sqlalchemy import text
 
 from app.db import Database
+from tests.support.service import wait_until
 
 
 def until(condition: Callable[[], object], seconds: float = 40) -> None:
     """Return as soon as ``condition()`` is true. Raises AssertionError after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {condition}"
-        time.sleep(0.005)
+    wait_until(condition, str(condition), seconds, pause=0.005)
 
 
 def somebody_waits(database: Database) -> bool:

@@ -6,7 +6,7 @@ from flask import Flask
 from sqlalchemy.orm import configure_mappers
 
 from app import api, cli, console, docs, mail, receivers
-from app.bus import Bus
+from app.bus import Bus, lifecycle
 from app.clock import Clock
 from app.db import Database, schema
 from app.engine import make_engine
@@ -52,7 +52,8 @@ def create_app(
     metrics.init_app(app)
     if defect := database.dialect.defect():
         logging.getLogger("app.db").warning(defect)
-    mail.init_app(app, settings)
+    mailer = mail.init_app(app, settings)
+    lifecycle.dispatcher_stopped.connect(mailer.close, sender=bus)
     receivers.connect_all()
     check_options(bus.options)
     api.init_app(app)

@@ -227,7 +227,7 @@ def abort(database: Database, act_id: int, by: str) -> int:
     One of which nothing is left stays as it is. Repeating it goes on where it was left. Raises ActNotFound.
     """
     with database.read() as session:  # an error within a transaction would make those that share it begin again
-        find_act(session, act_id, database.clock.now())
+        find_act(session, act_id, database.clock.now(), counted_at_most=0)
     if not database.transact(lambda transaction: _mark_aborted(transaction, act_id, by)):
         return 0
     total, last = 0, 0

@@ -120,7 +120,7 @@ def of_receivers(
             oldest_waits_since=queries.oldest(session, receiver) if unfinished else None,
             dead=all_dead.get(receiver, 0),
             skipped=skipped,
-            skipped_among=MOST_READ,
+            skipped_among=most,
             skipped_because=skipped_because,
             ended=ended,
             ended_within_seconds=round(rate.seconds, 3),

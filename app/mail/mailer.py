@@ -73,6 +73,9 @@ class Mailer(flask_mail.Mail):
         """Try the backend without sending: connect and log in, or write to the folder. Raises what send() raises."""
         self.backend.check()
 
-    def close(self) -> None:
-        """Close open connections. Call it when the process stops; sending afterwards opens new ones."""
+    def close(self, *_: object, **__: object) -> None:
+        """Take leave of the server: close open connections, each with QUIT. Sending afterwards opens new ones.
+
+        Takes what a signal's listener is given.
+        """
         self.backend.close()

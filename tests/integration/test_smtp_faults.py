@@ -656,6 +656,18 @@ def send_and_die(shop: Shop) -> None:
     del shop.database.commit  # it stands for the next process from here on
 
 
+@pytest.mark.inprocess("Celery's worker, which sends there, stops with the test")
+@on_sqlite
+def test_a_dispatcher_that_stops_takes_leave_of_the_mail_server(server: SmtpServer, sending_shop: Shop) -> None:
+    sending_shop.engine.start()
+    sending_shop.post()
+    server.wait_for(1)
+    until(lambda: notifications(sending_shop) == ["sent"])
+    sending_shop.engine.stop()
+    server.wait_until_left()
+    assert server.verbs(1)[-1] == "QUIT"
+
+
 def test_when_the_record_of_an_accepted_mail_is_lost_a_copy_with_the_same_id_follows(
     server: SmtpServer, open_shop: OpenShop
 ) -> None:

@@ -345,7 +345,7 @@ _most = bindparam("most", type_=Integer)
 
 def count_up_to(found: Select[Any], most: Any) -> Select[int]:
     """How many rows are found, ``most`` at most: no more are read."""
-    return select(func.count()).select_from(found.limit(most).subquery())
+    return select(func.count()).select_from(found.limit(most).subquery("found"))
 
 
 COUNT_UNFINISHED = Prepared(count_up_to(select(Delivery.due_at).where(*_of_receiver), _most))

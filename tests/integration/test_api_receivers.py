@@ -35,7 +35,7 @@ def test_a_receiver_is_paused_listed_and_resumed(api: Api) -> None:
     assert parse(post(api, f"receivers/{MAIL}/resume", {})) == {"changed": True}
     assert parse(post(api, f"receivers/{MAIL}/resume", {})) == {"changed": False}
     with api.shop.database.read() as session:
-        acts = session.execute(text("SELECT acted_by, action FROM operator_acts")).all()
+        acts = session.execute(text("SELECT acted_by, action FROM operator_acts ORDER BY act_id")).all()
     assert acts == [("operator:unnamed", "pause"), ("operator:unnamed", "resume")]
 
 

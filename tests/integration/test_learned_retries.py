@@ -65,7 +65,7 @@ def gate(shop: Shop) -> Gate:
 
 def rows(shop: Shop, model: Any) -> list[Any]:
     with shop.database.read() as session:
-        return list(session.scalars(select(model)))
+        return list(session.scalars(select(model).order_by(*model.__table__.primary_key)))
 
 
 def is_down_until(server: Backend, seconds: float, error: Exception | None = None) -> None:

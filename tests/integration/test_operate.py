@@ -23,7 +23,11 @@ def refuse(sender: str, event: OrderCreated) -> None:
 
 def acts(shop: Shop) -> list[Any]:
     with shop.database.read() as session:
-        return list(session.execute(text("SELECT acted_by, action, filter, reason, deliveries FROM operator_acts")))
+        return list(
+            session.execute(
+                text("SELECT acted_by, action, filter, reason, deliveries FROM operator_acts ORDER BY act_id")
+            )
+        )
 
 
 def moments(shop: Shop) -> list[datetime]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -63,6 +64,11 @@ def not_begun(leases: list[Lease]) -> list[tuple[Lease, NotBegun]]:
     return [(lease, NotBegun()) for lease in leases]
 
 
+def _owner(thread: threading.Thread) -> object:
+    """The object whose method the thread runs."""
+    return getattr(getattr(thread, "_target", None), "__self__", thread)
+
+
 class Shop:
     """One application on one fresh database, and the verbs that tests are written in."""
 
@@ -85,7 +91,11 @@ class Shop:
 
     def close(self) -> None:
         self._connected.close()
+        owners = (self.engine.worker, self.bus.watch, self.bus.learning)
+        threads = [each for each in threading.enumerate() if _owner(each) in owners]
         self.engine.stop()
+        for thread in threads:
+            thread.join(1)  # one that is about to look at the database would open a connection that nobody closes
         self.database.close()
 
     # What a client does

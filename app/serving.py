@@ -84,7 +84,8 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         """Serve the connection's requests for as long as each comes at once, and no other waits for a thread."""
         while True:
             keeps_connection = super().handle(conn)
-            if keeps_connection is not True or not (self.alive and self._nobody_waits() and _more_comes(conn.sock)):
+            goes_on = self.alive and self.ppid == os.getppid()  # gthread ends without a word to its threads, too
+            if keeps_connection is not True or not (goes_on and self._nobody_waits() and _more_comes(conn.sock)):
                 return keeps_connection
 
     def _nobody_waits(self) -> bool:

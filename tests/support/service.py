@@ -303,11 +303,11 @@ class _Process:
 
 def _processes() -> Iterator[_Process]:
     """All that live on this machine; what has died and was not yet buried doesn't live."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent, group = path.read_text().rpartition(")")[2].split()[:3]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            state, parent, group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
             if state not in "ZX":
-                yield _Process(int(path.parent.name), int(parent), int(group))
+                yield _Process(int(folder.name), int(parent), int(group))
 
 
 def environment(**settings: Any) -> dict[str, str]:

@@ -84,9 +84,15 @@ class SpreadingWorker(ThreadWorker):  # type: ignore[misc]
         """Serve the connection's requests for as long as each comes at once, and no other waits for a thread."""
         while True:
             keeps_connection = super().handle(conn)
-            goes_on = self.alive and self.ppid == os.getppid()  # gthread ends without a word to its threads, too
-            if keeps_connection is not True or not (goes_on and self._nobody_waits() and _more_comes(conn.sock)):
+            if keeps_connection is not True or not (self.alive and self._nobody_waits() and _more_comes(conn.sock)):
                 return keeps_connection
+
+    def is_parent_alive(self) -> bool:
+        """Where the master has died, gthread only leaves its loop: its threads, and streams, look at ``alive``."""
+        is_alive = bool(super().is_parent_alive())
+        if not is_alive:
+            self.alive = False
+        return is_alive
 
     def _nobody_waits(self) -> bool:
         """A connection is with the main thread, which watches it, or with a thread of the pool, or waits for one."""

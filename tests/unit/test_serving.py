@@ -1,5 +1,6 @@
 """How connections are spread, and what happens once they are. With real processes: tests/acceptance/test_serving.py."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -73,7 +74,7 @@ def test_a_thread_stays_with_a_connection_whose_next_request_comes_at_once(
     given = iter(answers)
     monkeypatch.setattr(ThreadWorker, "handle", lambda *_: next(given))
     worker = object.__new__(SpreadingWorker)
-    worker.alive, worker.ppid, worker.cfg = alive, os.getppid(), SimpleNamespace(threads=2)
+    worker.alive, worker.cfg = alive, SimpleNamespace(threads=2)
     worker.nr_conns, worker.keepalived_conns, worker.pending_conns = in_threads + 3, [None] * 2, [None]
     if comes:
         connection.client.send(b"GET / HTTP/1.1")
@@ -88,11 +89,21 @@ def test_once_the_master_is_dead_no_thread_stays_with_its_connection(
     handled: list[Any] = []
     monkeypatch.setattr(ThreadWorker, "handle", lambda _, conn: handled.append(conn) or True)
     worker = object.__new__(SpreadingWorker)
-    worker.alive, worker.ppid, worker.cfg = True, os.getppid() + 1, SimpleNamespace(threads=2)
+    worker.alive, worker.ppid, worker.log = True, os.getppid() + 1, logging.getLogger()
     worker.nr_conns, worker.keepalived_conns, worker.pending_conns = 1, [], []
+    worker.cfg = SimpleNamespace(threads=2)
     connection.client.send(b"GET / HTTP/1.1")
+    assert not worker.is_parent_alive()
     assert worker.handle(connection) is True
     assert handled == [connection]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_living_master_ends_and_revives_nothing(alive: bool) -> None:
+    worker = object.__new__(SpreadingWorker)
+    worker.alive, worker.ppid = alive, os.getppid()
+    assert worker.is_parent_alive()
+    assert worker.alive is alive
 
 
 def test_a_request_that_has_its_answer_gets_no_error_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:

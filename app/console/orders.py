@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from flask import flash, request
+from flask import flash
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import Field
@@ -18,7 +19,7 @@ from app.clock import iso
 from app.console import access, in_words, why
 from app.console.downloads import ROWS_AT_ONCE, all_pages, send_csv, send_json
 from app.console.mails import is_sent
-from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
+from app.console.pages import go_to, keep_address, next_page, page, read_filter, read_form, sought_address, wrong_fields
 from app.current import bus, database
 from app.errors import OrderNotFound
 from app.fields import MAX_BIGINT, Text
@@ -33,7 +34,7 @@ from app.orders import (
     list_orders,
     notification_reasons,
 )
-from app.request_models import DiscardReason, EmailRequest, OrderQuery, ResendRequest
+from app.request_models import DiscardReason, OrderQuery, ResendRequest
 from app.resend import resend
 from app.states import NotificationStatus, OrderStatus
 from app.validation import field_problem
@@ -180,15 +181,12 @@ def set_order_email(order_id: str) -> ResponseReturnValue:
     """Set the address; an error stands beside the field. Raises OrderNotFound."""
     if not is_identifier(order_id):
         raise OrderNotFound
-    try:
-        email = read_form(EmailRequest).email
-    except Problem as problem:
-        return show_order(order_id, request.form, wrong_fields(problem)), 422
-    if emails.set_order_email(bus(), order_id, email, by=access.operator()):
-        flash(gettext("The address is kept: this order's mails go there from the next try on."))
-    else:
-        flash(gettext("This was the address before."))
-    return go_to("show_order", order_id=order_id)
+    return keep_address(
+        lambda email: emails.set_order_email(bus(), order_id, email, by=access.operator()),
+        gettext("The address is kept: this order's mails go there from the next try on."),
+        partial(show_order, order_id),
+        go_to("show_order", order_id=order_id),
+    )
 
 
 def retry_order_delivery(order_id: str, delivery_id: int) -> ResponseReturnValue:

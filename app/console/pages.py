@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -9,7 +10,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flask import Response, make_response, redirect, render_template, request, url_for
+from flask import Response, flash, make_response, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ from app.console.access import N_
 from app.current import database
 from app.errors import AppError, DatabaseUnavailable
 from app.http import Problem, problem_of
+from app.request_models import EmailRequest
 from app.validation import validate
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -217,6 +219,21 @@ def read_form(model: type[Model]) -> Model:
     """The model's fields of the form that was sent; an empty one is none. Raises Problem with 422."""
     fields = model.model_fields
     return validate(model, {name: value for name in fields if (value := request.form.get(name, "").strip())})
+
+
+def keep_address(
+    keep: Callable[[str], bool], told: str, show: Callable[..., str], back: ResponseReturnValue
+) -> ResponseReturnValue:
+    """Keep the address that the form has, say so by ``told`` where it is another one, and answer with ``back``.
+
+    ``show`` makes the form's page anew of what was given and what is wrong with it: that stands beside the field.
+    """
+    try:
+        email = read_form(EmailRequest).email
+    except Problem as problem:
+        return show(request.form, wrong_fields(problem)), HTTPStatus.UNPROCESSABLE_ENTITY
+    flash(told if keep(email) else gettext("This was the address before."))
+    return back
 
 
 def wrong_fields(problem: Problem) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Users: the table, and one user's record beside the sums of the user's orders."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from flask import flash, request
 from flask.typing import ResponseReturnValue
@@ -10,13 +11,12 @@ from pydantic import Field
 from app import orders
 from app.bus.operate import Chosen
 from app.console import access
-from app.console.pages import go_to, next_page, page, read_filter, read_form, sought_address, wrong_fields
+from app.console.pages import go_to, keep_address, next_page, page, read_filter, sought_address
 from app.current import bus, database
 from app.errors import UserNotFound
 from app.fields import Identifier, PageSize, Text
-from app.http import Problem
 from app.orders import OrderSums, User
-from app.request_models import EmailRequest, RequestModel
+from app.request_models import RequestModel
 from app.states import NotificationStatus
 
 MOST_SUMMED = 10_000
@@ -109,15 +109,12 @@ def set_user_email(user_id: str) -> ResponseReturnValue:
     """Set the address; an error stands beside the field. Raises UserNotFound."""
     if not orders.is_identifier(user_id):
         raise UserNotFound
-    try:
-        email = read_form(EmailRequest).email
-    except Problem as problem:
-        return show_user(user_id, request.form, wrong_fields(problem)), 422
-    if orders.set_user_email(bus(), user_id, email, by=access.operator()):
-        flash(gettext("The address is kept: mails of orders that have none of their own go there from now on."))
-    else:
-        flash(gettext("This was the address before."))
-    return go_to("show_user", user_id=user_id)
+    return keep_address(
+        lambda email: orders.set_user_email(bus(), user_id, email, by=access.operator()),
+        gettext("The address is kept: mails of orders that have none of their own go there from now on."),
+        partial(show_user, user_id),
+        go_to("show_user", user_id=user_id),
+    )
 
 
 def send_skipped(user_id: str) -> ResponseReturnValue:

@@ -97,7 +97,7 @@ def postgres_at_head(postgres_server: str) -> str:
 def postgres_url(postgres_at_head: str) -> str:
     engine = create_engine(postgres_at_head)
     with engine.begin() as connection:
-        # Of large tables alone: it makes each table and index anew, which takes longer than DELETE where they hold little.
+        # TRUNCATE makes each table and index anew, which takes longer than DELETE where they hold little.
         large = connection.execute(
             text("SELECT relname FROM pg_stat_user_tables WHERE pg_relation_size(relid) > 1000000")
         ).scalars()

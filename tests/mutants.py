@@ -136,6 +136,14 @@ MUTANTS = (
     ),
     Mutant(
         "1",
+        "a request that outlasts gunicorn's stop writes into no file",
+        "app/serving.py",
+        "        self.method_queue = LastingQueue()\n",
+        "",
+        ("unit/test_serving.py::test_a_request_that_outlasts_the_stop_writes_into_no_file_that_was_opened_since",),
+    ),
+    Mutant(
+        "1",
         "a database that a process has open is not restored over",
         "app/db/sqlite_backup.py",
         "        fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB, *SHARED_LOCK)\n",

@@ -4,11 +4,13 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config  # type: ignore[import-untyped]
 
 from app import serving
 from app.serving import (
@@ -96,6 +98,19 @@ def test_once_the_master_is_dead_no_thread_stays_with_its_connection(
     assert not worker.is_parent_alive()
     assert worker.handle(connection) is True
     assert handled == [connection]
+
+
+def test_a_request_that_outlasts_the_stop_writes_into_no_file_that_was_opened_since(tmp_path: Path) -> None:
+    worker = SpreadingWorker(1, os.getppid(), [], None, 30, Config(), logging.getLogger())
+    worker.method_queue.init()
+    worker.method_queue.close()  # as at the end of gthread's run()
+    with ExitStack() as opened:
+        files = [opened.enter_context((tmp_path / f"{n}").open("wb")) for n in range(4)]
+        worker.method_queue.defer(lambda: None)
+        assert [os.fstat(file.fileno()).st_size for file in files] == [0] * 4
+    for end in (worker.method_queue._read_fd, worker.method_queue._write_fd):
+        os.close(end)
+    worker.tmp.close()
 
 
 @pytest.mark.parametrize("alive", [True, False])
